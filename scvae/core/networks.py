@@ -1,0 +1,64 @@
+"""Feed-forward networks with covariates injected into every layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
+
+
+def linear(n_in: int, n_out: int, generator: Generator | None = None) -> nn.Linear:
+    """Return `nn.Linear` with its usual initial law, U(-1/sqrt(n_in), 1/sqrt(n_in)).
+
+    Drawn from `generator`, so that building a network leaves torch's global random state alone.
+    """
+    layer = skip_init(nn.Linear, n_in, n_out)
+    bound = 1 / math.sqrt(n_in)
+    with torch.no_grad():
+        for parameter in (layer.weight, layer.bias):
+            parameter.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def inject(x: Tensor, s: Tensor | None) -> Tensor:
+    """Append covariates ``(n, c)`` to activations ``(..., n, h)``."""
+    if s is None or s.shape[-1] == 0:
+        return x
+    return torch.cat([x, s.expand(*x.shape[:-1], s.shape[-1])], dim=-1)
+
+
+class MLP(nn.Module):
+    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W[h, s] + b)).
+
+    Parameters
+    ----------
+    n_in, n_hidden, n_layers
+        Width of the input, width and number of the layers.
+    n_covariates
+        Width of the covariates `s`, appended to the input of every layer.
+    generator
+        Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int = 1,
+        *,
+        n_covariates: int = 0,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [n_in] + [n_hidden] * n_layers
+        self.layers = nn.ModuleList(
+            linear(width + n_covariates, n_hidden, generator) for width in widths[:-1]
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in self.layers)
+
+    def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = torch.relu(norm(layer(inject(x, s))))
+        return x
