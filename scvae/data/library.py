@@ -1,0 +1,61 @@
+"""Library sizes: how many transcripts of every cell were counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scvae.data.covariates import column
+from scvae.errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FROM_COUNTS = ("observed", "latent")
+
+
+def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.ndarray:
+    """Return the library size of every cell, float64 ``(n,)``, all positive.
+
+    Parameters
+    ----------
+    counts
+        Counts of the fitted genes.
+    source
+        "observed" or "latent" sum `counts`; any other string names a column of adata.obs with the
+        total counts over all genes.
+
+    Raises
+    ------
+    DataError
+        If a cell is empty, or the column has values below the cell's own counts.
+    """
+    sums = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    _check_empty(adata, sums)
+    if source in FROM_COUNTS:
+        return sums
+    values = column(adata.obs, source, "library_size")
+    totals = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~(np.isfinite(totals) & (totals >= sums * (1 - 1e-6)))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(
+            f"adata.obs[{source!r}] (given as library_size) is {values.iloc[first]} at cell "
+            f"{adata.obs_names[first]!r}, which has {sums[first]:g} counts in the fitted genes "
+            "alone. Give total counts over all genes: "
+            "adata.obs['total_counts'] = adata.X.sum(axis=1)"
+        )
+    return totals
+
+
+def _check_empty(adata: AnnData, sums: np.ndarray) -> None:
+    empty = sums == 0
+    if empty.any():
+        raise DataError(
+            f"{int(empty.sum())} of {len(sums)} cells have no counts in the fitted genes (first: "
+            f"{adata.obs_names[int(np.argmax(empty))]!r}); an empty cell says nothing of what it "
+            "is. Leave them out: sc.pp.filter_cells(adata, min_counts=1)"
+        )
