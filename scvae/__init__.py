@@ -1,0 +1,65 @@
+"""scvae learns what each cell is from its counts.
+
+    import scvae
+    model = scvae.fit(adata, batch="donor")   # writes adata.obsm["X_scvae"]
+
+Public names load on first use, so that `import scvae` costs what torch and anndata cost.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from scvae._version import __version__
+
+if TYPE_CHECKING:
+    from scvae import core, datasets, plot
+    from scvae.errors import ConfigError, DataError, FileError, ScvaeError, TrainingError
+    from scvae.models.fit import fit
+    from scvae.models.model import Model, load
+    from scvae.simulate import simulate
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FileError",
+    "Model",
+    "ScvaeError",
+    "TrainingError",
+    "__version__",
+    "core",
+    "datasets",
+    "fit",
+    "load",
+    "plot",
+    "simulate",
+]
+
+_HOME = {
+    "ConfigError": "scvae.errors",
+    "DataError": "scvae.errors",
+    "FileError": "scvae.errors",
+    "ScvaeError": "scvae.errors",
+    "TrainingError": "scvae.errors",
+    "fit": "scvae.models.fit",
+    "Model": "scvae.models.model",
+    "load": "scvae.models.model",
+    "simulate": "scvae.simulate",
+}
+_MODULES = ("core", "datasets", "plot")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"scvae.{name}")
+    else:
+        raise AttributeError(f"module 'scvae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

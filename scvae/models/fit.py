@@ -1,0 +1,402 @@
+"""scvae.fit: from an AnnData with raw counts to a fitted model and its embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Generator, Tensor
+
+from scvae.data.cells import Dataset
+from scvae.data.covariates import Covariates, learn_covariates
+from scvae.data.genes import choose_genes
+from scvae.data.library import FROM_COUNTS, library_sizes
+from scvae.data.source import read_counts
+from scvae.errors import ConfigError, DataError
+from scvae.models.model import Model, Origin, pick_device
+from scvae.models.rna import Architecture, Dispersion, Likelihood, Statistics, build_vae
+from scvae.train.loop import History, Schedule, train
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FEWEST_CELLS = 10
+MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
+FEWEST_STEPS, MOST_STEPS = 600, 10_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that `fit` reads from the AnnData before it trains."""
+
+    counts: sparse.csr_matrix
+    genes: list[str]
+    covariates: Covariates
+    design: np.ndarray
+    codes: np.ndarray
+    library: np.ndarray
+    layer: str | None
+
+
+def fit(
+    adata: AnnData,
+    *,
+    batch: str | None = None,
+    covariates: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    genes: str | Sequence[str] | None = None,
+    library_size: str = "observed",
+    likelihood: Likelihood = "nb",
+    dispersion: Dispersion = "gene",
+    n_latent: int = 30,
+    n_hidden: int = 128,
+    n_layers: int = 1,
+    encode_covariates: bool = False,
+    validation: float = 0.1,
+    batch_size: int | None = None,
+    max_steps: int | None = None,
+    learning_rate: float = 2e-3,
+    early_stopping: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    key_added: str = "X_scvae",
+    progress: bool = True,
+) -> Model:
+    r"""Fit a variational autoencoder to raw counts and write the embedding to ``adata.obsm``.
+
+    Maximises the evidence lower bound
+
+    .. math:: E_{q(z|x)}[\log p(x \mid z, l, s)] - KL(q(z \mid x)\,\|\,N(0, I))
+
+    in nats per cell, on the GPU where there is one. The KL weight rises to 1 over the first tenth
+    of the steps and is 1 ever after, at every number of cells. The weights of the best bound on
+    held-out cells are kept.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes with raw counts: sparse or dense, of any number type, a view, or backed.
+    batch
+        Column of adata.obs with the batch to correct for.
+    covariates
+        Further columns to correct for: categories, or numbers, which are standardised.
+    layer
+        Layer with raw counts. None takes X or, if X holds none, a layer that does, with a warning.
+    genes
+        Boolean column of adata.var (such as "highly_variable") or gene names; None takes all.
+    library_size
+        "observed" (the cell's counts in the fitted genes), "latent" (inferred, with a log-normal
+        prior per batch), or the column of adata.obs with total counts over all genes.
+    likelihood
+        "nb" (negative binomial), "zinb" (zero-inflated), or "poisson".
+    dispersion
+        Inverse dispersion per "gene", per "gene-batch", or per "gene-cell".
+    n_latent, n_hidden, n_layers
+        Latent dimensions, width and number of hidden layers.
+    encode_covariates
+        Show batch and covariates to the encoder, too, not to the decoder alone.
+    validation
+        Share of the cells held out (at most 5,000 cells) to choose the best weights.
+    batch_size
+        Cells of a minibatch; None takes 128, fewer on small data.
+    max_steps
+        Training steps at most; None chooses by the number of cells.
+    learning_rate
+        Peak of the one-cycle learning rate.
+    early_stopping
+        Stop when the held-out bound no longer rises.
+    seed
+        Of the split, the initial weights, the order of cells and the latent noise. torch's, numpy's
+        and Python's own random states are neither read nor changed.
+    device
+        "cuda", "cpu", or None for the GPU where there is one.
+    key_added
+        Slot of the embedding.
+    progress
+        Show a progress bar with the held-out ELBO and cells per second.
+
+    Returns
+    -------
+    Model
+        The fitted model. Written to `adata`, after everything has succeeded:
+
+        ``obsm[key_added]``
+            Embedding, float32 ``(n, n_latent)``, rows in the order of the cells.
+        ``uns["scvae"]``
+            Configuration, seed, versions, history, and final KL weight.
+
+    Raises
+    ------
+    DataError
+        If the data are not what they must be: not counts, empty cells, duplicated genes, missing
+        or unusable batches. Nothing is written.
+    ConfigError
+        If an argument has a value that is not allowed.
+
+    References
+    ----------
+    Lopez, Regier, Cole, Jordan and Yosef. Deep generative modeling for single-cell transcriptomics.
+    Nature Methods, 2018.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+    >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
+    >>> adata.obsm["X_scvae"].shape
+    (200, 30)
+    """
+    _check_choice("likelihood", likelihood, get_args(Likelihood))
+    _check_choice("dispersion", dispersion, get_args(Dispersion))
+    _check_positive(n_latent=n_latent, n_hidden=n_hidden, n_layers=n_layers)
+    chosen = pick_device(device)
+    prepared = _prepare(adata, batch, covariates, layer, genes, library_size)
+    generator = Generator(chosen).manual_seed(seed)
+    train_rows, held_out_rows = _split(len(prepared.codes), validation, generator)
+    size = _batch_size(batch_size, len(train_rows))
+    architecture = Architecture(
+        n_genes=len(prepared.genes),
+        n_batches=prepared.covariates.n_batches,
+        n_covariates=prepared.covariates.width,
+        n_latent=n_latent,
+        n_hidden=n_hidden,
+        n_layers=n_layers,
+        likelihood=likelihood,
+        dispersion=dispersion,
+        latent_library=library_size == "latent",
+        outside=library_size not in FROM_COUNTS,
+        encode_covariates=encode_covariates,
+    )
+    statistics = _statistics(prepared, train_rows.cpu().numpy(), architecture)
+    vae = build_vae(architecture, statistics, Generator().manual_seed(seed)).to(chosen)
+    dataset = Dataset.build(
+        prepared.counts, prepared.design, prepared.codes, prepared.library, chosen
+    )
+    schedule = _schedule(max_steps, len(train_rows), size, learning_rate, early_stopping)
+    with _progress_bar(schedule, progress) as report:
+        history = train(
+            vae,
+            lambda: dataset.shuffled(train_rows, size, generator),
+            lambda: dataset.batches(held_out_rows, 512),
+            schedule,
+            generator,
+            report,
+        )
+    origin = Origin(
+        prepared.genes, prepared.covariates, prepared.layer, library_size, _shares(prepared)
+    )
+    summary = _summary(seed, size, schedule, history, len(train_rows), len(held_out_rows), chosen)
+    model = Model(vae, architecture, origin, summary)
+    embedding, _ = model.posterior(dataset)
+    _write(adata, key_added, embedding, _uns(model))
+    return model
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+def _prepare(
+    adata: AnnData,
+    batch: str | None,
+    covariates: str | Sequence[str] | None,
+    layer: str | None,
+    genes: str | Sequence[str] | None,
+    library_size: str,
+) -> Prepared:
+    if adata.n_obs < FEWEST_CELLS:
+        raise DataError(f"adata has {adata.n_obs} cells; a fit needs at least {FEWEST_CELLS}.")
+    if adata.n_vars < 2:
+        raise DataError(f"adata has {adata.n_vars} genes; a fit needs at least 2.")
+    columns = choose_genes(adata, genes)
+    learned = learn_covariates(adata.obs, batch, covariates)
+    counts, found = read_counts(adata, layer, columns)
+    library = library_sizes(adata, counts, library_size)
+    names = adata.var_names if columns is None else adata.var_names[columns]
+    _warn_of_silent_genes(counts, list(names))
+    return Prepared(
+        counts,
+        list(names),
+        learned,
+        learned.design(adata.obs),
+        learned.codes(adata.obs),
+        library,
+        found,
+    )
+
+
+def _warn_of_silent_genes(counts: sparse.csr_matrix, names: list[str]) -> None:
+    seen = np.zeros(counts.shape[1], dtype=bool)
+    seen[counts.indices] = True
+    if not seen.all():
+        silent = np.flatnonzero(~seen)
+        warnings.warn(
+            f"{len(silent)} genes have no counts (first: {names[silent[0]]!r}); they are kept and "
+            "modelled as near zero. To leave them out: sc.pp.filter_genes(adata, min_cells=1)",
+            stacklevel=4,
+        )
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"{name}={value!r} is not known; give one of {', '.join(map(repr, allowed))}."
+        )
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value}, but it must be at least 1.")
+
+
+# -- choices ---------------------------------------------------------------------------------
+
+
+def _split(n: int, validation: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the rows to train on and the rows held out, each in random order."""
+    if not 0 < validation < 1:
+        raise ConfigError(
+            f"validation={validation}, but it is a share between 0 and 1: validation=0.1"
+        )
+    held_out = min(max(1, round(validation * n)), MOST_HELD_OUT, n - 2)
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    return order[held_out:], order[:held_out]
+
+
+def _batch_size(asked: int | None, n_train: int) -> int:
+    if asked is None:
+        return min(128, n_train)
+    _check_positive(batch_size=asked)
+    if asked > n_train:
+        raise ConfigError(
+            f"batch_size={asked}, but there are {n_train} cells to train on. Give fewer: "
+            f"scvae.fit(adata, batch_size={n_train}), or leave it out."
+        )
+    return asked
+
+
+def _schedule(
+    max_steps: int | None, n_train: int, size: int, learning_rate: float, early_stopping: bool
+) -> Schedule:
+    if max_steps is None:
+        max_steps = round(min(MOST_STEPS, max(FEWEST_STEPS, 20 * n_train / size)))
+    _check_positive(max_steps=max_steps)
+    if not 0 < learning_rate < math.inf:
+        raise ConfigError(
+            f"learning_rate={learning_rate}, but it must be positive: learning_rate=2e-3"
+        )
+    patience = Schedule.patience if early_stopping else max_steps
+    return Schedule(max_steps, learning_rate, patience=patience)
+
+
+def _statistics(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Statistics:
+    """Return shares of the genes and library sizes of the batches, of the training cells."""
+    counts, library = prepared.counts[rows], prepared.library[rows]
+    totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel() + 1.0
+    if a.outside:
+        totals = np.append(totals, max(library.sum() - totals.sum(), 1.0))
+    log_library, codes = np.log(library), prepared.codes[rows]
+    of_batch = [log_library[codes == code] for code in range(a.n_batches)]
+    of_batch = [values if len(values) else log_library for values in of_batch]
+    return Statistics(
+        torch.tensor(np.log(totals / totals.sum()), dtype=torch.float32),
+        torch.tensor([values.mean() for values in of_batch], dtype=torch.float32),
+        torch.tensor([max(values.std(), 0.01) for values in of_batch], dtype=torch.float32),
+    )
+
+
+def _shares(prepared: Prepared) -> list[float]:
+    sizes = np.bincount(prepared.codes, minlength=prepared.covariates.n_batches)
+    return [float(share) for share in sizes / sizes.sum()]
+
+
+# -- reporting and writing ---------------------------------------------------------------------
+
+
+@contextmanager
+def _progress_bar(schedule: Schedule, show: bool) -> Iterator[Callable[[History], None]]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=schedule.steps, disable=not show, desc="scvae.fit", unit="step") as bar:
+
+        def report(history: History) -> None:
+            bar.set_postfix(
+                elbo=f"{history.validation[-1]:.1f}",
+                best=f"{history.best:.1f}",
+                cells_per_s=f"{history.cells_per_second:,.0f}",
+                refresh=False,
+            )
+            bar.update(history.step[-1] - bar.n)
+
+        yield report
+
+
+def _summary(
+    seed: int,
+    size: int,
+    schedule: Schedule,
+    history: History,
+    n_train: int,
+    n_held_out: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    from scvae._version import __version__
+
+    return {
+        "seed": seed,
+        "batch_size": size,
+        "schedule": dataclasses.asdict(schedule),
+        "n_train": n_train,
+        "n_held_out": n_held_out,
+        "final_beta": history.beta[-1],
+        "elbo_held_out": history.best,
+        "history": dataclasses.asdict(history),
+        "device": str(device),
+        "versions": {
+            "scvae": __version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _uns(model: Model) -> dict[str, Any]:
+    """Return what h5ad can hold of a model's description: no None, lists as arrays."""
+    origin = model.origin
+    return storable(
+        {
+            **model.summary,
+            "architecture": dataclasses.asdict(model.architecture),
+            "batch": origin.covariates.batch,
+            "batches": origin.covariates.batches,
+            "covariates": [*origin.covariates.categories, *origin.covariates.numbers],
+            "layer": origin.layer or "X",
+            "library_size": origin.library_size,
+        }
+    )
+
+
+def storable(value: Any) -> Any:
+    """Return `value` as h5ad stores it: without None, lists as arrays."""
+    if isinstance(value, dict):
+        return {key: storable(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return np.asarray(value, dtype=None if value else str)
+    return value
+
+
+def _write(adata: AnnData, key: str, embedding: np.ndarray, description: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # writing to a view makes it an AnnData of its own
+        adata.obsm[key] = embedding
+        adata.uns["scvae"] = description

@@ -1,0 +1,423 @@
+"""A fitted model of RNA counts, and what analysts ask of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Generator, Tensor
+
+from scvae.core.objectives import elbo, importance_weighted_bound
+from scvae.core.vae import VAE
+from scvae.data.cells import Cells, Dataset
+from scvae.data.covariates import Covariates
+from scvae.data.genes import match_genes
+from scvae.data.library import library_sizes
+from scvae.data.source import read_counts
+from scvae.errors import ConfigError, FileError
+from scvae.io import read_file, write_file
+from scvae.models.rna import Architecture, Decoder, Statistics, build_vae
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+CHUNK_VALUES = 2**22  # dense values of one inference minibatch: 16 MiB of float32
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's data came from, so that other data are read the same way.
+
+    Attributes
+    ----------
+    genes
+        Names of the fitted genes, in the order of the network.
+    covariates
+        Batch and covariates, and their encoding.
+    layer
+        Layer that held the counts; None for X.
+    library_size
+        "observed", "latent", or the column of adata.obs with total counts.
+    batch_shares
+        Share of the training cells in every batch, ``(b,)``.
+    """
+
+    genes: list[str]
+    covariates: Covariates
+    layer: str | None
+    library_size: str
+    batch_shares: list[float]
+
+
+class Model:
+    """A fitted variational autoencoder of RNA counts; made by `scvae.fit` or `scvae.load`.
+
+    Every method takes any AnnData with the model's genes, in any order, and returns rows in the
+    order of its cells. Nothing is written to the AnnData.
+
+    Attributes
+    ----------
+    architecture
+        Shapes and formulas of the network.
+    origin
+        Genes, covariates and counts that the model was fitted on.
+    summary
+        How the fit went: seed, versions, history, final KL weight; also in ``uns["scvae"]``.
+    """
+
+    def __init__(
+        self, vae: VAE, architecture: Architecture, origin: Origin, summary: dict[str, Any]
+    ) -> None:
+        self.vae, self.architecture = vae, architecture
+        self.origin, self.summary = origin, summary
+
+    def __repr__(self) -> str:
+        a, covariates = self.architecture, self.origin.covariates
+        given = [f"batch={covariates.batch!r} ({a.n_batches})"] if covariates.batch else []
+        return (
+            f"scvae.Model({a.n_genes} genes -> {a.n_latent} latents, {a.likelihood}, "
+            + ", ".join([*given, f"library_size={self.origin.library_size!r}"])
+            + f", {self.device})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.vae.parameters()).device
+
+    @property
+    def batches(self) -> list[str]:
+        """Names of the batches that the model corrects for."""
+        return self.origin.covariates.batches
+
+    # -- inference ---------------------------------------------------------------------------
+
+    def embed(
+        self, adata: AnnData, *, return_std: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return the posterior mean of every cell's latent vector, float32 ``(n, d)``.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes.
+        return_std
+            Also return the posterior standard deviation, ``(n, d)``.
+
+        Raises
+        ------
+        DataError
+            If genes are missing, values are not counts, or a batch is unknown.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> model.embed(adata).shape == (200, model.architecture.n_latent)
+        True
+        """
+        mean, std = self.posterior(self._dataset(adata))
+        return (mean, std) if return_std else mean
+
+    def posterior(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of q(z | x) of cells that were already read."""
+        d = self.architecture.n_latent
+
+        def moments(cells: Cells) -> Tensor:
+            q = self.vae.encode(cells)
+            return torch.cat([q.loc[:, :d], q.scale[:, :d]], dim=-1)
+
+        both = self._per_cell(dataset, moments)
+        return both[:, :d].copy(), both[:, d:].copy()
+
+    def elbo(self, adata: AnnData, *, samples: int = 10, seed: int = 0) -> np.ndarray:
+        """Return the evidence lower bound of every cell, in nats, ``(n,)``.
+
+        Parameters
+        ----------
+        samples
+            Posterior samples over which the reconstruction term is averaged.
+        seed
+            Of those samples.
+        """
+        return self._bound(adata, elbo, samples, seed)
+
+    def log_likelihood(self, adata: AnnData, *, samples: int = 100, seed: int = 0) -> np.ndarray:
+        """Return an importance-sampled estimate of log p(x) of every cell, in nats, ``(n,)``.
+
+        A lower bound in expectation that rises to log p(x) with `samples` (Burda et al., 2016).
+        """
+        return self._bound(adata, importance_weighted_bound, samples, seed)
+
+    def _bound(
+        self, adata: AnnData, bound: Callable[..., Tensor], samples: int, seed: int
+    ) -> np.ndarray:
+        if samples < 1:
+            raise ConfigError(f"samples={samples}, but at least one is needed: samples=1")
+        generator = Generator(self.device).manual_seed(seed)
+        dataset = self._dataset(adata)
+
+        def per_cell(cells: Cells) -> Tensor:
+            return bound(self.vae.terms(cells, samples, generator))[:, None]
+
+        return self._per_cell(dataset, per_cell, samples)[:, 0]
+
+    def normalized(
+        self,
+        adata: AnnData,
+        *,
+        batch: str = "average",
+        genes: Sequence[str] | None = None,
+        library_size: float = 1e4,
+    ) -> pd.DataFrame:
+        r"""Return denoised expression: :math:`\rho_{ng}` times a library size, cells x genes.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes.
+        batch
+            As if every cell came from this batch; "average" takes the mean over all batches
+            (batch-corrected expression), "own" leaves every cell in its batch.
+        genes
+            Names of the genes to return; None returns all that the model knows.
+        library_size
+            Total that the counts of a cell are scaled to.
+
+        Returns
+        -------
+        pandas.DataFrame
+            float32, rows as in `adata`, columns as in `genes`.
+        """
+        columns = self._gene_positions(genes)
+        targets = self._batch_targets(batch)
+        decoder = self._decoder()
+
+        def expression(cells: Cells) -> Tensor:
+            z = self.vae.encode(cells).loc
+            total = cells.x.new_zeros(len(cells.x), len(columns))
+            for target in targets:
+                s = cells.s if target is None else self._in_batch(cells.s, target)
+                total += decoder.expression(z, s)[:, columns]
+            return total * (library_size / len(targets))
+
+        values = self._per_cell(self._dataset(adata), expression)
+        names = [self.origin.genes[i] for i in columns.tolist()]
+        return pd.DataFrame(values, index=adata.obs_names.copy(), columns=names)
+
+    def sample(self, n: int, *, batch: str | None = None, seed: int = 0) -> AnnData:
+        """Draw `n` new cells from the model: z from the prior, then library, then counts.
+
+        Parameters
+        ----------
+        n
+            Number of cells.
+        batch
+            Batch of all cells; None draws batches as often as they were seen in training.
+            Categorical covariates take their first category, continuous ones their mean.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        AnnData
+            Counts as CSR in X, the batch in obs, the latent vectors in ``obsm["X_scvae"]``.
+        """
+        from anndata import AnnData
+
+        if n < 1:
+            raise ConfigError(f"n={n}, but at least one cell must be drawn: model.sample(100)")
+        generator = Generator(self.device).manual_seed(seed)
+        codes = self._draw_batches(n, batch, generator)
+        rows, latents = [], []
+        for part in codes.split(self._chunk()):
+            z, counts = self._draw(part, generator)
+            latents.append(z.cpu().numpy())
+            rows.append(sparse.csr_matrix(counts.cpu().numpy()))
+        obs = pd.DataFrame(index=[f"sample_{i}" for i in range(n)])
+        if self.origin.covariates.batch is not None:
+            names = np.array(self.batches)[codes.cpu().numpy()]
+            obs[self.origin.covariates.batch] = pd.Categorical(names, categories=self.batches)
+        var = pd.DataFrame(index=self.origin.genes)
+        return AnnData(
+            sparse.vstack(rows, format="csr"), obs, var, obsm={"X_scvae": np.vstack(latents)}
+        )
+
+    def _draw_batches(self, n: int, batch: str | None, generator: Generator) -> Tensor:
+        if batch is not None:
+            return torch.full((n,), self._batch_code(batch), device=self.device)
+        shares = torch.tensor(self.origin.batch_shares, device=self.device)
+        return torch.multinomial(shares, n, replacement=True, generator=generator)
+
+    @torch.no_grad()
+    def _draw(self, codes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        covariates, n = self.origin.covariates, len(codes)
+        s = torch.zeros(n, covariates.width, device=self.device)
+        start = 0
+        for name, categories in covariates.categories.items():
+            position = codes if name == covariates.batch else torch.zeros_like(codes)
+            s[torch.arange(n, device=self.device), start + position] = 1.0
+            start += len(categories)
+        prior = self.vae.prior
+        loc, scale = prior.library_loc[codes, None], prior.library_scale[codes, None]
+        noise = torch.randn(n, 1, generator=generator, device=self.device)
+        x = torch.zeros(n, self.architecture.n_genes, device=self.device)
+        cells = Cells(x, s, codes, loc + scale * noise)
+        z = prior(cells).rsample(generator=generator)
+        counts = self.vae.decode(z, cells).sample(generator=generator)
+        return z[:, : self.architecture.n_latent], counts
+
+    # -- files -------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one safetensors file, atomically; `scvae.load` reads it.
+
+        Raises
+        ------
+        FileError
+            If `path` cannot be written; what was there before is left as it was.
+        """
+        header = {
+            "architecture": dataclasses.asdict(self.architecture),
+            "origin": {
+                **dataclasses.asdict(self.origin),
+                "covariates": self.origin.covariates.to_json(),
+            },
+            "summary": self.summary,
+        }
+        write_file(path, self.vae.state_dict(), header)
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _dataset(self, adata: AnnData) -> Dataset:
+        columns = match_genes(adata, self.origin.genes)
+        layer = self.origin.layer if self.origin.layer in adata.layers else None
+        counts, _ = read_counts(adata, layer, columns, call="model.embed(adata")
+        covariates = self.origin.covariates
+        library = library_sizes(adata, counts, self.origin.library_size)
+        return Dataset.build(
+            counts, covariates.design(adata.obs), covariates.codes(adata.obs), library, self.device
+        )
+
+    def _chunk(self, samples: int = 1) -> int:
+        return max(1, CHUNK_VALUES // (self.architecture.n_genes * samples))
+
+    @torch.no_grad()
+    def _per_cell(
+        self, dataset: Dataset, function: Callable[[Cells], Tensor], samples: int = 1
+    ) -> np.ndarray:
+        """Apply `function` to all cells, a bounded number at a time, in their order."""
+        rows = torch.arange(len(dataset), device=self.device)
+        parts: Iterator[Tensor] = (
+            function(cells).cpu() for cells in dataset.batches(rows, self._chunk(samples))
+        )
+        return torch.cat(list(parts)).numpy()
+
+    def _decoder(self) -> Decoder:
+        decoder = self.vae.likelihood
+        assert isinstance(decoder, Decoder)
+        return decoder
+
+    def _batch_code(self, batch: str) -> int:
+        if batch not in self.batches:
+            raise ConfigError(f"batch={batch!r} is not one of the model's: {self.batches}.")
+        return self.batches.index(batch)
+
+    def _batch_targets(self, batch: str) -> list[int | None]:
+        if batch in self.batches:
+            return [self._batch_code(batch)]
+        if batch == "own" or (batch == "average" and not self.batches):
+            return [None]
+        if batch == "average":
+            return list(range(len(self.batches)))
+        raise ConfigError(
+            f"batch={batch!r} is not one of the model's: {self.batches}; or give "
+            "batch='average' (mean over all), batch='own' (as measured)."
+        )
+
+    def _in_batch(self, s: Tensor, code: int) -> Tensor:
+        s = s.clone()
+        s[:, : len(self.batches)] = 0.0  # the batch comes first among the covariates
+        s[:, code] = 1.0
+        return s
+
+    def _gene_positions(self, genes: Sequence[str] | None) -> Tensor:
+        if genes is None:
+            return torch.arange(self.architecture.n_genes, device=self.device)
+        names = [genes] if isinstance(genes, str) else list(genes)
+        known = {name: i for i, name in enumerate(self.origin.genes)}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ConfigError(
+                f"genes has {len(missing)} names that the model was not fitted on "
+                f"(first: {missing[:5]}). model.origin.genes lists those it knows."
+            )
+        return torch.tensor([known[name] for name in names], device=self.device)
+
+
+def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
+    """Read a model that `Model.save` wrote.
+
+    Parameters
+    ----------
+    path
+        A file written by `Model.save`. It is data only: nothing in it is executed.
+    device
+        "cuda", "cpu", or None for the GPU where there is one.
+
+    Raises
+    ------
+    FileError
+        If the file is missing, damaged, or not a model of scvae.
+    """
+    chosen = pick_device(device)
+    tensors, header = read_file(path)
+    try:
+        architecture = Architecture(**header["architecture"])
+        fields = header["origin"]
+        origin = Origin(**{**fields, "covariates": Covariates.from_json(fields["covariates"])})
+        vae = build_vae(architecture, _blank(architecture), Generator())
+        vae.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise FileError(
+            f"{path} is damaged: its header and its tensors disagree ({error})."
+        ) from error
+    vae.to(chosen).eval()
+    return Model(vae, architecture, origin, header.get("summary", {}))
+
+
+def _blank(a: Architecture) -> Statistics:
+    batches = torch.zeros(a.n_batches)
+    return Statistics(torch.zeros(a.n_genes + a.outside), batches, batches)
+
+
+def pick_device(device: str | None) -> torch.device:
+    """Return the device asked for; None takes CUDA where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If the device is unknown or not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device={device!r} is not a device of torch; give 'cpu' or 'cuda'."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={device!r}, but this torch ({torch.__version__}) finds no CUDA device. "
+            "Give device='cpu', or install a CUDA build of torch."
+        )
+    return chosen

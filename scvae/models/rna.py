@@ -1,0 +1,193 @@
+r"""The generative model of RNA counts (after Lopez et al., Nature Methods 2018), as three modules.
+
+.. math::
+    z_n &\sim N(0, I), \qquad \log l_n \sim N(\ell_\mu[s_n], \ell_\sigma^2[s_n]) \\
+    \rho_n &= \mathrm{softmax}(f(z_n, s_n)), \qquad
+    x_{ng} \sim ZINB(l_n \rho_{ng}, r_g, \pi_{ng})
+
+Where the library size is a latent, its logarithm is one more coordinate of the latent vector, with
+a normal prior per batch. One Gaussian then carries both, and the engine's one KL covers both: the
+KL of two log-normals is the KL of the normals of their logarithms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import softplus
+
+from scvae.core.distributions import Gaussian, NegativeBinomial, Poisson, ZeroInflated
+from scvae.core.networks import MLP, linear
+from scvae.core.vae import VAE
+from scvae.data.cells import Cells
+
+Likelihood = Literal["zinb", "nb", "poisson"]
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+LIKELIHOODS: tuple[Likelihood, ...] = ("zinb", "nb", "poisson")
+DISPERSIONS: tuple[Dispersion, ...] = ("gene", "gene-batch", "gene-cell")
+
+SMALLEST_SCALE = 1e-3  # of the posterior: the KL stays finite
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the shapes and formulas of the network.
+
+    Attributes
+    ----------
+    n_genes, n_batches, n_covariates
+        Genes fitted, batches, and width of the covariates.
+    n_latent, n_hidden, n_layers
+        Latent dimensions, width and number of hidden layers of encoder and decoder.
+    likelihood
+        "zinb", "nb" or "poisson".
+    dispersion
+        Inverse dispersion per "gene", per "gene-batch" or per "gene-cell".
+    latent_library
+        Whether the library size is inferred, with a prior per batch, instead of observed.
+    outside
+        Whether the observed library size also counts transcripts of genes that are not fitted;
+        the decoder then has one more share, of all of those together.
+    encode_covariates
+        Whether the encoder sees the covariates, too.
+    """
+
+    n_genes: int
+    n_batches: int = 1
+    n_covariates: int = 0
+    n_latent: int = 10
+    n_hidden: int = 128
+    n_layers: int = 1
+    likelihood: Likelihood = "nb"
+    dispersion: Dispersion = "gene"
+    latent_library: bool = False
+    outside: bool = False
+    encode_covariates: bool = False
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the untrained network is told of the training data, so that it starts near them.
+
+    Attributes
+    ----------
+    log_share
+        Logarithm of every gene's share of all counts, ``(g,)`` (``(g + 1,)`` with `outside`).
+    library_loc, library_scale
+        Mean and standard deviation of the log library size of every batch, ``(b,)``.
+    """
+
+    log_share: Tensor
+    library_loc: Tensor
+    library_scale: Tensor
+
+
+class Encoder(nn.Module):
+    """q(z, log l | x, s), a diagonal Gaussian.
+
+    The input is log(1 + x) of counts scaled to the average library size: how deeply a cell was
+    sequenced is then not the first thing that the latent space has to explain.
+    """
+
+    log_target: Tensor
+
+    def __init__(self, a: Architecture, statistics: Statistics, generator: Generator) -> None:
+        super().__init__()
+        self.sees_covariates, self.latent_library = a.encode_covariates, a.latent_library
+        n_covariates = a.n_covariates if a.encode_covariates else 0
+        n_out = a.n_latent + a.latent_library
+        self.hidden = MLP(
+            a.n_genes, a.n_hidden, a.n_layers, n_covariates=n_covariates, generator=generator
+        )
+        self.loc = linear(a.n_hidden, n_out, generator)
+        self.scale = linear(a.n_hidden, n_out, generator)
+        self.register_buffer("log_target", statistics.library_loc.mean())
+
+    def forward(self, cells: Cells) -> Gaussian:
+        x = torch.log1p(cells.x * torch.exp(self.log_target - cells.log_library))
+        h = self.hidden(x, cells.s if self.sees_covariates else None)
+        loc = self.loc(h)
+        if self.latent_library:  # learn the difference to what was counted
+            loc = torch.cat([loc[:, :-1], loc[:, -1:] + cells.log_library], dim=-1)
+        return Gaussian(loc, softplus(self.scale(h)) + SMALLEST_SCALE)
+
+
+class Prior(nn.Module):
+    """p(z, log l | s): standard normal in z, normal per batch in the log library size."""
+
+    library_loc: Tensor
+    library_scale: Tensor
+
+    def __init__(self, a: Architecture, statistics: Statistics) -> None:
+        super().__init__()
+        self.n_latent, self.latent_library = a.n_latent, a.latent_library
+        self.register_buffer("library_loc", statistics.library_loc.clone())
+        self.register_buffer("library_scale", statistics.library_scale.clone())
+
+    def forward(self, cells: Cells) -> Gaussian:
+        loc = cells.x.new_zeros(len(cells.x), self.n_latent)
+        scale = torch.ones_like(loc)
+        if self.latent_library:
+            loc = torch.cat([loc, self.library_loc[cells.batch, None]], dim=-1)
+            scale = torch.cat([scale, self.library_scale[cells.batch, None]], dim=-1)
+        return Gaussian(loc, scale)
+
+
+class Decoder(nn.Module):
+    """p(x | z, l, s): shares of the library, dispersion and zero inflation of every gene."""
+
+    def __init__(self, a: Architecture, statistics: Statistics, generator: Generator) -> None:
+        super().__init__()
+        self.a = a
+        self.hidden = MLP(
+            a.n_latent, a.n_hidden, a.n_layers, n_covariates=a.n_covariates, generator=generator
+        )
+        self.share = linear(a.n_hidden, a.n_genes + a.outside, generator)
+        with torch.no_grad():
+            self.share.bias.copy_(statistics.log_share)
+        if a.likelihood == "zinb":
+            self.dropout = linear(a.n_hidden, a.n_genes, generator)
+            nn.init.constant_(self.dropout.bias, -2.0)
+        if a.likelihood != "poisson" and a.dispersion == "gene-cell":
+            self.log_inverse_dispersion: nn.Module | nn.Parameter = linear(
+                a.n_hidden, a.n_genes, generator
+            )
+        elif a.likelihood != "poisson":
+            rows = a.n_batches if a.dispersion == "gene-batch" else 1
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(rows, a.n_genes))
+
+    def log_shares(self, h: Tensor) -> Tensor:
+        """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
+        return torch.log_softmax(self.share(h), dim=-1)[..., : self.a.n_genes]
+
+    def expression(self, z: Tensor, s: Tensor) -> Tensor:
+        """Return the share of the library of every fitted gene, ``(n, g)``: rho."""
+        return self.log_shares(self.hidden(z[..., : self.a.n_latent], s)).exp()
+
+    def _log_r(self, h: Tensor, cells: Cells) -> Tensor:
+        if isinstance(self.log_inverse_dispersion, nn.Module):
+            log_r: Tensor = self.log_inverse_dispersion(h)
+        elif self.a.dispersion == "gene-batch":
+            log_r = self.log_inverse_dispersion[cells.batch]
+        else:
+            log_r = self.log_inverse_dispersion[0]
+        return log_r
+
+    def forward(self, z: Tensor, cells: Cells) -> NegativeBinomial | Poisson | ZeroInflated:
+        h = self.hidden(z[..., : self.a.n_latent], cells.s)
+        log_library = z[..., self.a.n_latent :] if self.a.latent_library else cells.log_library
+        log_mean = self.log_shares(h) + log_library
+        if self.a.likelihood == "poisson":
+            return Poisson(log_mean)
+        counts = NegativeBinomial(log_mean, self._log_r(h, cells))
+        return ZeroInflated(counts, self.dropout(h)) if self.a.likelihood == "zinb" else counts
+
+
+def build_vae(a: Architecture, statistics: Statistics, generator: Generator) -> VAE:
+    """Return the untrained model; `generator` is the one source of its initial weights."""
+    return VAE(
+        Prior(a, statistics), Encoder(a, statistics, generator), Decoder(a, statistics, generator)
+    )

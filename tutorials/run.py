@@ -1,0 +1,37 @@
+"""Run every tutorial from a clean kernel: `python tutorials/run.py [--write]`.
+
+Fails if a cell fails. With --write, the outputs are kept in the notebooks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+
+
+def run(path: Path, write: bool) -> None:
+    """Execute one notebook in its own kernel, in the folder of the tutorials."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(HERE)}}).execute()
+    if write:
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # times of day would change on every run
+        nbformat.write(notebook, path)
+    print(f"{path.name}: {len(notebook.cells)} cells ran")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep the outputs")
+    arguments = parser.parse_args()
+    for path in sorted(HERE.glob("*.ipynb")):
+        run(path, arguments.write)
+
+
+if __name__ == "__main__":
+    main()
