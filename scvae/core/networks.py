@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import elu
 from torch.nn.utils import skip_init
 
 
@@ -30,7 +31,10 @@ def inject(x: Tensor, s: Tensor | None) -> Tensor:
 
 
 class MLP(nn.Module):
-    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W[h, s] + b)).
+    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = elu(W[h, s] + b).
+
+    Nothing normalises between the layers. A normalisation would hide how far an input lies from the
+    others, and rare, distant cells would be drawn in among the rest.
 
     Parameters
     ----------
@@ -56,9 +60,8 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             linear(width + n_covariates, n_hidden, generator) for width in widths[:-1]
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in self.layers)
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = torch.relu(norm(layer(inject(x, s))))
+        for layer in self.layers:
+            x = elu(layer(inject(x, s)))
         return x

@@ -17,11 +17,12 @@ from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.data.cells import Dataset
-from scvae.data.covariates import Covariates, learn_covariates
+from scvae.data.covariates import Covariates, column, learn_covariates
 from scvae.data.genes import choose_genes
 from scvae.data.library import FROM_COUNTS, library_sizes
 from scvae.data.source import read_counts
 from scvae.errors import ConfigError, DataError
+from scvae.models.axes import expression_axes
 from scvae.models.model import Model, Origin, pick_device
 from scvae.models.rna import Architecture, Dispersion, Likelihood, Statistics, build_vae
 from scvae.train.loop import History, Schedule, train
@@ -61,7 +62,7 @@ def fit(
     n_hidden: int = 128,
     n_layers: int = 1,
     encode_covariates: bool = False,
-    validation: float = 0.1,
+    validation: float | str = 0.1,
     batch_size: int | None = None,
     max_steps: int | None = None,
     learning_rate: float = 2e-3,
@@ -105,7 +106,8 @@ def fit(
     encode_covariates
         Show batch and covariates to the encoder, too, not to the decoder alone.
     validation
-        Share of the cells held out (at most 5,000 cells) to choose the best weights.
+        Share of the cells held out (at most 5,000 cells) to choose the best weights, or a boolean
+        column of adata.obs that marks them.
     batch_size
         Cells of a minibatch; None takes 128, fewer on small data.
     max_steps
@@ -161,7 +163,7 @@ def fit(
     chosen = pick_device(device)
     prepared = _prepare(adata, batch, covariates, layer, genes, library_size)
     generator = Generator(chosen).manual_seed(seed)
-    train_rows, held_out_rows = _split(len(prepared.codes), validation, generator)
+    train_rows, held_out_rows = _split(adata, validation, generator)
     size = _batch_size(batch_size, len(train_rows))
     architecture = Architecture(
         n_genes=len(prepared.genes),
@@ -195,7 +197,8 @@ def fit(
         prepared.genes, prepared.covariates, prepared.layer, library_size, _shares(prepared)
     )
     summary = _summary(seed, size, schedule, history, len(train_rows), len(held_out_rows), chosen)
-    model = Model(vae, architecture, origin, summary)
+    axes = expression_axes(vae, dataset, train_rows, generator)
+    model = Model(vae, axes, architecture, origin, summary)
     embedding, _ = model.posterior(dataset)
     _write(adata, key_added, embedding, _uns(model))
     return model
@@ -261,8 +264,14 @@ def _check_positive(**sizes: int) -> None:
 # -- choices ---------------------------------------------------------------------------------
 
 
-def _split(n: int, validation: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return the rows to train on and the rows held out, each in random order."""
+def _split(adata: AnnData, validation: float | str, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the rows to train on and the rows held out."""
+    if isinstance(validation, str):
+        marked = _marked(adata, validation)
+        rows = torch.arange(adata.n_obs, device=generator.device)
+        held = torch.from_numpy(marked).to(generator.device)
+        return rows[~held], rows[held]
+    n = adata.n_obs
     if not 0 < validation < 1:
         raise ConfigError(
             f"validation={validation}, but it is a share between 0 and 1: validation=0.1"
@@ -270,6 +279,16 @@ def _split(n: int, validation: float, generator: Generator) -> tuple[Tensor, Ten
     held_out = min(max(1, round(validation * n)), MOST_HELD_OUT, n - 2)
     order = torch.randperm(n, generator=generator, device=generator.device)
     return order[held_out:], order[:held_out]
+
+
+def _marked(adata: AnnData, name: str) -> np.ndarray:
+    marked = column(adata.obs, name, "validation").to_numpy()
+    if marked.dtype != bool or not 0 < marked.sum() <= len(marked) - 2:
+        raise DataError(
+            f"adata.obs[{name!r}] (given as validation) must be boolean, with at least one cell "
+            f"held out and two to train on; it is {marked.dtype} with {np.unique(marked)[:3]}."
+        )
+    return marked
 
 
 def _batch_size(asked: int | None, n_train: int) -> int:

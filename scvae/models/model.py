@@ -28,6 +28,7 @@ from scvae.models.rna import Architecture, Decoder, Statistics, build_vae
 if TYPE_CHECKING:
     from anndata import AnnData
 
+AXES = "axes"  # name of the axes in a file, beside the weights
 CHUNK_VALUES = 2**22  # dense values of one inference minibatch: 16 MiB of float32
 
 
@@ -64,6 +65,10 @@ class Model:
 
     Attributes
     ----------
+    vae
+        The network.
+    axes
+        Map from its latent space to the embedding, ``(d, d)``.
     architecture
         Shapes and formulas of the network.
     origin
@@ -73,9 +78,14 @@ class Model:
     """
 
     def __init__(
-        self, vae: VAE, architecture: Architecture, origin: Origin, summary: dict[str, Any]
+        self,
+        vae: VAE,
+        axes: Tensor,
+        architecture: Architecture,
+        origin: Origin,
+        summary: dict[str, Any],
     ) -> None:
-        self.vae, self.architecture = vae, architecture
+        self.vae, self.axes, self.architecture = vae, axes, architecture
         self.origin, self.summary = origin, summary
 
     def __repr__(self) -> str:
@@ -102,14 +112,17 @@ class Model:
     def embed(
         self, adata: AnnData, *, return_std: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Return the posterior mean of every cell's latent vector, float32 ``(n, d)``.
+        r"""Return the embedding of every cell, float32 ``(n, d)``.
+
+        The mean of :math:`A^T z` under q(z | x): the latent vector in units of decoded expression,
+        along axes sorted by how much expression they move (see `scvae.models.axes`).
 
         Parameters
         ----------
         adata
             Cells with raw counts of the model's genes.
         return_std
-            Also return the posterior standard deviation, ``(n, d)``.
+            Also return the posterior standard deviation, ``(n, d)``, in the same units.
 
         Raises
         ------
@@ -128,12 +141,13 @@ class Model:
         return (mean, std) if return_std else mean
 
     def posterior(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of q(z | x) of cells that were already read."""
+        """Return mean and standard deviation of the embedding of cells that were already read."""
         d = self.architecture.n_latent
 
         def moments(cells: Cells) -> Tensor:
             q = self.vae.encode(cells)
-            return torch.cat([q.loc[:, :d], q.scale[:, :d]], dim=-1)
+            variance = q.scale[:, :d].square() @ self.axes.square()
+            return torch.cat([q.loc[:, :d] @ self.axes, variance.sqrt()], dim=-1)
 
         both = self._per_cell(dataset, moments)
         return both[:, :d].copy(), both[:, d:].copy()
@@ -198,16 +212,11 @@ class Model:
             float32, rows as in `adata`, columns as in `genes`.
         """
         columns = self._gene_positions(genes)
-        targets = self._batch_targets(batch)
-        decoder = self._decoder()
+        targets, decoder = self._batch_targets(batch), self._decoder()
 
         def expression(cells: Cells) -> Tensor:
             z = self.vae.encode(cells).loc
-            total = cells.x.new_zeros(len(cells.x), len(columns))
-            for target in targets:
-                s = cells.s if target is None else self._in_batch(cells.s, target)
-                total += decoder.expression(z, s)[:, columns]
-            return total * (library_size / len(targets))
+            return decoder.expression(z, cells.s, targets)[:, columns] * library_size
 
         values = self._per_cell(self._dataset(adata), expression)
         names = [self.origin.genes[i] for i in columns.tolist()]
@@ -229,7 +238,7 @@ class Model:
         Returns
         -------
         AnnData
-            Counts as CSR in X, the batch in obs, the latent vectors in ``obsm["X_scvae"]``.
+            Counts as CSR in X, the batch in obs, the embedding of z in ``obsm["X_scvae"]``.
         """
         from anndata import AnnData
 
@@ -273,7 +282,7 @@ class Model:
         cells = Cells(x, s, codes, loc + scale * noise)
         z = prior(cells).rsample(generator=generator)
         counts = self.vae.decode(z, cells).sample(generator=generator)
-        return z[:, : self.architecture.n_latent], counts
+        return z[:, : self.architecture.n_latent] @ self.axes, counts
 
     # -- files -------------------------------------------------------------------------------
 
@@ -293,7 +302,7 @@ class Model:
             },
             "summary": self.summary,
         }
-        write_file(path, self.vae.state_dict(), header)
+        write_file(path, {**self.vae.state_dict(), AXES: self.axes}, header)
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -331,23 +340,18 @@ class Model:
             raise ConfigError(f"batch={batch!r} is not one of the model's: {self.batches}.")
         return self.batches.index(batch)
 
-    def _batch_targets(self, batch: str) -> list[int | None]:
+    def _batch_targets(self, batch: str) -> list[int]:
+        """Return the batches to average over; none stands for every cell's own."""
         if batch in self.batches:
             return [self._batch_code(batch)]
-        if batch == "own" or (batch == "average" and not self.batches):
-            return [None]
+        if batch == "own":
+            return []
         if batch == "average":
             return list(range(len(self.batches)))
         raise ConfigError(
             f"batch={batch!r} is not one of the model's: {self.batches}; or give "
             "batch='average' (mean over all), batch='own' (as measured)."
         )
-
-    def _in_batch(self, s: Tensor, code: int) -> Tensor:
-        s = s.clone()
-        s[:, : len(self.batches)] = 0.0  # the batch comes first among the covariates
-        s[:, code] = 1.0
-        return s
 
     def _gene_positions(self, genes: Sequence[str] | None) -> Tensor:
         if genes is None:
@@ -385,13 +389,14 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
         fields = header["origin"]
         origin = Origin(**{**fields, "covariates": Covariates.from_json(fields["covariates"])})
         vae = build_vae(architecture, _blank(architecture), Generator())
+        axes = tensors.pop(AXES)
         vae.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise FileError(
             f"{path} is damaged: its header and its tensors disagree ({error})."
         ) from error
     vae.to(chosen).eval()
-    return Model(vae, architecture, origin, header.get("summary", {}))
+    return Model(vae, axes.to(chosen), architecture, origin, header.get("summary", {}))
 
 
 def _blank(a: Architecture) -> Statistics:

@@ -12,6 +12,7 @@ KL of two log-normals is the KL of the normals of their logarithms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,9 +164,21 @@ class Decoder(nn.Module):
         """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
         return torch.log_softmax(self.share(h), dim=-1)[..., : self.a.n_genes]
 
-    def expression(self, z: Tensor, s: Tensor) -> Tensor:
-        """Return the share of the library of every fitted gene, ``(n, g)``: rho."""
-        return self.log_shares(self.hidden(z[..., : self.a.n_latent], s)).exp()
+    def expression(self, z: Tensor, s: Tensor, batches: Sequence[int] = ()) -> Tensor:
+        """Return the share of the library of every fitted gene, rho, ``(n, g)``.
+
+        With `batches`, the mean over cells as they would be in each of these; without, as in `s`.
+        """
+        z = z[..., : self.a.n_latent]
+        covariates = [self._in_batch(s, batch) for batch in batches] or [s]
+        shares = [self.log_shares(self.hidden(z, s)).exp() for s in covariates]
+        return torch.stack(shares).mean(0) if len(shares) > 1 else shares[0]
+
+    def _in_batch(self, s: Tensor, batch: int) -> Tensor:
+        s = s.clone()
+        s[:, : self.a.n_batches] = 0.0  # the batch comes first among the covariates
+        s[:, batch] = 1.0
+        return s
 
     def _log_r(self, h: Tensor, cells: Cells) -> Tensor:
         if isinstance(self.log_inverse_dispersion, nn.Module):
