@@ -214,7 +214,7 @@ def check(adata: anndata.AnnData) -> None:
     require(adata.obs_names.is_unique, "two cells have the same name")
     require(adata.var_names.is_unique, "two genes have the same name")
     require(bool(np.all(values == np.rint(values))), "a count is not a whole number")
-    require(0 < values.min() and values.max() < 2**16, "a count is not in 1, ..., 65535")
+    require(values.min() > 0 and values.max() < 2**16, "a count is not in 1, ..., 65535")
 
 
 def write(adata: anndata.AnnData, path: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scvae.errors import ConfigError, DataError, FileError, ScvaeError, TrainingError
     from scvae.models.fit import fit
     from scvae.models.model import Model, load
-    from scvae.simulate import simulate
+    from scvae.simulation import simulate
 
 __all__ = [
     "ConfigError",
@@ -45,7 +45,7 @@ _HOME = {
     "fit": "scvae.models.fit",
     "Model": "scvae.models.model",
     "load": "scvae.models.model",
-    "simulate": "scvae.simulate",
+    "simulate": "scvae.simulation",
 }
 _MODULES = ("core", "datasets", "plot")
 

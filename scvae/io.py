@@ -34,7 +34,7 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], head
 
     target = Path(path)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(contiguous, metadata={KEY: json.dumps({"format": FORMAT, **header})})
+    data = save(contiguous, metadata={KEY: json.dumps({**header, "format": FORMAT})})
     try:
         handle, draft = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
     except OSError as error:

@@ -61,6 +61,11 @@ class Gaussian(Distribution):
         like: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
         return self.loc + self.scale * torch.randn(shape, generator=generator, **like)
 
+    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        """Draw samples as `rsample` does, without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
+
     def log_prob(self, value: Tensor) -> Tensor:
         standard = (value - self.loc) / self.scale
         return -(0.5 * standard.square() + self.scale.log() + HALF_LOG_2PI).sum(-1)
@@ -228,6 +233,7 @@ class ZeroInflated(Distribution):
         return self.log_mass(value).sum(-1)
 
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
-        counts = self.base.sample(sample_shape, generator=generator)
-        keep = torch.sigmoid(-self.logits).expand_as(counts)
-        return counts * torch.bernoulli(keep, generator=generator)
+        with torch.no_grad():
+            counts = self.base.expand(self.batch_shape).sample(sample_shape, generator=generator)
+            keep = torch.sigmoid(-self.logits).expand_as(counts)
+            return counts * torch.bernoulli(keep, generator=generator)

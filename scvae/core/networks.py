@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import elu
 from torch.nn.utils import skip_init
 
 
@@ -31,10 +30,10 @@ def inject(x: Tensor, s: Tensor | None) -> Tensor:
 
 
 class MLP(nn.Module):
-    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = elu(W[h, s] + b).
+    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W[h, s] + b)).
 
-    Nothing normalises between the layers. A normalisation would hide how far an input lies from the
-    others, and rare, distant cells would be drawn in among the rest.
+    Every layer is batch-normalised (Ioffe and Szegedy, ICML 2015): in training by the mean and
+    variance of the minibatch, afterwards by their running averages.
 
     Parameters
     ----------
@@ -60,8 +59,10 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             linear(width + n_covariates, n_hidden, generator) for width in widths[:-1]
         )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden) for _ in self.layers)
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
-        for layer in self.layers:
-            x = elu(layer(inject(x, s)))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = layer(inject(x, s))
+            x = torch.relu(norm(h.reshape(-1, h.shape[-1])).view(h.shape))
         return x

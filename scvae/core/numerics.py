@@ -37,7 +37,7 @@ from torch.autograd.function import once_differentiable
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 SERIES_FROM = 10.0  # above this both asymptotic series are exact to 1e-15
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
-DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132)
+DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12)
 
 
 def _horner(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
@@ -81,9 +81,11 @@ def _log_mean_over_next(x: Tensor, log_mean: Tensor, mean: Tensor) -> Tensor:
 
 def _nb_positive(x: Tensor, log_mean: Tensor, r: Tensor) -> Tensor:
     mean = log_mean.exp()
+    ratio = log_ratio(x + r, r + mean, x - mean)
+    near_poisson = (x + r) * ratio + x * _log_mean_over_next(x, log_mean, mean)
+    dispersed = r * ratio + x * (torch.log1p((r - 1) / (x + 1)) - torch.log1p(r / mean))
     return (
-        (x + r) * log_ratio(x + r, r + mean, x - mean)
-        + x * _log_mean_over_next(x, log_mean, mean)
+        torch.where(r < mean, dispersed, near_poisson)
         + 0.5 * (r.log() - (x + r).log() - (x + 1).log())
         + (1 - HALF_LOG_2PI)
         + stirling_error(x + r)
@@ -117,7 +119,7 @@ class _NegativeBinomialLogMass(torch.autograd.Function):
         shape = torch.broadcast_shapes(x.shape, log_mean.shape, log_r.shape)
         x, log_mean_full = x.expand(shape), log_mean.expand(shape)
         mean, r = log_mean_full.exp(), log_r.exp()
-        out = torch.log1p(mean / r).mul_(-r)
+        out = torch.log1p(mean / r).mul_(-r).contiguous()
         where = _nonzero(x)
         if where is None:
             out = torch.where(x == 0, out, _nb_positive(x, log_mean_full, r))
@@ -136,7 +138,7 @@ class _NegativeBinomialLogMass(torch.autograd.Function):
         d_mean = x * (r / (r + mean)) - slope
         d_r = None
         if ctx.needs_input_grad[2]:
-            d_r = slope + out
+            d_r = (slope + out).contiguous()
             if where is None:
                 d_r = torch.where(x == 0, d_r, _nb_positive_grad_log_r(x, mean, r))
             elif where.numel():
@@ -176,7 +178,7 @@ class _PoissonLogMass(torch.autograd.Function):
         shape = torch.broadcast_shapes(x.shape, log_mean.shape)
         x, full = x.expand(shape), log_mean.expand(shape)
         mean = full.exp()
-        out = -mean
+        out = (-mean).contiguous()
         where = _nonzero(x)
         if where is None:
             out = torch.where(x == 0, out, _poisson_positive(x, full))

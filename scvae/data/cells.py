@@ -80,9 +80,10 @@ class Dataset:
     def batches(self, rows: Tensor, size: int) -> Iterator[Cells]:
         """Yield the given rows in their order, in equal parts of about `size`.
 
-        Equal parts leave no last minibatch of one cell.
+        Equal parts leave no last minibatch of one cell, unless that is asked for.
         """
-        for part in torch.tensor_split(rows, max(1, round(len(rows) / size))):
+        most = len(rows) // min(size, 2)
+        for part in torch.tensor_split(rows, max(1, min(round(len(rows) / size), most))):
             yield self.cells(part)
 
     def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:

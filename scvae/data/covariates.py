@@ -87,7 +87,8 @@ class Covariates:
         """Return one-hot categories, then standardised numbers, float32 ``(n, width)``."""
         blocks = [np.empty((len(obs), 0), dtype=np.float32)]
         for name, categories in self.categories.items():
-            codes = _codes(column(obs, name, "covariate"), categories, name)
+            role = "batch" if name == self.batch else "covariate"
+            codes = _codes(column(obs, name, role), categories, name)
             blocks.append(np.eye(len(categories), dtype=np.float32)[codes])
         for name, (mean, std) in self.numbers.items():
             values = _finite(column(obs, name, "covariate"), name)
@@ -108,7 +109,12 @@ class Covariates:
 
 
 def _finite(values: pd.Series, name: str) -> np.ndarray:
-    numbers = values.to_numpy(dtype=np.float64)
+    try:
+        numbers = values.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"adata.obs[{name!r}] must be numbers, as it was in the fit ({error})."
+        ) from error
     if not np.isfinite(numbers).all():
         first = values.index[~np.isfinite(numbers)][0]
         raise DataError(
@@ -120,7 +126,8 @@ def _finite(values: pd.Series, name: str) -> np.ndarray:
 def _categories(values: pd.Series, name: str, role: str) -> list[str]:
     present = values.astype(str)
     if isinstance(values.dtype, pd.CategoricalDtype):
-        categories = [str(c) for c in values.cat.categories if (present == str(c)).any()]
+        seen = set(present)
+        categories = list(dict.fromkeys(str(c) for c in values.cat.categories if str(c) in seen))
     else:
         categories = sorted(present.unique())
     if len(categories) < 2:
@@ -135,10 +142,11 @@ def _check_batch_sizes(values: pd.Series, name: str) -> None:
     sizes = values.astype(str).value_counts()
     single = sorted(sizes.index[sizes == 1])
     if single:
+        one = values[values.astype(str) == single[0]].tolist()[0]
         raise DataError(
             f"adata.obs[{name!r}] has {len(single)} batches with one cell (first: {single[0]!r}); "
             "a batch effect cannot be learned from one cell. Merge or drop them: "
-            f"adata = adata[adata.obs[{name!r}] != {single[0]!r}].copy()"
+            f"adata = adata[adata.obs[{name!r}] != {one!r}].copy()"
         )
 
 

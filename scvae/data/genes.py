@@ -37,14 +37,20 @@ def choose_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
     if genes is None:
         return None
     if not isinstance(genes, str):
-        return match_genes(adata, list(genes))
+        names = list(genes)
+        if not names or len(set(names)) < len(names):
+            raise DataError(
+                f"genes={names[:9]} must hold at least one name, and each once. "
+                "Drop the repeats: genes=list(dict.fromkeys(genes))"
+            )
+        return match_genes(adata, names)
     if genes not in adata.var:
         hint = (
             "; run sc.pp.highly_variable_genes(adata) first" if genes == "highly_variable" else ""
         )
         raise DataError(f"adata.var has no column {genes!r} (given as genes){hint}.")
     mask = adata.var[genes]
-    if not pd.api.types.is_bool_dtype(mask) or not mask.any():
+    if not pd.api.types.is_bool_dtype(mask) or mask.isna().any() or not mask.any():
         raise DataError(f"adata.var[{genes!r}] must be boolean with at least one True.")
     return np.flatnonzero(mask.to_numpy())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -55,20 +55,20 @@ def _matrix(adata: AnnData, layer: str | None) -> Any:
 
 def _blocks(matrix: Any) -> Iterator[sparse.csr_matrix]:
     """Yield consecutive rows as CSR, few enough at a time to bound the memory of a dense block."""
-    if isinstance(matrix, sparse.csr_matrix | sparse.csr_array):
-        yield sparse.csr_matrix(cast(Any, matrix))
-        return
-    if getattr(matrix, "format", None) == "csc":
-        whole = matrix if sparse.issparse(matrix) else matrix.to_memory()
+    kind = getattr(matrix, "format", None)  # None: dense, in memory or in a file
+    in_memory = sparse.issparse(matrix)
+    if kind == "csc" or (kind == "csr" and in_memory):
+        whole: Any = matrix if in_memory else matrix.to_memory()
         yield sparse.csr_matrix(whole)
         return
     n, g = matrix.shape
     step = max(1, BLOCK_VALUES // max(g, 1))
-    for start in range(0, n, step):
-        yield sparse.csr_matrix(matrix[start : start + step])
+    for start in range(0, max(n, 1), step):
+        rows = matrix[start : start + step]
+        yield sparse.csr_matrix(rows.astype(np.float32) if rows.dtype == np.float16 else rows)
 
 
-def _canonical(block: sparse.csr_matrix, matrix: Any) -> sparse.csr_matrix:
+def _canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return `block` sorted, without duplicates or stored zeros, never touching the user's own."""
     clean = block.has_canonical_format and bool(np.all(block.data))
     if clean:
@@ -81,11 +81,11 @@ def _canonical(block: sparse.csr_matrix, matrix: Any) -> sparse.csr_matrix:
 
 def _fault(block: sparse.csr_matrix, offset: int) -> Fault | None:
     data = block.data
-    if data.dtype.kind in "ub" or data.size == 0:
+    if data.dtype.kind == "b" or data.size == 0:
         return None
     with np.errstate(invalid="ignore"):
         # One pass decides; NaN and infinity fail the comparison with their own floor, too.
-        good = (data >= 0) & (data == np.floor(data)) & (data < np.inf)
+        good = (data >= 0) & (data == np.floor(data)) & (data < 2**63)
     if good.all():
         return None
     position = int(np.argmin(good))
@@ -97,7 +97,7 @@ def _read(matrix: Any, columns: np.ndarray | None) -> sparse.csr_matrix | Fault:
     """Read `matrix` as CSR of the narrowest integers, or return its first fault."""
     parts, offset = [], 0
     for block in _blocks(matrix):
-        block = _canonical(block, matrix)
+        block = _canonical(block)
         fault = _fault(block, offset)
         if fault is not None:
             return fault
@@ -110,6 +110,11 @@ def _read(matrix: Any, columns: np.ndarray | None) -> sparse.csr_matrix | Fault:
             )
         )
     return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+
+
+def _holds_counts(matrix: Any) -> bool:
+    found = None if matrix is None else _read(matrix, None)
+    return isinstance(found, sparse.csr_matrix) and found.nnz > 0
 
 
 def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
@@ -134,12 +139,12 @@ def _not_counts(adata: AnnData, layer: str | None, fault: Fault, call: str) -> D
         return DataError(
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
         )
-    if layer is not None and not isinstance(_read(adata.X, None), Fault):
+    if layer is not None and _holds_counts(adata.X):
         return DataError(f"{problem}; adata.X holds some: {call}).")
-    if adata.raw is not None and adata.raw.shape[0] == adata.n_obs:
-        raw = _read(adata.raw.X, None)
-        if not isinstance(raw, Fault):
-            return DataError(f"{problem}; adata.raw holds some: {call[:-5]}adata.raw.to_adata()).")
+    if adata.raw is not None and _holds_counts(adata.raw.X):
+        return DataError(
+            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then scvae.fit(adata)."
+        )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")
 
 
@@ -190,6 +195,6 @@ def read_counts(
     warnings.warn(
         f"adata.X {state}; using the raw counts in adata.layers[{other!r}]. "
         f"To choose and silence this: {call}, layer={other!r}).",
-        stacklevel=3,
+        stacklevel=4,
     )
     return counts, other

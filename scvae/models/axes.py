@@ -48,7 +48,9 @@ def linear_axes(z: Tensor, expression: Tensor) -> Tensor:
         gene. The sign of each axis makes its largest entry positive.
     """
     centred = (z - z.mean(0)).cpu()  # only the CPU's solver takes latents without variance
-    slope = torch.linalg.lstsq(centred, (expression - expression.mean(0)).cpu()).solution  # (d, g)
+    target = (expression - expression.mean(0)).cpu()
+    # The default driver is not reproducible: it gave different last digits on equal input.
+    slope = torch.linalg.lstsq(centred, target, driver="gelsd").solution  # (d, g)
     variances, directions = torch.linalg.eigh(slope @ slope.T / expression.shape[1])
     axes = directions.flip(1) * variances.flip(0).clamp(min=0).sqrt()
     largest = axes.abs().argmax(0)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FEWEST_CELLS = 10
 MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
-FEWEST_STEPS, MOST_STEPS = 600, 10_000
+EPOCHS, FEWEST_STEPS, MOST_STEPS = 50, 800, 10_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit(
     n_latent: int = 30,
     n_hidden: int = 128,
     n_layers: int = 1,
-    encode_covariates: bool = False,
+    encode_covariates: bool = True,
     validation: float | str = 0.1,
     batch_size: int | None = None,
     max_steps: int | None = None,
@@ -104,12 +104,13 @@ def fit(
     n_latent, n_hidden, n_layers
         Latent dimensions, width and number of hidden layers.
     encode_covariates
-        Show batch and covariates to the encoder, too, not to the decoder alone.
+        Show batch and covariates to the encoder, too, not to the decoder alone; it can then take
+        their effect out sooner.
     validation
         Share of the cells held out (at most 5,000 cells) to choose the best weights, or a boolean
         column of adata.obs that marks them.
     batch_size
-        Cells of a minibatch; None takes 128, fewer on small data.
+        Cells of a minibatch, at least 2; None takes 128, fewer on small data.
     max_steps
         Training steps at most; None chooses by the number of cells.
     learning_rate
@@ -160,6 +161,8 @@ def fit(
     _check_choice("likelihood", likelihood, get_args(Likelihood))
     _check_choice("dispersion", dispersion, get_args(Dispersion))
     _check_positive(n_latent=n_latent, n_hidden=n_hidden, n_layers=n_layers)
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
     chosen = pick_device(device)
     prepared = _prepare(adata, batch, covariates, layer, genes, library_size)
     generator = Generator(chosen).manual_seed(seed)
@@ -294,7 +297,8 @@ def _marked(adata: AnnData, name: str) -> np.ndarray:
 def _batch_size(asked: int | None, n_train: int) -> int:
     if asked is None:
         return min(128, n_train)
-    _check_positive(batch_size=asked)
+    if asked < 2:
+        raise ConfigError(f"batch_size={asked}, but it must be at least 2: batch_size=128")
     if asked > n_train:
         raise ConfigError(
             f"batch_size={asked}, but there are {n_train} cells to train on. Give fewer: "
@@ -307,7 +311,7 @@ def _schedule(
     max_steps: int | None, n_train: int, size: int, learning_rate: float, early_stopping: bool
 ) -> Schedule:
     if max_steps is None:
-        max_steps = round(min(MOST_STEPS, max(FEWEST_STEPS, 20 * n_train / size)))
+        max_steps = round(min(MOST_STEPS, max(FEWEST_STEPS, EPOCHS * n_train / size)))
     _check_positive(max_steps=max_steps)
     if not 0 < learning_rate < math.inf:
         raise ConfigError(

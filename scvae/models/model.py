@@ -23,7 +23,7 @@ from scvae.data.library import library_sizes
 from scvae.data.source import read_counts
 from scvae.errors import ConfigError, FileError
 from scvae.io import read_file, write_file
-from scvae.models.rna import Architecture, Decoder, Statistics, build_vae
+from scvae.models.rna import Architecture, Decoder, Prior, Statistics, build_vae
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,7 +110,7 @@ class Model:
     # -- inference ---------------------------------------------------------------------------
 
     def embed(
-        self, adata: AnnData, *, return_std: bool = False
+        self, adata: AnnData, *, layer: str | None = None, return_std: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         r"""Return the embedding of every cell, float32 ``(n, d)``.
 
@@ -121,6 +121,8 @@ class Model:
         ----------
         adata
             Cells with raw counts of the model's genes.
+        layer
+            Where the counts are; None looks where they were in the fit, then in X.
         return_std
             Also return the posterior standard deviation, ``(n, d)``, in the same units.
 
@@ -137,7 +139,7 @@ class Model:
         >>> model.embed(adata).shape == (200, model.architecture.n_latent)
         True
         """
-        mean, std = self.posterior(self._dataset(adata))
+        mean, std = self.posterior(self._dataset(adata, layer))
         return (mean, std) if return_std else mean
 
     def posterior(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +154,9 @@ class Model:
         both = self._per_cell(dataset, moments)
         return both[:, :d].copy(), both[:, d:].copy()
 
-    def elbo(self, adata: AnnData, *, samples: int = 10, seed: int = 0) -> np.ndarray:
+    def elbo(
+        self, adata: AnnData, *, layer: str | None = None, samples: int = 10, seed: int = 0
+    ) -> np.ndarray:
         """Return the evidence lower bound of every cell, in nats, ``(n,)``.
 
         Parameters
@@ -162,22 +166,23 @@ class Model:
         seed
             Of those samples.
         """
-        return self._bound(adata, elbo, samples, seed)
+        return self._bound(self._dataset(adata, layer), elbo, samples, seed)
 
-    def log_likelihood(self, adata: AnnData, *, samples: int = 100, seed: int = 0) -> np.ndarray:
+    def log_likelihood(
+        self, adata: AnnData, *, layer: str | None = None, samples: int = 100, seed: int = 0
+    ) -> np.ndarray:
         """Return an importance-sampled estimate of log p(x) of every cell, in nats, ``(n,)``.
 
         A lower bound in expectation that rises to log p(x) with `samples` (Burda et al., 2016).
         """
-        return self._bound(adata, importance_weighted_bound, samples, seed)
+        return self._bound(self._dataset(adata, layer), importance_weighted_bound, samples, seed)
 
     def _bound(
-        self, adata: AnnData, bound: Callable[..., Tensor], samples: int, seed: int
+        self, dataset: Dataset, bound: Callable[..., Tensor], samples: int, seed: int
     ) -> np.ndarray:
         if samples < 1:
             raise ConfigError(f"samples={samples}, but at least one is needed: samples=1")
         generator = Generator(self.device).manual_seed(seed)
-        dataset = self._dataset(adata)
 
         def per_cell(cells: Cells) -> Tensor:
             return bound(self.vae.terms(cells, samples, generator))[:, None]
@@ -188,6 +193,7 @@ class Model:
         self,
         adata: AnnData,
         *,
+        layer: str | None = None,
         batch: str = "average",
         genes: Sequence[str] | None = None,
         library_size: float = 1e4,
@@ -218,7 +224,7 @@ class Model:
             z = self.vae.encode(cells).loc
             return decoder.expression(z, cells.s, targets)[:, columns] * library_size
 
-        values = self._per_cell(self._dataset(adata), expression)
+        values = self._per_cell(self._dataset(adata, layer), expression)
         names = [self.origin.genes[i] for i in columns.tolist()]
         return pd.DataFrame(values, index=adata.obs_names.copy(), columns=names)
 
@@ -276,12 +282,13 @@ class Model:
             s[torch.arange(n, device=self.device), start + position] = 1.0
             start += len(categories)
         prior = self.vae.prior
+        assert isinstance(prior, Prior)
         loc, scale = prior.library_loc[codes, None], prior.library_scale[codes, None]
         noise = torch.randn(n, 1, generator=generator, device=self.device)
         x = torch.zeros(n, self.architecture.n_genes, device=self.device)
         cells = Cells(x, s, codes, loc + scale * noise)
         z = prior(cells).rsample(generator=generator)
-        counts = self.vae.decode(z, cells).sample(generator=generator)
+        counts = self._decoder()(z, cells).sample(generator=generator)
         return z[:, : self.architecture.n_latent] @ self.axes, counts
 
     # -- files -------------------------------------------------------------------------------
@@ -306,9 +313,10 @@ class Model:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _dataset(self, adata: AnnData) -> Dataset:
+    def _dataset(self, adata: AnnData, layer: str | None) -> Dataset:
         columns = match_genes(adata, self.origin.genes)
-        layer = self.origin.layer if self.origin.layer in adata.layers else None
+        if layer is None and self.origin.layer in adata.layers:
+            layer = self.origin.layer
         counts, _ = read_counts(adata, layer, columns, call="model.embed(adata")
         covariates = self.origin.covariates
         library = library_sizes(adata, counts, self.origin.library_size)
@@ -420,9 +428,12 @@ def pick_device(device: str | None) -> torch.device:
         raise ConfigError(
             f"device={device!r} is not a device of torch; give 'cpu' or 'cuda'."
         ) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r} is not supported; give 'cpu' or 'cuda'.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device={device!r}, but this torch ({torch.__version__}) finds no CUDA device. "
+            f"device={device!r}, but this torch ({torch.__version__}) finds "
+            f"{torch.cuda.device_count()} CUDA devices. "
             "Give device='cpu', or install a CUDA build of torch."
         )
     return chosen

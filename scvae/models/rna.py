@@ -66,7 +66,7 @@ class Architecture:
     dispersion: Dispersion = "gene"
     latent_library: bool = False
     outside: bool = False
-    encode_covariates: bool = False
+    encode_covariates: bool = True
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class Schedule:
     learning_rate
         Peak of the one-cycle rate: up over the first `rise` of the steps, down to 0 by cosine.
     weight_decay
-        Decoupled weight decay (AdamW) of the posterior network alone: it keeps the encoder from
-        telling apart cells that differ by noise, and leaves the likelihood free to fit.
+        Decoupled weight decay (AdamW) of the posterior network alone; the likelihood is left free
+        to fit.
     warmup
         Share of the steps over which the KL weight rises from 0 to 1.
     evaluations
@@ -39,7 +39,7 @@ class Schedule:
 
     steps: int
     learning_rate: float = 2e-3
-    weight_decay: float = 1.0
+    weight_decay: float = 0.01
     rise: float = 0.3
     warmup: float = 0.1
     evaluations: int = 40
@@ -60,7 +60,7 @@ class Schedule:
     @property
     def every(self) -> int:
         """Steps between two evaluations."""
-        return max(1, self.steps // self.evaluations)
+        return math.ceil(self.steps / self.evaluations)
 
 
 @dataclass

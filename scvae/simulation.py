@@ -108,7 +108,7 @@ def simulate(
 def _check(arguments: dict[str, float]) -> None:
     may_be_zero = ("library_spread", "batch_effect", "dropout", "seed")
     for name, value in arguments.items():
-        if value < 0 or (value == 0 and name not in may_be_zero):
+        if not value >= 0 or (value == 0 and name not in may_be_zero):  # NaN, too
             raise ConfigError(f"{name}={value}, but it must be positive.")
     if arguments["dropout"] >= 1:
         raise ConfigError(f"dropout={arguments['dropout']}, but it is a probability below 1.")

@@ -1,0 +1,201 @@
+"""The layers, proved from the source: imports only point down, and `import scvae` stays light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import scvae
+
+ROOT = Path(scvae.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+# What every layer may import of scvae; the last three stand on top and may import anything.
+ALLOWED = {
+    "errors": set(),
+    "_version": set(),
+    "core": {"core"},
+    "io": {"errors"},
+    "datasets": {"errors"},
+    "simulate": {"errors"},
+    "simulation": {"errors"},
+    "train": {"train", "core", "errors"},
+    "data": {"data", "core", "errors"},
+    "models": {"models", "core", "train", "data", "io", "errors", "_version"},
+    "analysis": {"analysis", "models", "core", "data", "errors"},
+}
+TOP = {"cli", "plot", "__init__"}
+# What the lower layers may import of others, besides the standard library.
+OUTSIDE = {
+    "errors": set(),
+    "_version": set(),
+    "core": {"torch"},
+    "train": {"torch"},
+    "io": {"torch", "safetensors"},
+}
+HEAVY = ("scanpy", "matplotlib", "sklearn", "zarr", "mudata", "umap", "igraph")
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_in(source: str) -> Iterator[str]:
+    """Yield the dotted name of everything that `source` imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def own_layer(name: str) -> str:
+    """Return the layer of a dotted name in scvae; the package itself is on top of them all."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def violations(layer: str, source: str) -> list[str]:
+    """Return the imports of `source` that a module of `layer` may not have."""
+    if layer in TOP:
+        return []
+    wrong = []
+    for name in imports_in(source):
+        package = name.split(".")[0]
+        if package == "scvae":
+            allowed = own_layer(name) in ALLOWED[layer]
+        else:
+            outside = OUTSIDE.get(layer)
+            allowed = outside is None or package in outside | sys.stdlib_module_names
+        wrong += [] if allowed else [name]
+    return wrong
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    layer = layer_of(path)
+    assert layer in ALLOWED.keys() | TOP, f"{layer} has no place among the layers yet"
+    assert violations(layer, path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "source"),
+    [
+        ("core", "import numpy as np"),
+        ("core", "def f():\n    import pandas"),
+        ("core", "from scvae.errors import DataError"),
+        ("core", "from scvae import data"),
+        ("core", "import scvae"),
+        ("train", "from scvae.data.cells import Cells"),
+        ("train", "import numpy"),
+        ("data", "from scvae.models.rna import Decoder"),
+        ("io", "from scvae.models import model"),
+        ("io", "import numpy"),
+        ("models", "from scvae import plot"),
+        ("simulate", "from scvae.core.distributions import Poisson"),
+        ("errors", "import torch"),
+        ("data", "if True:\n    from scvae.train.loop import train"),
+    ],
+)
+def test_an_arrow_that_points_up_is_seen(layer: str, source: str) -> None:
+    assert len(violations(layer, source)) == 1
+
+
+def test_relative_imports_are_seen() -> None:
+    with pytest.raises(AssertionError, match="relative"):
+        violations("core", "from ..data import cells")
+
+
+def test_the_layers_have_no_cycle() -> None:
+    order = {layer: below - {layer} for layer, below in ALLOWED.items()}
+    assert len(list(TopologicalSorter(order).static_order())) == len(ALLOWED)
+
+
+def module_name(path: Path) -> str:
+    dotted = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def test_the_modules_have_no_cycle() -> None:
+    names = {module_name(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        found = set(imports_in(path.read_text(encoding="utf-8")))
+        found |= {name.rsplit(".", 1)[0] for name in found if "." in name}
+        graph[module_name(path)] = found & names - {module_name(path), "scvae"}
+    graph.pop("scvae")
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_pickles_and_nothing_seeds_globally(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set(imports_in(ast.unparse(tree)))
+    assert not {name.split(".")[0] for name in names} & {"pickle", "joblib", "dill", "shelve"}
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    forbidden = {"torch.load", "torch.save", "torch.manual_seed", "np.random.seed", "random.seed"}
+    assert not calls & forbidden
+
+
+# -- a light import --------------------------------------------------------------------------------
+
+
+def modules_after(program: str) -> set[str]:
+    """Return the top-level modules that `program` leaves in a fresh interpreter."""
+    report = "import sys; print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    code = f"import sys; before = set(); {program}\n{report}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_scvae_imports_nothing_heavy() -> None:
+    loaded = modules_after("import scvae; scvae.__version__; dir(scvae); scvae.DataError")
+    assert "scvae" in loaded
+    assert not loaded & {*HEAVY, "torch", "anndata", "pandas", "scipy"}
+
+
+@pytest.mark.slow
+def test_using_the_public_names_adds_nothing_heavy_to_torch_and_anndata() -> None:
+    loaded = modules_after(
+        "import torch, anndata; before = set(sys.modules)\n"
+        "import scvae; scvae.fit, scvae.Model, scvae.load, scvae.simulate, scvae.datasets"
+    )
+    assert "scvae" in loaded
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.slow
+def test_scvae_fit_needs_neither_scanpy_nor_matplotlib() -> None:
+    loaded = modules_after("import scvae; scvae.fit")
+    assert "torch" in loaded
+    assert not loaded & {"scanpy", "matplotlib"}
+
+
+def test_importing_the_home_of_simulate_does_not_hide_it() -> None:
+    # A submodule becomes an attribute of its package: under the name of a function it replaces it.
+    home = scvae.simulate.__module__
+    modules_after(f"import scvae, {home}; assert callable(scvae.simulate), scvae.simulate")
+
+
+def test_every_public_name_is_there() -> None:
+    for name in scvae.__all__:
+        if name != "plot" or (ROOT / "plot.py").exists():
+            assert getattr(scvae, name) is not None
+    assert set(dir(scvae)) == set(scvae.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        scvae.fitt  # noqa: B018

@@ -1,0 +1,399 @@
+"""The training loop: seeds, schedules, best weights, early stopping, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor, nn
+
+from scvae.core.distributions import Gaussian
+from scvae.core.networks import linear
+from scvae.core.priors import StandardNormal
+from scvae.core.vae import VAE, Batch
+from scvae.errors import ScvaeError, TrainingError
+from scvae.train.loop import History, Schedule, endless, evaluate, train
+
+N, G, D = 160, 5, 2
+law = settings(deadline=None, derandomize=True, max_examples=100)
+
+
+def seeded(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+# -- a small model: x | z ~ N(Wz, s^2 I) with W known, and a linear encoder to be learned ----------
+
+W = torch.tensor([[1.5, 0, 1, -1, 0.5], [0, 1.0, -1, -1, 0]])
+NOISE = 0.5
+PLAIN = {"learning_rate": 0.05, "weight_decay": 0.0}
+
+
+def data(n: int = N, seed: int = 0) -> Tensor:
+    generator = seeded(seed)
+    z = torch.randn(n, D, generator=generator)
+    return z @ W + NOISE * torch.randn(n, G, generator=generator)
+
+
+class Encoder(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.loc = linear(G, D, seeded(seed))
+        self.log_scale = nn.Parameter(torch.zeros(D))
+
+    def forward(self, batch: Batch) -> Gaussian:
+        return Gaussian(self.loc(batch.x), self.log_scale.exp())
+
+
+class Decoder(nn.Module):
+    def forward(self, z: Tensor, batch: Batch) -> Gaussian:
+        return Gaussian(z @ W, torch.tensor(NOISE))
+
+
+def build(seed: int = 0) -> VAE:
+    return VAE(StandardNormal(D), Encoder(seed), Decoder())
+
+
+def batch_of(x: Tensor) -> Batch:
+    return Batch(x, x.new_zeros(len(x), 0))
+
+
+def parts(x: Tensor, size: int = 32) -> list[Batch]:
+    return [batch_of(part) for part in x.split(size)]
+
+
+def shuffled(x: Tensor, generator: Generator) -> Callable[[], list[Batch]]:
+    return lambda: parts(x[torch.randperm(len(x), generator=generator)])
+
+
+def fit(
+    seed: int = 0, steps: int = 60, x: Tensor | None = None, **options: float
+) -> tuple[VAE, History]:
+    """Train on `x` and hold out another draw; every source of noise is `seed`."""
+    vae, generator = build(seed), seeded(seed)
+    x = data() if x is None else x
+    schedule = Schedule(steps, **PLAIN, **{"patience": steps, **options})
+    held_out = lambda: parts(data(seed=1))  # noqa: E731
+    return vae, train(vae, shuffled(x, generator), held_out, schedule, generator)
+
+
+def weights(vae: VAE) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in vae.parameters()])
+
+
+# -- seeds -----------------------------------------------------------------------------------------
+
+
+def measured(history: History) -> tuple:
+    return history.step, history.train, history.validation, history.beta, history.best_step
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    (first, one), (second, two) = fit(seed=3), fit(seed=3)
+    assert torch.equal(weights(first), weights(second))
+    assert measured(one) == measured(two)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    (first, one), (second, two) = fit(seed=3), fit(seed=4)
+    assert not torch.equal(weights(first), weights(second))
+    assert one.train != two.train
+
+
+def global_states() -> tuple:
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+
+
+def test_global_random_states_are_neither_read_nor_changed() -> None:
+    before = global_states()
+    vae, _ = fit()
+    assert global_states() == before
+    with torch.random.fork_rng():
+        torch.manual_seed(12345)
+        assert torch.equal(weights(fit()[0]), weights(vae))
+
+
+# -- what is learned -------------------------------------------------------------------------------
+
+
+def test_the_bound_meets_the_log_evidence() -> None:
+    # The encoder can be the exact posterior but for its correlation, so its best bound is known.
+    x, precision = data(seed=1), torch.eye(D) + W @ W.T / NOISE**2
+    marginal = torch.distributions.MultivariateNormal(
+        torch.zeros(G), W.T @ W + NOISE**2 * torch.eye(G)
+    )
+    lost = 0.5 * (precision.diagonal().log().sum() - precision.logdet())  # mean-field KL
+    best = (marginal.log_prob(x).mean() - lost).item()
+    vae, _ = fit(steps=600, x=data(2000, seed=2))
+    bounds = [evaluate(vae, parts(x), seed=seed) for seed in range(200)]
+    error = np.std(bounds) / math.sqrt(len(bounds))
+    assert best - 0.1 < np.mean(bounds) < best + 5 * error
+    scale = vae.posterior.log_scale.detach().exp()
+    torch.testing.assert_close(scale, precision.diagonal().rsqrt(), rtol=0.05, atol=0)
+
+
+def test_training_improves_the_held_out_bound() -> None:
+    vae = build()
+    before = evaluate(vae, parts(data(seed=1)))
+    _, history = fit(steps=200)
+    assert history.best > before + 1
+
+
+# -- the best weights and early stopping -----------------------------------------------------------
+
+
+def spoiling(vae: VAE, after: int) -> Callable[[], Iterator[Batch]]:
+    """Return an epoch that pushes the weights away at every step after the first `after`."""
+    seen = 0
+
+    def epoch() -> Iterator[Batch]:
+        nonlocal seen
+        for batch in parts(data()):
+            seen += 1
+            if seen > after:
+                vae.posterior.loc.weight.detach().add_(0.5)
+            yield batch
+
+    return epoch
+
+
+def test_the_best_weights_come_back() -> None:
+    schedule = Schedule(120, **PLAIN, patience=120)
+    vae = build()
+    history = train(vae, spoiling(vae, 70), lambda: parts(data(seed=1)), schedule, seeded(0))
+    assert history.validation[-1] < history.best - 1  # the last weights were worse
+    assert evaluate(vae, parts(data(seed=1))) == history.best
+    assert history.best_step == history.step[int(np.argmax(history.validation))] <= 70
+    assert not history.stopped_early
+
+
+@pytest.mark.parametrize("patience", [1, 3, 8])
+def test_patience_counts_evaluations_since_the_best(patience: int) -> None:
+    schedule = Schedule(400, **PLAIN, patience=patience)
+    vae = build()
+    history = train(vae, spoiling(vae, 100), lambda: parts(data(seed=1)), schedule, seeded(0))
+    assert history.stopped_early
+    assert history.step[-1] < 400
+    assert history.step[-1] - history.best_step == patience * schedule.every
+    assert evaluate(vae, parts(data(seed=1))) == history.best
+
+
+def test_best_is_never_below_any_evaluation_and_all_are_recorded() -> None:
+    _, history = fit(steps=100)
+    assert history.best == max(history.validation)
+    assert history.best_step in history.step
+    lengths = {len(v) for v in (history.step, history.train, history.validation, history.beta)}
+    assert lengths == {len(history.step)} == {34}
+    assert history.step == sorted(set(history.step))
+    assert history.step[-1] == 100
+    assert not history.stopped_early
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 39, 40, 41, 99])
+def test_exactly_the_stated_steps_are_taken(steps: int) -> None:
+    taken = 0
+
+    def epoch() -> Iterator[Batch]:
+        nonlocal taken
+        for batch in parts(data()):
+            taken += 1
+            yield batch
+
+    schedule = Schedule(steps, patience=steps)
+    history = train(build(), epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+    assert history.step[-1] == taken == steps
+    assert history.beta[-1] == 1
+
+
+def test_every_evaluation_is_reported() -> None:
+    reported: list[int] = []
+    schedule = Schedule(40, evaluations=8)
+    history = train(
+        build(),
+        lambda: parts(data()),
+        lambda: parts(data(seed=1)),
+        schedule,
+        seeded(0),
+        lambda so_far: reported.append(so_far.step[-1]),
+    )
+    assert reported == history.step == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_speed_is_cells_over_seconds() -> None:
+    _, history = fit(steps=20)
+    assert history.cells_per_second * history.seconds == pytest.approx(20 * 32)
+
+
+# -- the objective ---------------------------------------------------------------------------------
+
+
+@law
+@given(st.integers(1, 3_000_000), st.floats(0, 1))
+def test_beta_reaches_one_at_the_stated_share_of_any_number_of_steps(n: int, share: float) -> None:
+    schedule, reached = Schedule(n, warmup=share), round(share * n)
+    assert schedule.beta(max(reached, 1) - 1) == 1
+    assert schedule.beta(n - 1) == 1
+    assert schedule.beta(0) > 0
+    if reached >= 2:
+        assert schedule.beta(reached - 2) < 1
+        half = schedule.beta(reached // 2)
+        assert half == pytest.approx((reached // 2 + 1) / reached)
+
+
+@law
+@given(st.integers(1, 3000), st.floats(1e-5, 1))
+def test_rate_rises_to_its_peak_and_falls_to_zero(steps: int, peak: float) -> None:
+    schedule = Schedule(steps, peak)
+    rates = [schedule.rate(step) for step in range(0, steps, max(1, steps // 50))]
+    top = schedule.rate(math.ceil(0.3 * steps)) if steps > 1 else peak
+    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
+    assert rates[0] == pytest.approx(0.04 * peak)
+    assert schedule.rate(steps) == pytest.approx(0, abs=1e-12)
+    if steps >= 50:
+        assert top == pytest.approx(peak, rel=0.01)
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.0, 100), (0.1, 100), (0.25, 8), (1.0, 3)])
+def test_the_last_beta_of_a_fit_is_one(share: float, total: int) -> None:
+    _, history = fit(steps=total, warmup=share)
+    assert history.beta[-1] == 1
+    assert history.beta == sorted(history.beta)
+
+
+class Constant(nn.Module):
+    """A likelihood of log p(x | z) = theta * x: the bound and its gradient are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(()))
+        self.modes: list[bool] = []
+
+    def forward(self, z: Tensor, batch: Batch) -> Constant:
+        self.modes.append(self.training)
+        return self
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return (self.theta * x.sum(-1))[None]
+
+
+class Idle(nn.Module):
+    """A posterior whose weights have a gradient, of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, batch: Batch) -> Gaussian:
+        loc = 0 * self.weight[:1].expand(len(batch.x), 1)
+        return Gaussian(loc, torch.ones_like(loc))
+
+
+class Fixed(nn.Module):
+    def __init__(self, loc: float) -> None:
+        super().__init__()
+        self.loc = loc
+
+    def forward(self, batch: Batch) -> Gaussian:
+        loc = torch.full((len(batch.x), 1), self.loc)
+        return Gaussian(loc, torch.ones_like(loc))
+
+
+def constant(kl: float = 0.0) -> VAE:
+    """Return a VAE of elbo(x) = sum x - beta * kl."""
+    return VAE(Fixed(0.0), Fixed(math.sqrt(2 * kl)), Constant())
+
+
+def test_evaluate_is_the_mean_over_cells_not_over_parts() -> None:
+    x = torch.tensor([[1.0], [2.0], [3.0], [10.0]])
+    assert evaluate(constant(), [batch_of(x[:3]), batch_of(x[3:])]) == pytest.approx(4)
+    assert evaluate(constant(kl=1.5), parts(x, 2)) == pytest.approx(2.5)
+
+
+def test_evaluate_uses_the_same_noise_each_time() -> None:
+    vae, x = build(), parts(data())
+    assert evaluate(vae, x) == evaluate(vae, x) != evaluate(vae, x, seed=1)
+
+
+def test_the_trained_bound_is_weighted_and_the_held_out_bound_is_not() -> None:
+    ones = [batch_of(torch.zeros(4, 1))]
+    schedule = Schedule(20, warmup=0.5, evaluations=20, patience=20)
+    history = train(constant(kl=3.0), lambda: ones, lambda: ones, schedule, seeded(0))
+    beta = [min(1, step / 10) for step in range(1, 21)]
+    assert history.beta == pytest.approx(beta)
+    assert history.train == pytest.approx([-3 * b for b in beta], rel=1e-5)
+    assert history.validation == pytest.approx([-3.0] * 20)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 2.0])
+def test_weight_decay_shrinks_the_posterior_alone(decay: float) -> None:
+    vae, zeros = VAE(Fixed(0.0), Idle(), Constant()), [batch_of(torch.zeros(4, 1))]
+    schedule = Schedule(30, learning_rate=0.02, weight_decay=decay)
+    train(vae, lambda: zeros, lambda: zeros, schedule, seeded(0))
+    kept = math.prod(1 - schedule.rate(step) * decay for step in range(30))
+    torch.testing.assert_close(vae.posterior.weight.detach(), torch.full((3,), kept))
+    assert vae.likelihood.theta.item() == 1
+
+
+def test_the_train_entry_is_the_mean_since_the_last_one() -> None:
+    def epoch() -> Iterator[Batch]:
+        for value in (1.0, 2.0, 3.0, 4.0, 5.0, 7.0):
+            yield batch_of(torch.full((2, 1), value))
+
+    schedule = Schedule(6, learning_rate=1e-30, weight_decay=0, evaluations=3)
+    history = train(constant(), epoch, lambda: parts(torch.ones(2, 1)), schedule, seeded(0))
+    assert history.train == pytest.approx([1.5, 3.5, 6.0])
+
+
+def test_the_model_trains_in_train_mode_and_is_judged_and_left_in_eval_mode() -> None:
+    vae, schedule = constant(), Schedule(3, evaluations=3)
+    cells = [batch_of(torch.zeros(4, 1))]
+    train(vae, lambda: cells, lambda: cells, schedule, seeded(0))
+    assert vae.likelihood.modes == [True, False] * 3
+    assert not vae.training
+
+
+def test_epochs_follow_one_another() -> None:
+    started = 0
+
+    def epoch() -> list[int]:
+        nonlocal started
+        started += 1
+        return [started, started]
+
+    batches = endless(epoch)
+    assert [next(batches) for _ in range(5)] == [1, 1, 2, 2, 3]
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_cell_ends_training_with_a_named_step(value: float) -> None:
+    x = data()
+    x[7, 2] = value
+    with pytest.raises(TrainingError, match=r"no longer finite at step 2 .*scvae\.fit\(adata") as e:
+        fit(x=x)
+    assert isinstance(e.value, ScvaeError)
+    assert isinstance(e.value, RuntimeError)
+
+
+def test_a_bound_that_diverges_later_ends_training_then() -> None:
+    def epoch() -> Iterator[Batch]:
+        yield from parts(data())
+        yield batch_of(torch.full((4, G), math.nan))
+
+    schedule = Schedule(40, patience=40)
+    with pytest.raises(TrainingError, match="at step 6 "):
+        train(build(), epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+
+
+def test_non_finite_held_out_cells_are_named_too() -> None:
+    broken = [batch_of(torch.full((4, G), math.nan))]
+    with pytest.raises(TrainingError, match="held-out nan"):
+        train(build(), lambda: parts(data()), lambda: broken, Schedule(4), seeded(0))

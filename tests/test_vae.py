@@ -1,0 +1,341 @@
+"""The engine against a model that can be solved by hand: KL, bounds, terms, and networks.
+
+The linear-Gaussian model z ~ N(0, I), x | z ~ N(Wz + b, s^2 I) with orthogonal columns of W has a
+diagonal posterior and a marginal likelihood in closed form, so that every bound has a known value.
+Where a bound is an expectation over q, it is taken exactly: log p(x | z) is quadratic in z, and the
+2d points loc +- sqrt(d) scale e_i have the mean and the covariance of q.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor, nn
+from torch import distributions as reference
+
+from scvae.core.distributions import Gaussian
+from scvae.core.kl import kl_divergence
+from scvae.core.networks import MLP, inject, linear
+from scvae.core.objectives import elbo, importance_weighted_bound, warmup
+from scvae.core.priors import StandardNormal
+from scvae.core.vae import VAE, Batch, Terms
+
+F64 = torch.float64
+N, G, D = 6, 5, 2
+law = settings(deadline=None, derandomize=True, max_examples=60)
+numbers = st.floats(-3, 3).map(lambda v: round(v, 3))
+vectors = st.lists(numbers, min_size=D, max_size=D)
+
+
+def seeded(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=F64)
+
+
+# -- KL divergence ---------------------------------------------------------------------------------
+
+
+def row(loc: list[float], log_scale: list[float]) -> Gaussian:
+    return Gaussian(torch.tensor(loc, dtype=F64), torch.tensor(log_scale, dtype=F64).exp())
+
+
+@law
+@given(vectors, vectors, vectors, vectors)
+def test_kl_is_torchs_kl_of_normals(a: list, b: list, c: list, d: list) -> None:
+    q, p = row(a, b), row(c, d)
+    normals = (reference.Normal(g.loc, g.scale) for g in (q, p))
+    expected = reference.kl_divergence(*normals).sum().item()
+    assert kl_divergence(q, p).item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@law
+@given(vectors, vectors, vectors, vectors)
+def test_kl_is_zero_if_and_only_if_equal(a: list, b: list, c: list, d: list) -> None:
+    q, p = row(a, b), row(c, d)
+    assert kl_divergence(q, q).item() == 0
+    assert (kl_divergence(q, p).item() > 1e-9) == ((a, b) != (c, d))
+
+
+def test_kl_is_the_mean_log_ratio_of_samples() -> None:
+    q = Gaussian(draw(N, D), draw(N, D, seed=1).mul(0.5).exp())
+    p = Gaussian(draw(N, D, seed=2), draw(N, D, seed=3).mul(0.5).exp())
+    z = q.rsample(torch.Size((50_000,)), generator=seeded(4))
+    ratios = q.log_prob(z) - p.log_prob(z)
+    error = ratios.std(0) / math.sqrt(50_000)
+    assert ((ratios.mean(0) - kl_divergence(q, p)).abs() < 5 * error).all()
+
+
+def test_kl_is_one_number_per_row_and_is_registered_with_torch() -> None:
+    q = Gaussian(draw(7, N, D), torch.ones(D, dtype=F64))
+    p = Gaussian(torch.zeros(D, dtype=F64), torch.ones(D, dtype=F64))
+    assert kl_divergence(q, p).shape == (7, N)
+    torch.testing.assert_close(reference.kl_divergence(q, p), 0.5 * q.loc.square().sum(-1))
+
+
+# -- the linear-Gaussian model ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Linear:
+    """p(z) = N(0, I), p(x | z) = N(Wz + b, s^2 I), with orthogonal columns of W ``(g, d)``."""
+
+    w: Tensor
+    b: Tensor
+    s: float
+
+    @property
+    def marginal(self) -> reference.MultivariateNormal:
+        covariance = self.w @ self.w.T + self.s**2 * torch.eye(len(self.w), dtype=F64)
+        return reference.MultivariateNormal(self.b, covariance)
+
+    def posterior(self, x: Tensor) -> Gaussian:
+        """Return p(z | x): precision I + W'W / s^2, which is diagonal."""
+        precision = 1 + self.w.square().sum(0) / self.s**2
+        loc = (x - self.b) @ self.w / self.s**2 / precision
+        return Gaussian(loc, precision.rsqrt().expand_as(loc))
+
+
+class SigmaPoints(Gaussian):
+    """A Gaussian whose "samples" are the 2d points that share its mean and covariance."""
+
+    def rsample(self, sample_shape: object = None, generator: Generator | None = None) -> Tensor:
+        d = self.loc.shape[-1]
+        signs = torch.cat([torch.eye(d), -torch.eye(d)]).to(self.loc).mul(math.sqrt(d))
+        return self.loc + self.scale * signs.view(2 * d, *[1] * (self.loc.dim() - 1), d)
+
+
+class Likelihood(nn.Module):
+    def __init__(self, model: Linear) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor, batch: Batch) -> Gaussian:
+        return Gaussian(z @ self.model.w.T + self.model.b, torch.tensor(self.model.s, dtype=F64))
+
+
+class Posterior(nn.Module):
+    """The exact posterior, moved by `shift` standard deviations and widened by `stretch`."""
+
+    def __init__(self, model: Linear, kind: type[Gaussian], shift: Tensor, stretch: Tensor) -> None:
+        super().__init__()
+        self.model, self.kind, self.shift, self.stretch = model, kind, shift, stretch
+
+    def forward(self, batch: Batch) -> Gaussian:
+        exact = self.model.posterior(batch.x)
+        return self.kind(exact.loc + self.shift * exact.scale, exact.scale * self.stretch.exp())
+
+
+def linear_model(s: float = 0.7) -> Linear:
+    w = torch.linalg.qr(draw(G, D)).Q * torch.tensor([2.0, 0.5], dtype=F64)
+    return Linear(w, draw(G, seed=1), s)
+
+
+def vae_of(model: Linear, kind: type[Gaussian], shift: Tensor, stretch: Tensor) -> VAE:
+    posterior = Posterior(model, kind, shift, stretch)
+    return VAE(StandardNormal(D).double(), posterior, Likelihood(model))
+
+
+def batch_of(model: Linear, n: int = N) -> Batch:
+    return Batch(model.b + 2 * draw(n, G, seed=5), torch.zeros(n, 0, dtype=F64))
+
+
+ZERO = torch.zeros(D, dtype=F64)
+
+
+@pytest.mark.parametrize("s", [0.05, 0.7, 3.0])
+def test_elbo_at_the_exact_posterior_is_the_log_evidence(s: float) -> None:
+    model = linear_model(s)
+    batch = batch_of(model)
+    terms = vae_of(model, SigmaPoints, ZERO, ZERO).terms(batch)
+    torch.testing.assert_close(elbo(terms), model.marginal.log_prob(batch.x), rtol=1e-11, atol=1e-8)
+
+
+@law
+@given(vectors, vectors)
+def test_elbo_falls_short_by_the_kl_to_the_exact_posterior(shift: list, stretch: list) -> None:
+    model, moved = linear_model(), [torch.tensor(v, dtype=F64) for v in (shift, stretch)]
+    batch = batch_of(model)
+    terms = vae_of(model, SigmaPoints, *moved).terms(batch)
+    gap = model.marginal.log_prob(batch.x) - elbo(terms)
+    expected = kl_divergence(Gaussian(terms.q.loc, terms.q.scale), model.posterior(batch.x))
+    torch.testing.assert_close(gap, expected, rtol=1e-9, atol=1e-8)
+    if any(shift) or any(stretch):
+        assert (gap > 0).all()
+
+
+def test_elbo_is_stationary_at_the_exact_posterior() -> None:
+    model = linear_model()
+    moved = [torch.zeros(D, dtype=F64, requires_grad=True) for _ in range(2)]
+    bound = elbo(vae_of(model, SigmaPoints, *moved).terms(batch_of(model))).sum()
+    for gradient in torch.autograd.grad(bound, moved):
+        torch.testing.assert_close(gradient, ZERO, rtol=0, atol=1e-8)
+
+
+def test_sampled_elbo_agrees_with_the_exact_one() -> None:
+    model, moved = linear_model(), (ZERO + 0.5, ZERO + 0.3)
+    batch, k = batch_of(model), 20_000
+    exact = elbo(vae_of(model, SigmaPoints, *moved).terms(batch))
+    terms = vae_of(model, Gaussian, *moved).terms(batch, samples=k, generator=seeded(0))
+    error = terms.log_px.std(0) / math.sqrt(k)
+    assert ((elbo(terms) - exact).abs() < 5 * error).all()
+    both = terms.log_weight
+    assert ((both.mean(0) - exact).abs() < 5 * both.std(0) / math.sqrt(k)).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 30])
+def test_importance_bound_at_the_exact_posterior_is_the_log_evidence(k: int) -> None:
+    model = linear_model()
+    batch = batch_of(model)
+    terms = vae_of(model, Gaussian, ZERO, ZERO).terms(batch, samples=k, generator=seeded(0))
+    bound = importance_weighted_bound(terms)
+    torch.testing.assert_close(bound, model.marginal.log_prob(batch.x), rtol=0, atol=1e-8)
+
+
+def test_importance_bound_rises_with_k_towards_the_log_evidence() -> None:
+    model, repeats = linear_model(), 4000
+    batch = Batch(batch_of(model, 1).x.expand(repeats, G), torch.zeros(repeats, 0))
+    vae = vae_of(model, Gaussian, ZERO + 0.8, ZERO + 0.4)
+    evidence = model.marginal.log_prob(batch.x[:1]).item()
+    bounds = [
+        importance_weighted_bound(vae.terms(batch, samples=k, generator=seeded(k)))
+        for k in (1, 4, 16, 64)
+    ]
+    means = [bound.mean().item() for bound in bounds]
+    errors = [bound.std().item() / math.sqrt(repeats) for bound in bounds]
+    for lower, higher, error in zip(means[:-1], means[1:], errors[:-1], strict=True):
+        assert higher - lower > 3 * error
+    assert all(m < evidence + 5 * e for m, e in zip(means, errors, strict=True))
+    assert evidence - means[-1] < 0.02 < evidence - means[0]
+
+
+def test_one_importance_sample_is_a_sampled_elbo() -> None:
+    model = linear_model()
+    terms = vae_of(model, Gaussian, ZERO + 0.5, ZERO).terms(batch_of(model), generator=seeded(0))
+    torch.testing.assert_close(importance_weighted_bound(terms), terms.log_weight[0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
+def test_beta_weighs_the_kl_alone(beta: float) -> None:
+    model = linear_model()
+    terms = vae_of(model, Gaussian, ZERO + 0.5, ZERO).terms(batch_of(model), 3, seeded(0))
+    torch.testing.assert_close(elbo(terms, beta), terms.log_px.mean(0) - beta * terms.kl)
+    torch.testing.assert_close(elbo(terms), elbo(terms, 0.0) - terms.kl)
+
+
+# -- terms -----------------------------------------------------------------------------------------
+
+
+def test_terms_have_one_row_per_cell_and_sample() -> None:
+    model = linear_model()
+    terms = vae_of(model, Gaussian, ZERO, ZERO).terms(batch_of(model), 3, seeded(0))
+    assert terms.z.shape == (3, N, D)
+    assert terms.log_px.shape == terms.log_weight.shape == (3, N)
+    assert terms.kl.shape == terms.q.batch_shape == terms.prior.batch_shape == (N,)
+
+
+def test_terms_follow_the_generator_and_spare_the_global_state() -> None:
+    model, before = linear_model(), torch.get_rng_state()
+    vae = vae_of(model, Gaussian, ZERO, ZERO)
+    first, again, other = (vae.terms(batch_of(model), 3, seeded(seed)).z for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_terms_and_batches_are_frozen() -> None:
+    model = linear_model()
+    batch = batch_of(model)
+    terms = vae_of(model, Gaussian, ZERO, ZERO).terms(batch)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        terms.log_px = terms.kl
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.x = batch.s
+    assert isinstance(terms, Terms)
+
+
+def test_standard_normal_is_standard_and_follows_its_module() -> None:
+    batch = batch_of(linear_model())
+    p = StandardNormal(D).double()(batch)
+    assert torch.equal(p.mean, torch.zeros(N, D, dtype=F64))
+    assert torch.equal(p.variance, torch.ones(N, D, dtype=F64))
+    assert StandardNormal(D).state_dict() == {}
+
+
+# -- warm-up ---------------------------------------------------------------------------------------
+
+
+@law
+@given(st.integers(0, 10_000), st.integers(0, 5_000))
+def test_warmup_rises_linearly_to_one_and_stays(step: int, steps: int) -> None:
+    weight = warmup(step, steps)
+    assert 0 < weight <= 1
+    assert (weight == 1) == (step + 1 >= steps)
+    assert warmup(step + 1, steps) >= weight
+    if step + 1 < steps:
+        assert weight == pytest.approx((step + 1) / steps)
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def test_linear_has_its_usual_law_and_spares_the_global_state() -> None:
+    before = torch.get_rng_state()
+    layer = linear(100, 400, seeded(0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(layer.weight, linear(100, 400, seeded(0)).weight)
+    assert layer.weight.abs().max().item() == pytest.approx(0.1, rel=1e-3)
+    assert layer.weight.var().item() == pytest.approx(0.1**2 / 3, rel=0.02)
+    assert layer.bias.abs().max().item() <= 0.1
+    assert layer.weight.requires_grad
+    assert layer.bias.requires_grad
+
+
+def test_inject_appends_the_same_covariates_to_every_sample() -> None:
+    x, s = draw(3, N, 4), draw(N, 2, seed=1)
+    out = inject(x, s)
+    assert out.shape == (3, N, 6)
+    assert torch.equal(out[..., :4], x)
+    assert torch.equal(out[..., 4:], s.expand(3, N, 2))
+    assert inject(x, None) is x
+    assert inject(x, s[:, :0]) is x
+
+
+def mlp(n_layers: int = 2, n_covariates: int = 2) -> MLP:
+    return MLP(4, 8, n_layers, n_covariates=n_covariates, generator=seeded(0)).double()
+
+
+def test_mlp_of_rows_is_that_of_each_row() -> None:
+    net, x, s = mlp(), draw(3, N, 4), draw(N, 2, seed=1)
+    whole = net(x, s)
+    assert whole.shape == (3, N, 8)
+    for k in range(3):
+        for n in range(N):
+            torch.testing.assert_close(whole[k, n], net(x[k, n : n + 1], s[n : n + 1])[0])
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_every_layer_sees_the_covariates(n_layers: int) -> None:
+    net, x, s = mlp(n_layers), draw(N, 4), draw(N, 2, seed=1)
+    assert [layer.in_features for layer in net.layers] == [6] + [10] * (n_layers - 1)
+    for layer in net.layers:
+        kept = layer.weight.detach().clone()
+        before = net(x, s)
+        with torch.no_grad():
+            layer.weight[:, -2:] += 1
+        assert not torch.allclose(net(x, s), before)
+        with torch.no_grad():
+            layer.weight.copy_(kept)
+
+
+def test_mlp_without_covariates_takes_none() -> None:
+    net, x = mlp(n_covariates=0), draw(N, 4)
+    assert torch.equal(net(x), net(x, torch.zeros(N, 0, dtype=F64)))
