@@ -1,0 +1,469 @@
+"""Pictures of an embedding and of a fit, each a matplotlib Figure of its own.
+
+Figures are made without pyplot: no window opens, no backend is chosen, and there is no figure that
+somebody has to close. In a notebook a Figure shows itself when it is the last line of a cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scvae.errors import ConfigError, DataError, FileError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scvae.models.model import Model
+
+__all__ = ["history", "neighbors", "scatter", "umap"]
+
+Legend = Literal["auto", "beside", "on"]
+
+# Okabe and Ito's eight colours (grey for their black), then sixteen that were each chosen to lie as
+# far as possible from all before, as seen with normal vision, without red and without green cones.
+PALETTE = (
+    *("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#7a7a7a"),
+    *("#552400", "#242479", "#79e7ce", "#0000ff", "#245561", "#6186ff", "#86490c", "#4924b6"),
+    *("#31ce86", "#313149", "#92ceff", "#006de7", "#9ee792", "#aa1886", "#00cec2", "#613d31"),
+)
+MISSING = "#d9d9d9"
+DPI = 150
+PANEL = (5.2, 3.9)  # inches; two panels side by side are 1,560 pixels wide
+MOST_COLUMNS = 2
+LEGEND_ROWS, MOST_IN_LEGEND = 18, 54
+SHORT_LABEL, LONGEST_LABEL = 3, 28
+
+
+def umap(
+    adata: AnnData,
+    color: str | Sequence[str] | None = None,
+    *,
+    key: str = "X_scvae",
+    legend: Legend = "auto",
+    recompute: bool = False,
+    seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Draw the UMAP of an embedding, one panel per colour; nothing is written to `adata`.
+
+    ``obsm["X_umap"]`` is drawn where there is one, unless ``uns["neighbors"]`` says that it was
+    made from something else than `key`: a UMAP of principal components must not pass for one of
+    the embedding. Otherwise neighbours and UMAP are computed here.
+
+    Parameters
+    ----------
+    adata
+        Cells with the embedding in ``obsm[key]``.
+    color
+        Columns of ``adata.obs``: categories or numbers. None draws all cells in one colour.
+    key
+        Slot of the embedding.
+    legend
+        "beside" the panel, "on" the clusters, or "auto": on the clusters if no label is longer
+        than three characters, as the numbers of Leiden clusters.
+    recompute
+        Compute neighbours and UMAP even if ``obsm["X_umap"]`` could be drawn.
+    seed
+        Of the neighbours and the UMAP.
+    path
+        File to save to, whole or not at all; the suffix chooses the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Its ``axes`` are the panels, in the order of `color`.
+
+    Raises
+    ------
+    DataError
+        If a column or the embedding is missing.
+    ConfigError
+        If the suffix of `path` is not a format that matplotlib writes.
+    FileError
+        If `path` cannot be written.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=100, n_genes=30)
+    >>> adata.obsm["X_umap"] = adata.obsm["z"][:, :2]
+    >>> figure = scvae.plot.umap(adata, ["cell_type", "batch"])
+    >>> [ax.get_title() for ax in figure.axes]
+    ['cell_type', 'batch']
+    """
+    names = [color] if isinstance(color, str) else list(color or [])
+    check_columns(adata, names, "color")
+    if path is not None:
+        check_picture(path)
+    points = _layout(adata, key, recompute, seed)
+    figure, axes = _panels(max(1, len(names)))
+    if not names:
+        scatter(axes[0], points, title=f"UMAP of {key}")
+    for ax, name in zip(axes, names, strict=False):
+        scatter(ax, points, adata.obs[name], title=name, legend=legend)
+    _save(figure, path)
+    return figure
+
+
+def scatter(
+    ax: Axes,
+    points: np.ndarray,
+    values: pd.Series | np.ndarray | None = None,
+    *,
+    title: str = "",
+    legend: Legend = "auto",
+) -> Axes:
+    """Draw cells as points on `ax`, coloured by categories or numbers.
+
+    Points are drawn in random order, so that no category hides another by being drawn last.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw on.
+    points
+        Positions, ``(n, 2)``.
+    values
+        A category (strings, booleans, categorical) or a number per cell; missing ones are grey.
+    title
+        Written above.
+    legend
+        As in `umap`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The same axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> from scvae import plot
+    >>> ax = plot.scatter(Figure().subplots(), np.eye(3, 2), np.array(["a", "b", "a"]))
+    >>> [text.get_text() for text in ax.texts]
+    ['a', 'b']
+    """
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_box_aspect(1)
+    ax.spines[:].set_color(MISSING)
+    if values is None:
+        _draw(ax, points, np.full(len(points), PALETTE[0]))
+        return ax
+    series = pd.Series(values)
+    if _is_number(series):
+        _draw_numbers(ax, points, series.to_numpy(dtype=np.float64))
+    else:
+        _draw_categories(ax, points, _categorical(series), legend)
+    return ax
+
+
+def history(model: Model, *, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draw the ELBO of training and held-out cells against the step, and mark the kept weights.
+
+    Parameters
+    ----------
+    model
+        A fitted or loaded model.
+    path
+        File to save to, whole or not at all; the suffix chooses the format.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With one panel.
+
+    Raises
+    ------
+    DataError
+        If the model does not know how it was trained.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=100, n_genes=30)
+    >>> model = scvae.fit(adata, max_steps=20, progress=False)
+    >>> scvae.plot.history(model).axes[0].get_xlabel()
+    'training step'
+    """
+    from matplotlib.figure import Figure
+
+    if path is not None:
+        check_picture(path)
+    figure = Figure(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")
+    _draw_history(figure.subplots(), _history_of(model))
+    _save(figure, path)
+    return figure
+
+
+def neighbors(adata: AnnData, key: str = "X_scvae", *, seed: int = 0) -> AnnData:
+    """Return a copy of ``obs`` and ``obsm[key]`` alone, with the neighbour graph of the embedding.
+
+    For `sc.tl.umap` and `sc.tl.leiden` without a trace in `adata`, whose counts are not copied.
+
+    Parameters
+    ----------
+    adata
+        Cells with the embedding in ``obsm[key]``.
+    key
+        Slot of the embedding.
+    seed
+        Of the neighbour search.
+
+    Raises
+    ------
+    DataError
+        If there is no such embedding.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=100, n_genes=30)
+    >>> scvae.plot.neighbors(adata, "z").obsp["connectivities"].shape
+    (100, 100)
+    """
+    if key not in adata.obsm:
+        held = ", ".join(map(repr, adata.obsm)) or "nothing"
+        raise DataError(
+            f"adata.obsm has no {key!r}; it holds: {held}. scvae.fit(adata) writes 'X_scvae'."
+        )
+    import scanpy as sc
+    from anndata import AnnData
+
+    light = AnnData(obs=adata.obs.copy(), obsm={key: np.array(adata.obsm[key])})
+    sc.pp.neighbors(light, use_rep=key, n_neighbors=min(15, light.n_obs - 1), random_state=seed)
+    return light
+
+
+# -- what is drawn -----------------------------------------------------------------------------
+
+
+def check_columns(adata: AnnData, names: Sequence[str], role: str) -> None:
+    """Raise a DataError for the first name that is not a column of adata.obs."""
+    held = [str(name) for name in adata.obs.columns]
+    for name in names:
+        if name not in held:
+            near = get_close_matches(name, held, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it holds: {', '.join(held)}."
+            raise DataError(f"adata.obs has no column {name!r} (given as {role}); {hint}")
+
+
+def _layout(adata: AnnData, key: str, recompute: bool, seed: int) -> np.ndarray:
+    """Return the positions to draw, ``(n, 2)``."""
+    if recompute or not _has_umap_of(adata, key):
+        adata = lay_out(neighbors(adata, key, seed=seed), seed=seed)
+    return np.asarray(adata.obsm["X_umap"])[:, :2]
+
+
+def lay_out(graph: AnnData, *, seed: int = 0) -> AnnData:
+    """Write ``obsm["X_umap"]`` to what `neighbors` returned, and return it."""
+    import scanpy as sc
+
+    # The spectral start needs more cells than it has dimensions, by some margin.
+    start = "spectral" if graph.n_obs > 15 else "random"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap-learn: a seed means one thread, which is meant
+        sc.tl.umap(graph, init_pos=start, random_state=seed)
+    return graph
+
+
+def _has_umap_of(adata: AnnData, key: str) -> bool:
+    if "X_umap" not in adata.obsm:
+        return False
+    made = adata.uns.get("neighbors")
+    return made is None or made.get("params", {}).get("use_rep") == key
+
+
+def _is_number(values: pd.Series) -> bool:
+    types = pd.api.types
+    return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
+
+
+def _categorical(values: pd.Series) -> pd.Categorical:
+    """Return categories as strings, those without cells left out, in the order they came in."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(str).where(values.notna()).astype("category")
+    used = values.cat.remove_unused_categories()
+    return pd.Categorical(used.cat.rename_categories(str))
+
+
+# -- how it is drawn -----------------------------------------------------------------------------
+
+
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(n, MOST_COLUMNS)
+    rows = math.ceil(n / columns)
+    size = (PANEL[0] * columns, PANEL[1] * rows)
+    figure = Figure(figsize=size, dpi=DPI, layout="compressed")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[n:]:
+        unused.remove()
+    return figure, axes[:n]
+
+
+def _draw(ax: Axes, points: np.ndarray, colors: np.ndarray, **how: Any) -> Any:
+    order = np.random.default_rng(0).permutation(len(points))
+    size = float(np.clip(18_000 / max(1, len(points)), 0.5, 40))
+    x, y = points[order, 0], points[order, 1]
+    return ax.scatter(x, y, s=size, c=colors[order], linewidths=0, rasterized=True, **how)
+
+
+def _draw_numbers(ax: Axes, points: np.ndarray, values: np.ndarray) -> None:
+    from matplotlib import colormaps
+
+    how = {"cmap": colormaps["viridis"].with_extremes(bad=MISSING), "plotnonfinite": True}
+    drawn = _draw(ax, points, np.ma.masked_invalid(values), **how)
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.2, 0.035, 0.6)))
+    bar.outline.set_visible(False)
+
+
+def _draw_categories(ax: Axes, points: np.ndarray, values: pd.Categorical, legend: Legend) -> None:
+    labels = list(values.categories)
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(labels))]
+    _draw(ax, points, np.array([*colors, MISSING])[values.codes])  # code -1 takes the last
+    if (values.codes < 0).any():
+        labels, colors = [*labels, "missing"], [*colors, MISSING]
+    short = max(map(len, labels), default=0) <= SHORT_LABEL
+    if legend == "on" or (legend == "auto" and short):
+        _label_clusters(ax, points, values)
+    elif len(labels) <= MOST_IN_LEGEND:
+        _legend_beside(ax, labels, colors)
+    else:
+        ax.set_title(f"{ax.get_title()} ({len(labels)} categories)")
+
+
+def _label_clusters(ax: Axes, points: np.ndarray, values: pd.Categorical) -> None:
+    """Write every category over its middle cell (the mean may lie outside of a bow)."""
+    from matplotlib.patheffects import withStroke
+
+    outline = [withStroke(linewidth=2.5, foreground="white", alpha=0.9)]
+    for code, label in enumerate(values.categories):
+        own = points[values.codes == code]
+        middle = own[((own - np.median(own, axis=0)) ** 2).sum(axis=1).argmin()]
+        bulk = np.subtract(*np.percentile(own, (90, 10), axis=0)).max()
+        hidden = bulk < 0.04 * np.ptp(points, axis=0).max()
+        ax.annotate(
+            label,
+            (middle[0], middle[1]),
+            xytext=(0, 9 if hidden else 0),  # a label as large as its cells goes above them
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9 if len(label) <= SHORT_LABEL else 7,
+            fontweight="bold",
+            path_effects=outline,
+        )
+
+
+def _legend_beside(ax: Axes, labels: list[str], colors: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=6, color=color, label=_short(label))
+        for label, color in zip(labels, colors, strict=True)
+    ]
+    ax.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        ncols=math.ceil(len(labels) / LEGEND_ROWS),
+        frameon=False,
+        fontsize=9,
+        handletextpad=0.2,
+        columnspacing=0.8,
+        borderaxespad=0.2,
+    )
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+
+
+def _history_of(model: Model) -> dict[str, Any]:
+    held: dict[str, Any] = model.summary.get("history", {})
+    if not held.get("step"):
+        raise DataError("This model holds no training history; scvae.fit records one.")
+    return held
+
+
+def _draw_history(ax: Axes, held: dict[str, Any]) -> None:
+    step, kept = held["step"], held["best_step"]
+    best = held["validation"][step.index(kept)]
+    ax.plot(step, held["train"], color=PALETTE[4], label="training cells")
+    ax.plot(step, held["validation"], color=PALETTE[0], linewidth=2, label="held-out cells")
+    ax.axvline(kept, color=PALETTE[7], linewidth=0.8, linestyle=":")
+    kept_label = f"kept: step {kept:,}, {best:,.1f}".replace("-", "−")
+    ax.plot(kept, best, "o", color=PALETTE[1], label=kept_label)
+    ax.set(xlabel="training step", ylabel="ELBO (nats per cell)", ylim=_window(held))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower right", framealpha=1, edgecolor="none")
+
+
+def _window(held: dict[str, Any]) -> tuple[float, float]:
+    """Return limits of the ELBO that show the later, flat part: the first climb would hide it."""
+    both = np.array([held["train"], held["validation"]])
+    after = both[:, both.shape[1] // 10 :]
+    margin = 0.08 * max(float(np.ptp(after)), 1e-3)
+    return float(after.min()) - margin, float(both.max()) + margin
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Raise a ConfigError if matplotlib writes no pictures with the suffix of `path`."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.lower().lstrip(".") not in known:
+        raise ConfigError(
+            f"{path} is not the name of a picture; end it with .png, .pdf, .svg or .jpg."
+        )
+
+
+def _save(figure: Figure, path: str | os.PathLike[str] | None) -> None:
+    if path is None:
+        return
+    with replacing(path) as draft:
+        kind = Path(path).suffix.lower().lstrip(".")
+        figure.savefig(draft, format=kind, dpi=DPI, bbox_inches="tight", pad_inches=0.1)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `path`; what is written there takes its place, or is gone on failure.
+
+    Raises
+    ------
+    FileError
+        If nothing can be written there.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()

@@ -1,0 +1,323 @@
+"""Pictures: what is drawn is what was given, nothing else is touched, files are whole or absent."""
+
+import os
+import stat
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import scvae
+from scvae import plot
+from scvae.errors import ConfigError, DataError, FileError
+
+HISTORY = {
+    "step": [10, 20, 30, 40],
+    "train": [-90.0, -60.0, -50.0, -45.0],
+    "validation": [-95.0, -70.0, -62.0, -63.0],
+    "best_step": 30,
+}
+
+
+@pytest.fixture
+def adata():
+    """Return cells with an embedding and a UMAP that are easy to tell from computed ones."""
+    adata = scvae.simulate(n_cells=120, n_genes=20, n_types=3)
+    adata.obsm["X_scvae"] = adata.obsm["z"]
+    adata.obsm["X_umap"] = adata.obsm["z"][:, :2] * 100
+    return adata
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def drawn(axes):
+    """Return positions and colours of the points, in the order in which they are drawn."""
+    points = axes.collections[0]
+    offsets = points.get_offsets()
+    assert not np.ma.getmaskarray(offsets).any()  # a masked point is not drawn
+    return np.asarray(offsets), points.get_facecolors()
+
+
+def in_order_of(points, axes):
+    """Return the colour of every given point."""
+    offsets, colors = drawn(axes)
+    nearest = ((points[:, None] - offsets[None]) ** 2).sum(-1).argmin(1)
+    assert np.allclose(offsets[nearest], points)
+    assert sorted(nearest) == list(range(len(points)))
+    return colors[nearest]
+
+
+# -- umap ----------------------------------------------------------------------------------------
+
+
+def test_umap_has_one_titled_panel_a_colour(adata):
+    figure = plot.umap(adata, ["cell_type", "library_size", "batch"])
+    assert isinstance(figure, Figure)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["cell_type", "library_size", "batch"]
+    for axes in panels:
+        assert isinstance(axes, Axes)
+        assert axes.get_aspect() == 1.0
+        assert not len(axes.get_xticks())
+        assert not len(axes.get_yticks())
+
+
+def test_umap_draws_what_is_there(adata):
+    axes = plot.umap(adata, "batch").axes[0]
+    in_order_of(adata.obsm["X_umap"], axes)
+
+
+def test_umap_without_a_colour_draws_every_cell(adata):
+    (axes,) = plot.umap(adata).axes
+    assert len(drawn(axes)[0]) == adata.n_obs
+    assert axes.get_title() == "UMAP of X_scvae"
+
+
+@pytest.mark.parametrize("reason", ["absent", "of another embedding", "asked for"])
+def test_umap_computes_without_a_trace(adata, reason):
+    if reason == "absent":
+        del adata.obsm["X_umap"]
+    if reason == "of another embedding":  # scanpy leaves use_rep out where it took X_pca
+        adata.uns["neighbors"] = {"params": {"n_neighbors": 15}}
+    before = adata.copy()
+    figure = plot.umap(adata, "cell_type", recompute=reason == "asked for")
+    offsets, _ = drawn(figure.axes[0])
+    assert offsets.shape == (120, 2)
+    assert np.ptp(offsets) < 80  # the stored layout is over 300 wide
+    assert (adata.X != before.X).nnz == 0
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+    for slot in ("obsm", "obsp", "uns", "layers", "varm"):
+        assert sorted(getattr(adata, slot)) == sorted(getattr(before, slot))
+
+
+def test_umap_of_the_embedding_is_not_computed_again(adata, monkeypatch):
+    adata.uns["neighbors"] = {"params": {"use_rep": "X_scvae"}}
+    monkeypatch.setattr(plot, "neighbors", None)
+    in_order_of(adata.obsm["X_umap"], plot.umap(adata, "batch").axes[0])
+
+
+def test_umap_of_few_cells(adata):
+    few = adata[:10].copy()
+    del few.obsm["X_umap"]
+    offsets, _ = drawn(plot.umap(few, "batch").axes[0])
+    assert np.isfinite(offsets).all()
+    assert offsets.shape == (10, 2)
+
+
+def test_umap_writes_a_picture(adata, tmp_path):
+    path = tmp_path / "cells.png"
+    plot.umap(adata, ["cell_type", "library_size"], path=path)
+    pixels = imread(path)[..., :3]
+    assert 1_000 < pixels.shape[1] <= 1_600
+    colours = np.unique((pixels.reshape(-1, 3) * 255).astype(int), axis=0)
+    assert len(colours) > 100  # an anti-aliased picture of three types and a colour scale
+    assert (pixels < 0.9).any(axis=-1).mean() > 0.01
+    assert os.listdir(tmp_path) == ["cells.png"]
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "jpg"])
+def test_umap_writes_other_formats(adata, tmp_path, suffix):
+    start = {"pdf": b"%PDF", "svg": b"<?xml", "jpg": b"\xff\xd8"}[suffix]
+    path = tmp_path / f"cells.{suffix}"
+    plot.umap(adata, "batch", path=path)
+    assert path.read_bytes().startswith(start)
+
+
+def test_errors_come_before_the_work(adata, tmp_path, monkeypatch):
+    del adata.obsm["X_umap"]
+    monkeypatch.setattr(plot, "neighbors", None)
+    with pytest.raises(DataError, match=r"no column 'cell_typ' .*did you mean 'cell_type'\?"):
+        plot.umap(adata, "cell_typ")
+    with pytest.raises(ConfigError, match=r"cells\.h5ad is not the name of a picture"):
+        plot.umap(adata, "batch", path=tmp_path / "cells.h5ad")
+
+
+def test_a_missing_embedding_is_named(adata):
+    del adata.obsm["X_umap"]
+    with pytest.raises(DataError, match=r"no 'X_other'; it holds: 'z', 'X_scvae'\."):
+        plot.umap(adata, "batch", key="X_other")
+
+
+def test_nothing_is_left_where_a_picture_cannot_be_written(adata, tmp_path):
+    with pytest.raises(FileError, match="cannot be written"):
+        plot.umap(adata, "batch", path=tmp_path / "absent" / "cells.png")
+    assert os.listdir(tmp_path) == []
+
+
+# -- scatter -------------------------------------------------------------------------------------
+
+
+def test_every_point_has_the_colour_of_its_category(ax):
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    labels = np.array(["long name", "other name", "third name"])[np.arange(200) % 3]
+    assert plot.scatter(ax, points, labels) is ax
+    expected = [to_rgba(plot.PALETTE[i % 3]) for i in range(200)]
+    np.testing.assert_allclose(in_order_of(points, ax), expected)
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == sorted(set(labels))
+    handles = [to_rgba(handle.get_color()) for handle in legend.legend_handles]
+    assert handles == [to_rgba(color) for color in plot.PALETTE[:3]]
+
+
+def test_points_are_not_drawn_category_by_category(ax):
+    points = np.random.default_rng(0).normal(size=(400, 2))
+    plot.scatter(ax, points, np.repeat(["a", "b"], 200))
+    _, colors = drawn(ax)
+    changes = (colors[1:] != colors[:-1]).any(axis=1).sum()
+    assert changes > 100  # 1 if drawn in order, 200 expected in random order
+
+
+def test_categories_keep_their_order_and_drop_the_unused(ax):
+    values = pd.Categorical(["low", "high"], categories=["low", "middle", "high"])
+    plot.scatter(ax, np.eye(2), pd.Series(values), legend="beside")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low", "high"]
+
+
+def test_missing_categories_are_grey_and_named(ax):
+    plot.scatter(ax, np.eye(3, 2), pd.Series(["type one", None, "type one"]))
+    colors = in_order_of(np.eye(3, 2), ax)
+    np.testing.assert_allclose(colors[1], to_rgba(plot.MISSING))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["type one", "missing"]
+
+
+def test_numbers_have_a_scale_and_missing_ones_are_grey(ax):
+    plot.scatter(ax, np.eye(3, 2), np.array([1.0, np.nan, 5.0]))
+    ax.collections[0].update_scalarmappable()  # what a renderer asks for
+    assert ax.collections[0].get_clim() == (1.0, 5.0)
+    assert len(ax.child_axes) == 1
+    np.testing.assert_allclose(in_order_of(np.eye(3, 2), ax)[1], to_rgba(plot.MISSING))
+
+
+def test_booleans_are_categories(ax):
+    plot.scatter(ax, np.eye(2), np.array([True, False]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["False", "True"]
+
+
+def test_short_labels_are_written_on_a_cell_of_theirs(ax):
+    angle = np.linspace(0, np.pi, 50)
+    bow = np.column_stack([np.cos(angle), np.sin(angle)])
+    points = np.vstack([bow, bow + 5])
+    plot.scatter(ax, points, np.repeat(["0", "1"], 50))
+    assert ax.get_legend() is None
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+    assert (np.abs(bow - np.array(ax.texts[0].xy)).sum(axis=1) < 1e-9).any()
+
+
+def test_labels_go_where_they_are_asked_to(ax):
+    plot.scatter(ax, np.eye(2), np.array(["a long name", "b"]), legend="on")
+    assert ax.get_legend() is None
+    assert len(ax.texts) == 2
+
+
+def test_many_categories_are_counted_instead_of_listed(ax):
+    labels = np.array([f"sample {i}" for i in range(200)])
+    plot.scatter(ax, np.random.default_rng(0).normal(size=(200, 2)), labels, title="sample")
+    assert ax.get_legend() is None
+    assert ax.get_title() == "sample (200 categories)"
+
+
+def test_points_shrink_with_their_number():
+    sizes = []
+    for n in (100, 5_000, 100_000):
+        ax = Figure().subplots()
+        plot.scatter(ax, np.zeros((n, 2)))
+        sizes.append(ax.collections[0].get_sizes()[0])
+    assert sizes[0] > sizes[1] > sizes[2] >= 0.5
+
+
+def test_colours_are_distinct():
+    assert len(set(plot.PALETTE)) == len(plot.PALETTE) == 24
+    assert plot.MISSING not in plot.PALETTE
+
+
+# -- history -------------------------------------------------------------------------------------
+
+
+def test_history_shows_both_curves_and_the_kept_step(tmp_path):
+    path = tmp_path / "history.png"
+    (axes,) = plot.history(SimpleNamespace(summary={"history": HISTORY}), path=path).axes
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY["train"])
+    np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY["step"])
+    np.testing.assert_array_equal(lines["held-out cells"][:, 1], HISTORY["validation"])
+    np.testing.assert_array_equal(lines["kept: step 30, −62.0"], [[30, -62.0]])
+    assert axes.get_ylabel() == "ELBO (nats per cell)"
+    assert axes.get_xlabel() == "training step"
+    assert imread(path).std() > 0.05
+
+
+def test_history_of_a_fit_and_of_the_same_model_loaded(adata, tmp_path):
+    model = scvae.fit(adata, max_steps=20, progress=False)
+    model.save(tmp_path / "m.scvae")
+    for one in (model, scvae.load(tmp_path / "m.scvae")):
+        (axes,) = plot.history(one).axes
+        kept = axes.lines[-1].get_xydata()[0]
+        assert kept[1] == pytest.approx(model.summary["elbo_held_out"])
+        low, high = axes.get_ylim()
+        assert low < kept[1] < high
+
+
+def test_a_model_without_history_says_so():
+    with pytest.raises(DataError, match="no training history"):
+        plot.history(SimpleNamespace(summary={}))
+
+
+# -- files and state -----------------------------------------------------------------------------
+
+
+def test_pyplot_learns_of_no_figure(adata):
+    plot.umap(adata, "batch")
+    plot.history(SimpleNamespace(summary={"history": HISTORY}))
+    assert pyplot.get_fignums() == []
+
+
+def test_importing_and_drawing_need_no_pyplot():
+    code = (
+        "import sys, numpy; from scvae import plot\n"
+        "assert not {'matplotlib', 'scanpy', 'torch'} & set(sys.modules)\n"
+        "from matplotlib.figure import Figure\n"
+        "plot.scatter(Figure().subplots(), numpy.eye(2), numpy.array(['a', 'b']))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failed_draft_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail():
+        with plot.replacing(path) as draft:
+            draft.write_text("half of the ne")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
+def test_a_finished_draft_takes_the_place_of_what_a_link_names(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    with plot.replacing(tmp_path / "link") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
