@@ -14,7 +14,7 @@ def linear(n_in: int, n_out: int, generator: Generator | None = None) -> nn.Line
 
     Drawn from `generator`, so that building a network leaves torch's global random state alone.
     """
-    layer = skip_init(nn.Linear, n_in, n_out)
+    layer = skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     bound = 1 / math.sqrt(n_in)
     with torch.no_grad():
         for parameter in (layer.weight, layer.bias):
@@ -59,7 +59,9 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(
             linear(width + n_covariates, n_hidden, generator) for width in widths[:-1]
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden) for _ in self.layers)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(n_hidden, dtype=torch.float32) for _ in self.layers
+        )
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
         for layer, norm in zip(self.layers, self.norms, strict=True):

@@ -58,6 +58,6 @@ class Counts:
         ends = length.cumsum(0)
         row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         entry = torch.arange(row.shape[0], device=rows.device) + (start - (ends - length))[row]
-        out = torch.zeros(len(rows) * self.n_genes, device=rows.device)
+        out = torch.zeros(len(rows) * self.n_genes, dtype=torch.float32, device=rows.device)
         out[row * self.n_genes + self.indices[entry]] = self.values[entry].float()
         return out.view(len(rows), self.n_genes)

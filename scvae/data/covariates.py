@@ -15,6 +15,8 @@ from scvae.errors import DataError
 
 def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
     """Return adata.obs[name] without missing values, or say what is there instead."""
+    if not isinstance(name, str):
+        raise DataError(f"{role}={name!r} must be the name of one column of adata.obs.")
     if name not in obs:
         near = get_close_matches(str(name), [str(c) for c in obs.columns], n=1)
         hint = f"did you mean {role}={near[0]!r}?" if near else f"it holds: {list(obs.columns)}."
@@ -33,10 +35,17 @@ def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
     return values
 
 
+def _names(values: pd.Series) -> pd.Series:
+    """Return categories as strings; whole floats as whole numbers, which they are elsewhere."""
+    if pd.api.types.is_float_dtype(values.dtype) and (values == values.round()).all():
+        values = values.astype(np.int64)
+    return values.astype(str)
+
+
 def _codes(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarray:
-    codes = pd.Categorical(values.astype(str), categories=list(categories)).codes
+    codes = pd.Categorical(_names(values), categories=list(categories)).codes
     if (codes < 0).any():
-        unknown = sorted(set(values.astype(str)) - set(categories))
+        unknown = sorted(set(_names(values)) - set(categories))
         raise DataError(
             f"adata.obs[{name!r}] has {len(unknown)} categories that the model was not fitted on: "
             f"{unknown[:5]}. It knows {list(categories)[:10]}. Map them to known ones, "
@@ -124,10 +133,10 @@ def _finite(values: pd.Series, name: str) -> np.ndarray:
 
 
 def _categories(values: pd.Series, name: str, role: str) -> list[str]:
-    present = values.astype(str)
+    present = _names(values)
     if isinstance(values.dtype, pd.CategoricalDtype):
-        seen = set(present)
-        categories = list(dict.fromkeys(str(c) for c in values.cat.categories if str(c) in seen))
+        ordered = _names(pd.Series(values.cat.categories))
+        categories = [name for name in dict.fromkeys(ordered) if (present == name).any()]
     else:
         categories = sorted(present.unique())
     if len(categories) < 2:
@@ -139,10 +148,10 @@ def _categories(values: pd.Series, name: str, role: str) -> list[str]:
 
 
 def _check_batch_sizes(values: pd.Series, name: str) -> None:
-    sizes = values.astype(str).value_counts()
+    sizes = _names(values).value_counts()
     single = sorted(sizes.index[sizes == 1])
     if single:
-        one = values[values.astype(str) == single[0]].tolist()[0]
+        one = values[_names(values) == single[0]].tolist()[0]
         raise DataError(
             f"adata.obs[{name!r}] has {len(single)} batches with one cell (first: {single[0]!r}); "
             "a batch effect cannot be learned from one cell. Merge or drop them: "

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def check_unique(adata: AnnData) -> None:
-    """Raise if gene names repeat: genes are matched by name."""
+    """Raise if `adata` is no AnnData, or gene names repeat: genes are matched by name."""
+    if not hasattr(adata, "var_names") or not hasattr(adata, "obs_names"):
+        raise DataError(
+            f"adata is a {type(adata).__name__}; an AnnData is needed: "
+            "adata = anndata.AnnData(counts), or anndata.read_h5ad(path)"
+        )
     if adata.var_names.is_unique:
         return
     repeated = adata.var_names[adata.var_names.duplicated()]

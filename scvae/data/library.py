@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,14 @@ def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.
     _check_empty(adata, sums)
     if source in FROM_COUNTS:
         return sums
+    if source not in adata.obs:
+        known = [*FROM_COUNTS, *map(str, adata.obs.columns)]
+        near = get_close_matches(source, known, n=1)
+        hint = f"; did you mean library_size={near[0]!r}?" if near else "."
+        raise DataError(
+            f"adata.obs has no column {source!r} (given as library_size){hint} "
+            f"It takes one of {known}."
+        )
     values = column(adata.obs, source, "library_size")
     totals = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(totals) & (totals >= sums * (1 - 1e-6)))

@@ -140,7 +140,8 @@ def _not_counts(adata: AnnData, layer: str | None, fault: Fault, call: str) -> D
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
         )
     if layer is not None and _holds_counts(adata.X):
-        return DataError(f"{problem}; adata.X holds some: {call}).")
+        remedy = f"{call})" if call.startswith("scvae.fit") else f"{where_named(layer)} = adata.X"
+        return DataError(f"{problem}; adata.X holds some: {remedy}.")
     if adata.raw is not None and _holds_counts(adata.raw.X):
         return DataError(
             f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then scvae.fit(adata)."

@@ -47,14 +47,16 @@ def linear_axes(z: Tensor, expression: Tensor) -> Tensor:
         In units such that the embedding's squared distances are squared distances of expression per
         gene. The sign of each axis makes its largest entry positive.
     """
-    centred = (z - z.mean(0)).cpu()  # only the CPU's solver takes latents without variance
-    target = (expression - expression.mean(0)).cpu()
-    # The default driver is not reproducible: it gave different last digits on equal input.
-    slope = torch.linalg.lstsq(centred, target, driver="gelsd").solution  # (d, g)
+    # On the CPU, whose solver takes latents without variance, and by "gelsd": the default driver
+    # gave different last digits on equal input.
+    centred = (z - z.mean(0)).cpu().double()
+    width = centred.std(0).clamp(min=1e-12)
+    target = (expression - expression.mean(0)).cpu().double()
+    slope = torch.linalg.lstsq(centred / width, target, driver="gelsd").solution / width[:, None]
     variances, directions = torch.linalg.eigh(slope @ slope.T / expression.shape[1])
     axes = directions.flip(1) * variances.flip(0).clamp(min=0).sqrt()
     largest = axes.abs().argmax(0)
-    return axes * axes.gather(0, largest[None]).sign()
+    return (axes * axes.gather(0, largest[None]).sign()).to(z.dtype).contiguous()
 
 
 def _deviation(cells: Cells) -> Tensor:
@@ -71,7 +73,9 @@ def expression_axes(vae: VAE, dataset: Dataset, rows: Tensor, generator: Generat
     """
     decoder = vae.likelihood
     assert isinstance(decoder, Decoder)
-    cells = dataset.cells(rows[: max(MOST_VALUES // decoder.a.n_genes, 10 * decoder.a.n_latent)])
+    most = max(MOST_VALUES // decoder.a.n_genes, 10 * decoder.a.n_latent)
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    cells = dataset.cells(rows[order[:most].to(rows.device)])
     z = vae.encode(cells).rsample(generator=generator)
     batches = range(decoder.a.n_batches) if decoder.a.n_batches > 1 else ()
     phi = torch.log1p(PER * decoder.expression(z, cells.s, batches))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.data.cells import Dataset
 from scvae.data.covariates import Covariates, column, learn_covariates
-from scvae.data.genes import choose_genes
+from scvae.data.genes import check_unique, choose_genes
 from scvae.data.library import FROM_COUNTS, library_sizes
 from scvae.data.source import read_counts
 from scvae.errors import ConfigError, DataError
@@ -160,7 +162,12 @@ def fit(
     """
     _check_choice("likelihood", likelihood, get_args(Likelihood))
     _check_choice("dispersion", dispersion, get_args(Dispersion))
-    _check_positive(n_latent=n_latent, n_hidden=n_hidden, n_layers=n_layers)
+    n_latent = _count(n_latent=n_latent)
+    n_hidden = _count(n_hidden=n_hidden)
+    n_layers = _count(n_layers=n_layers)
+    seed = int(seed)
+    if not isinstance(key_added, str):
+        raise ConfigError(f"key_added={key_added!r}, but it must be a name: key_added='X_scvae'")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
     chosen = pick_device(device)
@@ -218,6 +225,12 @@ def _prepare(
     genes: str | Sequence[str] | None,
     library_size: str,
 ) -> Prepared:
+    check_unique(adata)
+    if adata.isbacked and adata.is_view:
+        raise DataError(
+            "adata is a view of a file, which cannot take an embedding. "
+            "Bring it to memory: adata = adata.to_memory()"
+        )
     if adata.n_obs < FEWEST_CELLS:
         raise DataError(f"adata has {adata.n_obs} cells; a fit needs at least {FEWEST_CELLS}.")
     if adata.n_vars < 2:
@@ -258,10 +271,16 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         )
 
 
-def _check_positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value}, but it must be at least 1.")
+def _count(**named: int) -> int:
+    """Return the one value given as an int of Python's, if it is whole and at least 1."""
+    ((name, value),) = named.items()
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}={value}, but it must be a whole number.") from None
+    if whole < 1:
+        raise ConfigError(f"{name}={value}, but it must be at least 1.")
+    return whole
 
 
 # -- choices ---------------------------------------------------------------------------------
@@ -289,7 +308,7 @@ def _marked(adata: AnnData, name: str) -> np.ndarray:
     if marked.dtype != bool or not 0 < marked.sum() <= len(marked) - 2:
         raise DataError(
             f"adata.obs[{name!r}] (given as validation) must be boolean, with at least one cell "
-            f"held out and two to train on; it is {marked.dtype} with {np.unique(marked)[:3]}."
+            f"held out and two to train on; it is {marked.dtype} with {pd.unique(marked)[:3]}."
         )
     return marked
 
@@ -297,6 +316,7 @@ def _marked(adata: AnnData, name: str) -> np.ndarray:
 def _batch_size(asked: int | None, n_train: int) -> int:
     if asked is None:
         return min(128, n_train)
+    asked = _count(batch_size=asked)
     if asked < 2:
         raise ConfigError(f"batch_size={asked}, but it must be at least 2: batch_size=128")
     if asked > n_train:
@@ -312,7 +332,8 @@ def _schedule(
 ) -> Schedule:
     if max_steps is None:
         max_steps = round(min(MOST_STEPS, max(FEWEST_STEPS, EPOCHS * n_train / size)))
-    _check_positive(max_steps=max_steps)
+    max_steps = _count(max_steps=max_steps)
+    learning_rate = float(learning_rate)
     if not 0 < learning_rate < math.inf:
         raise ConfigError(
             f"learning_rate={learning_rate}, but it must be positive: learning_rate=2e-3"

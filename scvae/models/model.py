@@ -23,7 +23,15 @@ from scvae.data.library import library_sizes
 from scvae.data.source import read_counts
 from scvae.errors import ConfigError, FileError
 from scvae.io import read_file, write_file
-from scvae.models.rna import Architecture, Decoder, Prior, Statistics, build_vae
+from scvae.models.rna import (
+    DISPERSIONS,
+    LIKELIHOODS,
+    Architecture,
+    Decoder,
+    Prior,
+    Statistics,
+    build_vae,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -307,7 +315,7 @@ class Model:
                 **dataclasses.asdict(self.origin),
                 "covariates": self.origin.covariates.to_json(),
             },
-            "summary": self.summary,
+            "summary": _without_times(self.summary),
         }
         write_file(path, {**self.vae.state_dict(), AXES: self.axes}, header)
 
@@ -372,7 +380,7 @@ class Model:
                 f"genes has {len(missing)} names that the model was not fitted on "
                 f"(first: {missing[:5]}). model.origin.genes lists those it knows."
             )
-        return torch.tensor([known[name] for name in names], device=self.device)
+        return torch.tensor([known[name] for name in names], dtype=torch.long, device=self.device)
 
 
 def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
@@ -398,6 +406,7 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
         origin = Origin(**{**fields, "covariates": Covariates.from_json(fields["covariates"])})
         vae = build_vae(architecture, _blank(architecture), Generator())
         axes = tensors.pop(AXES)
+        _check_header(architecture, origin, axes)
         vae.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise FileError(
@@ -405,6 +414,25 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
         ) from error
     vae.to(chosen).eval()
     return Model(vae, axes.to(chosen), architecture, origin, header.get("summary", {}))
+
+
+def _without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return `summary` without what a clock measured: the same fit writes the same file."""
+    timeless = dict(summary)
+    if "history" in timeless:
+        clocked = ("seconds", "cells_per_second")
+        timeless["history"] = {k: v for k, v in timeless["history"].items() if k not in clocked}
+    return timeless
+
+
+def _check_header(a: Architecture, origin: Origin, axes: Tensor) -> None:
+    """Raise ValueError if the parts of a file contradict each other."""
+    if a.likelihood not in LIKELIHOODS or a.dispersion not in DISPERSIONS:
+        raise ValueError(f"unknown likelihood {a.likelihood!r} or dispersion {a.dispersion!r}")
+    if len(origin.genes) != a.n_genes or axes.shape != (a.n_latent, a.n_latent):
+        raise ValueError(f"{len(origin.genes)} gene names, axes of shape {tuple(axes.shape)}")
+    if origin.covariates.width != a.n_covariates or origin.covariates.n_batches != a.n_batches:
+        raise ValueError("the covariates are not those of the network")
 
 
 def _blank(a: Architecture) -> Statistics:

@@ -158,7 +158,9 @@ class Decoder(nn.Module):
             )
         elif a.likelihood != "poisson":
             rows = a.n_batches if a.dispersion == "gene-batch" else 1
-            self.log_inverse_dispersion = nn.Parameter(torch.zeros(rows, a.n_genes))
+            self.log_inverse_dispersion = nn.Parameter(
+                torch.zeros(rows, a.n_genes, dtype=torch.float32)
+            )
 
     def log_shares(self, h: Tensor) -> Tensor:
         """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
@@ -171,8 +173,10 @@ class Decoder(nn.Module):
         """
         z = z[..., : self.a.n_latent]
         covariates = [self._in_batch(s, batch) for batch in batches] or [s]
-        shares = [self.log_shares(self.hidden(z, s)).exp() for s in covariates]
-        return torch.stack(shares).mean(0) if len(shares) > 1 else shares[0]
+        total = torch.zeros((), device=z.device)
+        for s in covariates:
+            total = total + self.log_shares(self.hidden(z, s)).exp()
+        return total / len(covariates)
 
     def _in_batch(self, s: Tensor, batch: int) -> Tensor:
         s = s.clone()

@@ -122,6 +122,7 @@ def snapshot(vae: VAE) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
+@torch.enable_grad()
 def train(
     vae: VAE,
     epoch: Callable[[], Iterable[Batch]],
