@@ -344,6 +344,15 @@ def test_learned_inverse_dispersions_follow_the_true_ones(
     assert stats.spearmanr(learned, truth).statistic > 0.6
 
 
+def test_a_fit_of_few_cells_finds_that_they_are_almost_poisson() -> None:
+    """An optimiser's steps are bounded, and few cells get few steps: they have to reach."""
+    adata = scvae.simulate(300, 60, n_types=1, inverse_dispersion=30.0, seed=3)
+    model = scvae.fit(adata, likelihood="nb", dispersion="gene", progress=False)
+    clear = np.asarray(adata.X.mean(axis=0)).ravel() > 10
+    assert np.median(adata.var["inverse_dispersion"][clear]) > 20
+    assert np.median(learned_inverse_dispersions(model)[clear]) > 3.5
+
+
 @pytest.mark.parametrize("batch", [None, "batch"])
 def test_the_prior_of_the_library_is_that_of_the_training_cells(batch: str | None) -> None:
     adata = scvae.simulate(120, 20, library_spread=0.8, seed=4)

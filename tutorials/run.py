@@ -21,6 +21,8 @@ def run(path: Path, write: bool) -> None:
     if write:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day would change on every run
+            if "outputs" in cell:  # progress bars, too
+                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
         nbformat.write(notebook, path)
     print(f"{path.name}: {len(notebook.cells)} cells ran")
 

@@ -11,10 +11,10 @@ approximation :math:`\phi(z) \approx a + J z` over posterior samples of the cell
 
 .. math:: J^T J = U S^2 U^T, \qquad \text{embedding} = S\,U^T z .
 
-Distances in the embedding are distances of decoded expression, columns are sorted by how much of it
-they move, and no information is added or lost: it is an invertible linear map of z. Where the
-decoder is linear, these are the principal components (Tipping and Bishop, "Probabilistic principal
-component analysis", 1999), as the whitened posterior means are the whitened ones.
+Distances in the embedding are distances of decoded expression, and columns are sorted by how much
+of it they move. It is a linear map of z: what the latent space holds and the decoder uses, the
+embedding holds. Where the decoder is linear, these are the principal components (Tipping and Bishop,
+"Probabilistic principal component analysis", 1999), as posterior means are the whitened ones.
 """
 
 from __future__ import annotations

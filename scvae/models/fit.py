@@ -121,7 +121,8 @@ def fit(
         Stop when the held-out bound no longer rises.
     seed
         Of the split, the initial weights, the order of cells and the latent noise. torch's, numpy's
-        and Python's own random states are neither read nor changed.
+        and Python's own random states are neither read nor changed. The same seed gives the same
+        bits on the same machine with the same number of threads.
     device
         "cuda", "cpu", or None for the GPU where there is one.
     key_added
@@ -165,8 +166,11 @@ def fit(
     n_latent = _count(n_latent=n_latent)
     n_hidden = _count(n_hidden=n_hidden)
     n_layers = _count(n_layers=n_layers)
-    seed = int(seed)
-    if not isinstance(key_added, str):
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise ConfigError(f"seed={seed!r}, but it must be a whole number: seed=0") from None
+    if not isinstance(key_added, str) or not key_added:
         raise ConfigError(f"key_added={key_added!r}, but it must be a name: key_added='X_scvae'")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
@@ -368,7 +372,9 @@ def _shares(prepared: Prepared) -> list[float]:
 
 @contextmanager
 def _progress_bar(schedule: Schedule, show: bool) -> Iterator[Callable[[History], None]]:
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notebooks without ipywidgets get the plain bar
+        from tqdm.auto import tqdm
 
     with tqdm(total=schedule.steps, disable=not show, desc="scvae.fit", unit="step") as bar:
 

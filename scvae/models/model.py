@@ -352,13 +352,13 @@ class Model:
         return decoder
 
     def _batch_code(self, batch: str) -> int:
-        if batch not in self.batches:
+        if str(batch) not in self.batches:
             raise ConfigError(f"batch={batch!r} is not one of the model's: {self.batches}.")
-        return self.batches.index(batch)
+        return self.batches.index(str(batch))
 
     def _batch_targets(self, batch: str) -> list[int]:
         """Return the batches to average over; none stands for every cell's own."""
-        if batch in self.batches:
+        if str(batch) in self.batches:
             return [self._batch_code(batch)]
         if batch == "own":
             return []

@@ -30,6 +30,9 @@ Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("zinb", "nb", "poisson")
 DISPERSIONS: tuple[Dispersion, ...] = ("gene", "gene-batch", "gene-cell")
 
+# An adaptive optimiser moves a parameter by at most the sum of its rates, about 0.8 in a short fit.
+# log r has further to go, so it is kept in units of 10.
+DISPERSION_UNIT = 10.0
 SMALLEST_SCALE = 1e-3  # of the posterior: the KL stays finite
 
 
@@ -188,9 +191,9 @@ class Decoder(nn.Module):
         if isinstance(self.log_inverse_dispersion, nn.Module):
             log_r: Tensor = self.log_inverse_dispersion(h)
         elif self.a.dispersion == "gene-batch":
-            log_r = self.log_inverse_dispersion[cells.batch]
+            log_r = DISPERSION_UNIT * self.log_inverse_dispersion[cells.batch]
         else:
-            log_r = self.log_inverse_dispersion[0]
+            log_r = DISPERSION_UNIT * self.log_inverse_dispersion[0]
         return log_r
 
     def forward(self, z: Tensor, cells: Cells) -> NegativeBinomial | Poisson | ZeroInflated:
