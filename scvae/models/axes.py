@@ -13,8 +13,8 @@ approximation :math:`\phi(z) \approx a + J z` over posterior samples of the cell
 
 Distances in the embedding are distances of decoded expression, and columns are sorted by how much
 of it they move. It is a linear map of z: what the latent space holds and the decoder uses, the
-embedding holds. Where the decoder is linear, these are the principal components (Tipping and Bishop,
-"Probabilistic principal component analysis", 1999), as posterior means are the whitened ones.
+embedding holds. Where the decoder is linear, these are the principal components, as posterior means
+are the whitened ones (Tipping and Bishop, "Probabilistic principal component analysis", 1999).
 """
 
 from __future__ import annotations
