@@ -245,7 +245,7 @@ def _read(path: Path) -> AnnData:
 
 def _write(adata: AnnData, path: Path) -> None:
     """Write an h5ad file, whole or not at all; `path` may be where `adata` was read from."""
-    from scvae.plot import replacing
+    from scvae.io import replacing
 
     with replacing(path) as draft:
         try:

@@ -5,16 +5,17 @@ Knows tensors and JSON and nothing of models, so that models may use it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from scvae.errors import FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "scvae"
 FORMAT = 1
@@ -32,34 +33,35 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], head
     """
     from safetensors.torch import save
 
-    target = Path(path)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(contiguous, metadata={KEY: json.dumps({**header, "format": FORMAT})})
+    with replacing(path) as draft:
+        draft.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `path`; what is written there takes its place, or is gone on failure.
+
+    Raises
+    ------
+    FileError
+        If nothing can be written there.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    except OSError as error:
-        raise FileError(
-            f"{target} cannot be written: {error.strerror}. Give a folder that exists "
-            "and is yours to write."
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield draft
+        with draft.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(draft, 0o666 & ~_umask())
-        os.replace(draft, target)
-    except BaseException as error:
-        Path(draft).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise FileError(f"{target} cannot be written: {error.strerror}.") from error
+        draft.replace(target)
+    except FileError:
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,11 +6,10 @@ somebody has to close. In a notebook a Figure shows itself when it is the last l
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from scvae.errors import ConfigError, DataError, FileError
+from scvae.errors import ConfigError, DataError
+from scvae.io import replacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -442,28 +442,3 @@ def _save(figure: Figure, path: str | os.PathLike[str] | None) -> None:
     with replacing(path) as draft:
         kind = Path(path).suffix.lower().lstrip(".")
         figure.savefig(draft, format=kind, dpi=DPI, bbox_inches="tight", pad_inches=0.1)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside `path`; what is written there takes its place, or is gone on failure.
-
-    Raises
-    ------
-    FileError
-        If nothing can be written there.
-    """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()

@@ -18,6 +18,7 @@ from matplotlib.image import imread
 import scvae
 from scvae import plot
 from scvae.errors import ConfigError, DataError, FileError
+from scvae.io import replacing
 
 HISTORY = {
     "step": [10, 20, 30, 40],
@@ -299,7 +300,7 @@ def test_a_failed_draft_leaves_the_old_file(tmp_path):
     path.write_text("old")
 
     def fail():
-        with plot.replacing(path) as draft:
+        with replacing(path) as draft:
             draft.write_text("half of the ne")
             raise ZeroDivisionError
 
@@ -313,7 +314,7 @@ def test_a_failed_draft_leaves_the_old_file(tmp_path):
 def test_a_finished_draft_takes_the_place_of_what_a_link_names(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to("file")
-    with plot.replacing(tmp_path / "link") as draft:
+    with replacing(tmp_path / "link") as draft:
         draft.write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "new"
