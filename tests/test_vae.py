@@ -314,7 +314,7 @@ def mlp(n_layers: int = 2, n_covariates: int = 2) -> MLP:
 
 
 def test_mlp_of_rows_is_that_of_each_row() -> None:
-    net, x, s = mlp(), draw(3, N, 4), draw(N, 2, seed=1)
+    net, x, s = mlp().eval(), draw(3, N, 4), draw(N, 2, seed=1)
     whole = net(x, s)
     assert whole.shape == (3, N, 8)
     for k in range(3):
