@@ -13,7 +13,6 @@ DATA = Path(os.environ.get("SCVAE_DATA", HERE.parent.parent / "shared" / "data")
 WORK = HERE / "work"
 
 SETS = ("pbmc_facs", "baron_human1", "pbmc3k", "worm_embryo_sub", "kang_ifnb")
-TUNED_ON = ("pbmc_facs", "baron_human1", "kang_ifnb", "worm_embryo_sub")
 
 
 def load(name: str) -> anndata.AnnData:

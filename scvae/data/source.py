@@ -120,11 +120,7 @@ def _holds_counts(matrix: Any) -> bool:
 def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
     names = [name for name in adata.layers if name != besides]
     names.sort(key=lambda name: name not in ("counts", "raw_counts", "raw"))
-    for name in names:
-        found = _read(adata.layers[name], None)
-        if not isinstance(found, Fault) and found.nnz:
-            return name
-    return None
+    return next((name for name in names if _holds_counts(adata.layers[name])), None)
 
 
 def _not_counts(adata: AnnData, layer: str | None, fault: Fault, call: str) -> DataError:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,15 @@ from scvae.data.source import read_counts
 from scvae.errors import ConfigError, DataError
 from scvae.models.axes import expression_axes
 from scvae.models.model import Model, Origin, pick_device
-from scvae.models.rna import Architecture, Dispersion, Likelihood, Statistics, build_vae
+from scvae.models.rna import (
+    DISPERSIONS,
+    LIKELIHOODS,
+    Architecture,
+    Dispersion,
+    Likelihood,
+    Statistics,
+    build_vae,
+)
 from scvae.train.loop import History, Schedule, train
 
 if TYPE_CHECKING:
@@ -161,19 +169,14 @@ def fit(
     >>> adata.obsm["X_scvae"].shape
     (200, 30)
     """
-    _check_choice("likelihood", likelihood, get_args(Likelihood))
-    _check_choice("dispersion", dispersion, get_args(Dispersion))
+    _check_choice("likelihood", likelihood, LIKELIHOODS)
+    _check_choice("dispersion", dispersion, DISPERSIONS)
     n_latent = _count(n_latent=n_latent)
     n_hidden = _count(n_hidden=n_hidden)
     n_layers = _count(n_layers=n_layers)
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise ConfigError(f"seed={seed!r}, but it must be a whole number: seed=0") from None
+    seed = _seed(seed)
     if not isinstance(key_added, str) or not key_added:
         raise ConfigError(f"key_added={key_added!r}, but it must be a name: key_added='X_scvae'")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
     chosen = pick_device(device)
     prepared = _prepare(adata, batch, covariates, layer, genes, library_size)
     generator = Generator(chosen).manual_seed(seed)
@@ -273,6 +276,17 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(
             f"{name}={value!r} is not known; give one of {', '.join(map(repr, allowed))}."
         )
+
+
+def _seed(seed: int) -> int:
+    """Return the seed as an int of Python's, if every later step takes it: torch and scanpy."""
+    try:
+        whole = operator.index(seed)
+    except TypeError:
+        raise ConfigError(f"seed={seed!r}, but it must be a whole number: seed=0") from None
+    if not 0 <= whole < 2**32:
+        raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
+    return whole
 
 
 def _count(**named: int) -> int:
