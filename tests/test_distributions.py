@@ -241,7 +241,7 @@ def test_nb_is_torchs_negative_binomial() -> None:
 def test_zero_inflation_is_a_mixture_with_zero() -> None:
     p = zero_inflated_nb(double)
     value, drop = rows_of(p, 5), torch.sigmoid(p.logits)
-    mass = drop * (value == 0) + (1 - drop) * p.base.log_mass(value).exp()
+    mass = drop * (value == 0) + (1 - drop) * p.base.entry_log_prob(value).exp()
     torch.testing.assert_close(p.log_prob(value), mass.log().sum(-1))
 
 
@@ -263,7 +263,7 @@ def test_gaussian_samples_move_with_loc_and_scale() -> None:
 @pytest.mark.parametrize("build", COUNTS, ids=name)
 def test_every_entry_of_a_count_sums_to_one(build: Build) -> None:
     x = torch.arange(3000, dtype=F64)[:, None, None].expand(3000, N, G)
-    mass = build(double).log_mass(x).exp()
+    mass = build(double).entry_log_prob(x).exp()
     torch.testing.assert_close(mass.sum(0), torch.ones(N, G, dtype=F64), rtol=0, atol=1e-9)
 
 
@@ -272,7 +272,7 @@ def test_counts_are_sampled_as_often_as_their_mass_says(build: Build) -> None:
     p = build(double)
     value = sample_of(p, DRAWS, seed=6)
     for x in (0.0, 1.0, 2.0, 5.0):
-        mass = p.log_mass(torch.full((N, G), x, dtype=F64)).exp()
+        mass = p.entry_log_prob(torch.full((N, G), x, dtype=F64)).exp()
         error = (mass * (1 - mass) / DRAWS).sqrt()
         assert (((value == x).double().mean(0) - mass).abs() < 5 * error).all()
 
@@ -281,7 +281,7 @@ def test_counts_are_sampled_as_often_as_their_mass_says(build: Build) -> None:
 def test_nb_samples_at_the_ends_of_the_dispersion(log_r: float) -> None:
     p = NegativeBinomial(torch.zeros(1), torch.full((1,), log_r))
     value = sample_of(p, 4 * DRAWS)
-    zeros = p.log_mass(torch.zeros(1)).exp().item()
+    zeros = p.entry_log_prob(torch.zeros(1)).exp().item()
     assert value.isfinite().all()
     error = (zeros * (1 - zeros) / (4 * DRAWS)) ** 0.5
     assert (value == 0).float().mean().item() == pytest.approx(zeros, abs=5 * error)

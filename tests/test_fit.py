@@ -194,7 +194,7 @@ def test_another_seed_is_another_fit(simulated: AnnData) -> None:
 def test_the_seed_decides_on_split_weights_and_noise(simulated: AnnData) -> None:
     one, other = (fit(simulated.copy(), seed=seed, learning_rate=1e-12) for seed in (0, 1))
     left, right = weights(one), weights(other)
-    for name in ("posterior.loc.weight", "likelihood.share.weight"):
+    for name in ("posterior.head.linear.weight", "likelihood.share.weight"):
         assert np.abs(left[name] - right[name]).max() > 1e-2
     shares = "likelihood.share.bias"  # before training: the genes' shares in the training cells
     assert 1e-4 < np.abs(left[shares] - right[shares]).max() < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def cells() -> Cells:
     batch = torch.arange(N) % B
     number = torch.randn(N, 1, generator=draw)
     s = torch.cat([torch.eye(B)[batch], number], dim=1)
-    return Cells(x, s, batch, x.sum(1, keepdim=True).log())
+    return Cells(x, s, batch=batch, log_library=x.sum(1, keepdim=True).log())
 
 
 def latents(samples: int = 4, latent_library: bool = False) -> Tensor:
@@ -67,7 +68,9 @@ def latents(samples: int = 4, latent_library: bool = False) -> Tensor:
 
 def deeper(cells: Cells, factor: float = 3.0) -> Cells:
     """Return the same cells sequenced `factor` times as deeply."""
-    return Cells(cells.x * factor, cells.s, cells.batch, cells.log_library + np.log(factor))
+    return dataclasses.replace(
+        cells, x=cells.x * factor, log_library=cells.log_library + np.log(factor)
+    )
 
 
 # -- library sizes ---------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ def test_zero_inflation_keeps_a_share_of_the_mean(cells: Cells, dispersion: str)
     p = vae.decode(latents(), cells)
     torch.testing.assert_close(p.mean, torch.sigmoid(-p.logits) * p.base.mean)
     assert (p.mean.sum(-1) < cells.log_library.exp()[:, 0]).all()
-    zeros = Cells(torch.zeros(N, G), cells.s, cells.batch, cells.log_library)
+    zeros = dataclasses.replace(cells, x=torch.zeros(N, G))
     assert (p.log_prob(zeros.x) > p.base.log_prob(zeros.x)).all()
 
 
@@ -235,7 +238,7 @@ def test_the_encoder_does_not_see_how_deeply_a_cell_was_sequenced(
     q, other = vae.encode(cells), vae.encode(deeper(cells, factor))
     torch.testing.assert_close(other.loc, q.loc, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(other.scale, q.scale, rtol=1e-4, atol=1e-5)
-    flat = Cells(cells.x * factor, cells.s, cells.batch, cells.log_library)
+    flat = dataclasses.replace(cells, x=cells.x * factor)
     assert (vae.encode(flat).loc - q.loc).abs().max() > 1e-3  # else the law says nothing
 
 
@@ -245,7 +248,7 @@ def test_the_encoder_sees_covariates_only_where_asked(
     cells: Cells, encode_covariates: bool
 ) -> None:
     vae = build(encode_covariates=encode_covariates)
-    moved = Cells(cells.x, cells.s.roll(1, dims=0), cells.batch.roll(1), cells.log_library)
+    moved = dataclasses.replace(cells, s=cells.s.roll(1, dims=0), batch=cells.batch.roll(1))
     change = (vae.encode(moved).loc - vae.encode(cells).loc).abs().max()
     assert (change > 1e-4) == encode_covariates
 
@@ -257,7 +260,7 @@ def test_the_decoder_sees_every_covariate(cells: Cells) -> None:
     for column in range(B + 1):
         s = cells.s.clone()
         s[:, column] += 1
-        moved = Cells(cells.x, s, cells.batch, cells.log_library)
+        moved = dataclasses.replace(cells, s=s)
         assert (vae.decode(latents(), moved).mean / usual - 1).abs().max() > 1e-3
 
 
@@ -330,8 +333,8 @@ def learned_inverse_dispersions(model: scvae.Model) -> np.ndarray:
     cell = Cells(
         torch.zeros(1, a.n_genes),
         torch.zeros(1, a.n_covariates),
-        torch.zeros(1, dtype=torch.long),
-        torch.zeros(1, 1),
+        batch=torch.zeros(1, dtype=torch.long),
+        log_library=torch.zeros(1, 1),
     )
     return model.vae.decode(nowhere, cell).inverse_dispersion.expand(1, a.n_genes)[0].numpy()
 

@@ -32,8 +32,8 @@ def inject(x: Tensor, s: Tensor | None) -> Tensor:
 class MLP(nn.Module):
     r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W[h, s] + b)).
 
-    Every layer is batch-normalised (Ioffe and Szegedy, ICML 2015): in training by the mean and
-    variance of the minibatch, afterwards by their running averages.
+    Every layer is batch-normalised (Ioffe and Szegedy, ICML 2015) unless `normalise` is False: in
+    training by the mean and variance of the minibatch, afterwards by their running averages.
 
     Parameters
     ----------
@@ -41,6 +41,8 @@ class MLP(nn.Module):
         Width of the input, width and number of the layers.
     n_covariates
         Width of the covariates `s`, appended to the input of every layer.
+    normalise
+        Whether to normalise: not where rows of different kinds share a network.
     generator
         Source of the initial weights.
     """
@@ -52,6 +54,7 @@ class MLP(nn.Module):
         n_layers: int = 1,
         *,
         n_covariates: int = 0,
+        normalise: bool = True,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +63,8 @@ class MLP(nn.Module):
             linear(width + n_covariates, n_hidden, generator) for width in widths[:-1]
         )
         self.norms = nn.ModuleList(
-            nn.BatchNorm1d(n_hidden, dtype=torch.float32) for _ in self.layers
+            nn.BatchNorm1d(n_hidden, dtype=torch.float32) if normalise else nn.Identity()
+            for _ in self.layers
         )
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:

@@ -1,31 +1,109 @@
-"""Bounds on log p(x), one number per cell, and the warm-up of the KL weight."""
+r"""Bounds on log p(x), one number per cell, and estimates of log p(x) itself.
+
+All are made of the `Terms` of a minibatch. At the exact posterior every bound is tight; elsewhere
+:math:`\log p(x) - ELBO = KL(q(z|x)\,\|\,p(z|x))`.
+"""
 
 from __future__ import annotations
 
 import math
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
-from scvae.core.vae import Terms
+from scvae.core.kl import Estimate
+from scvae.core.vae import VAE, Batch, Terms
 
 
-def elbo(terms: Terms, beta: float = 1.0) -> Tensor:
+def elbo(terms: Terms, beta: float = 1.0, *, sampled_kl: bool = False) -> Tensor:
     r"""Return :math:`E_q[\log p(x|z)] - \beta\,KL(q(z|x)\,\|\,p(z))` of every cell, ``(n,)``.
 
     The evidence lower bound at ``beta=1`` (Kingma and Welling, "Auto-encoding variational Bayes",
-    ICLR 2014); the beta-VAE objective otherwise (Higgins et al., ICLR 2017).
+    ICLR 2014); the beta-VAE objective otherwise (Higgins et al., ICLR 2017). The KL is the closed
+    form where there is one; with `sampled_kl`, always the mean over the samples of z.
     """
-    return terms.log_px.mean(0) - beta * terms.kl
+    return terms.reconstruction - beta * (terms.sampled_kl if sampled_kl else terms.kl)
 
 
 def importance_weighted_bound(terms: Terms) -> Tensor:
     r"""Return :math:`\log \frac1k \sum_k p(x, z_k) / q(z_k | x)` of every cell, ``(n,)``.
 
     A tighter bound than the ELBO that meets log p(x) as k grows (Burda, Grosse and Salakhutdinov,
-    "Importance weighted autoencoders", ICLR 2016).
+    "Importance weighted autoencoders", ICLR 2016). Over strata of a mixture, every weight counts
+    by the share of its component (Morningstar et al., AISTATS 2021).
     """
     weights = terms.log_weight
-    return weights.logsumexp(0) - math.log(weights.shape[0])
+    if terms.log_share is None:
+        return weights.logsumexp(0) - math.log(weights.shape[0])
+    return (weights + terms.log_share).logsumexp(0)
+
+
+def score_function_elbo(
+    vae: VAE, batch: Batch, samples: int = 10, generator: Generator | None = None
+) -> Tensor:
+    r"""Return the ELBO of every cell, ``(n,)``, with the score-function gradient in q.
+
+    .. math:: \nabla_\phi ELBO = E_q\left[(\log w(z) - b)\,\nabla_\phi \log q_\phi(z | x)\right],
+              \qquad w = p(x, z) / q(z|x)
+
+    The baseline b of a sample is the mean of the others, which leaves the gradient unbiased. It
+    needs no derivative through z, at the price of a far larger variance than reparameterisation
+    (Williams, "Simple statistical gradient-following algorithms", 1992; Mnih and Rezende, ICML
+    2016). `samples` is at least 2.
+    """
+    q = vae.encode(batch)
+    terms = vae.terms_at(q.sample((samples,), generator=generator), q, batch)
+    log_q = terms.log_q
+    signal = terms.log_px + terms.log_prior - log_q.detach()
+    others = (signal.sum(0) - signal) / (samples - 1)
+    score = (signal - others).detach() * log_q
+    return signal.mean(0) + (score - score.detach()).mean(0)
+
+
+@torch.no_grad()
+def log_evidence(
+    vae: VAE,
+    batch: Batch,
+    samples: int = 1000,
+    generator: Generator | None = None,
+    *,
+    naive: bool = False,
+    chunk: int = 100,
+) -> Estimate:
+    r"""Estimate :math:`\log p(x) = \log E_{r(z)}[p(x, z) / r(z)]` of every cell by sampling.
+
+    Parameters
+    ----------
+    samples
+        Draws of z, `chunk` at a time.
+    naive
+        Draw from the prior instead of the posterior: right in the limit, and hopeless in more
+        than a few dimensions, because hardly a draw explains x.
+
+    Returns
+    -------
+    Estimate
+        In nats, and its standard error by the delta method, which is itself unreliable where few
+        draws carry all the weight. The estimate errs downwards on average.
+    """
+    proposal = vae.prior(batch) if naive else vae.encode(batch)
+    total, squares = None, None
+    for part in torch.arange(samples).split(chunk):
+        z = proposal.sample((len(part),), generator=generator)
+        log_weight = vae.terms_at(z, proposal, batch).log_weight
+        sums = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+        total = sums[0] if total is None else torch.logaddexp(total, sums[0])
+        squares = sums[1] if squares is None else torch.logaddexp(squares, sums[1])
+    assert total is not None
+    assert squares is not None
+    relative = torch.exp(squares - 2 * total) - 1 / samples  # (mean w^2 / (mean w)^2 - 1) / k
+    error = (relative.clamp(min=0) * samples / max(samples - 1, 1)).sqrt()
+    return Estimate(total - math.log(samples), error)
+
+
+def scale_to_dataset(per_cell: Tensor, n_cells: int) -> Tensor:
+    r"""Return :math:`\frac NB \sum_{n \in batch} f_n`: unbiased for the sum over all N cells."""
+    return per_cell.sum() * (n_cells / len(per_cell))
 
 
 def warmup(step: int, steps: int) -> float:

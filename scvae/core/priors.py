@@ -1,11 +1,13 @@
-"""Priors over the latent space."""
+"""Priors over the latent space: modules that map a `Batch` to p(z), batch shape ``(n,)``."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import math
 
-from scvae.core.distributions import Gaussian
+import torch
+from torch import Generator, Tensor, nn
+
+from scvae.core.distributions import Gaussian, Mixture
 from scvae.core.vae import Batch
 
 
@@ -17,9 +19,78 @@ class StandardNormal(nn.Module):
 
     def __init__(self, n_latent: int) -> None:
         super().__init__()
-        self.register_buffer("zeros", torch.zeros(n_latent), persistent=False)
-        self.register_buffer("ones", torch.ones(n_latent), persistent=False)
+        zeros = torch.zeros(n_latent, dtype=torch.float32)
+        self.register_buffer("zeros", zeros, persistent=False)
+        self.register_buffer("ones", torch.ones_like(zeros), persistent=False)
 
     def forward(self, batch: Batch) -> Gaussian:
-        shape = (batch.x.shape[0], self.zeros.shape[0])
-        return Gaussian(self.zeros.expand(shape), self.ones.expand(shape))
+        return Gaussian(self.zeros, self.ones).expand((len(batch),))
+
+
+class MixtureOfGaussians(nn.Module):
+    r"""Return :math:`p(z) = \sum_c w_c N(z; \mu_c, \mathrm{diag}\,\sigma_c^2)`, all learned.
+
+    Where data come in groups, N(0, I) pays for the empty space between them; a mixture need not.
+    At the start all components are alike but for their means, which are drawn from
+    N(0, 1 - `width`^2), so that the whole is about N(0, I).
+
+    Parameters
+    ----------
+    n_latent, n_components
+        Latent dimensions, and Gaussians in the mixture.
+    width
+        Standard deviation of every component at the start, below 1.
+    generator
+        Source of the initial means.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_components: int,
+        *,
+        width: float = 0.7,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        loc = torch.empty(n_components, n_latent, dtype=torch.float32)
+        loc.normal_(0.0, math.sqrt(1 - width**2), generator=generator)
+        self.logits = nn.Parameter(torch.zeros(n_components, dtype=torch.float32))
+        self.loc = nn.Parameter(loc)
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(width)))
+
+    def forward(self, batch: Batch) -> Mixture:
+        components = Gaussian(self.loc, self.log_scale.exp())
+        return Mixture(self.logits, components).expand((len(batch),))
+
+
+class VampPrior(nn.Module):
+    r"""Return :math:`p(z) = \sum_c w_c\,q(z \mid u_c)`: the posterior at learned pseudo-inputs u.
+
+    The best prior for the ELBO is the aggregated posterior; this is its affordable form (Tomczak
+    and Welling, "VAE with a VampPrior", AISTATS 2018). Give it the model's own posterior module.
+
+    Parameters
+    ----------
+    posterior
+        Module that maps a `Batch` to a `Gaussian`.
+    pseudo_inputs
+        Where the u_c start, such as some of the data, ``(c, g)``.
+    s
+        Covariates of the pseudo-inputs, ``(c, n_covariates)``, which are not learned.
+    """
+
+    s: Tensor | None
+
+    def __init__(
+        self, posterior: nn.Module, pseudo_inputs: Tensor, s: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.posterior = posterior
+        self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
+        self.logits = nn.Parameter(pseudo_inputs.new_zeros(len(pseudo_inputs)))
+        self.register_buffer("s", s)
+
+    def forward(self, batch: Batch) -> Mixture:
+        components = self.posterior(Batch(self.pseudo_inputs, self.s))
+        return Mixture(self.logits, components).expand((len(batch),))

@@ -7,21 +7,41 @@ r"""The variational autoencoder: three conditionals and the terms of its bound.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
-from scvae.core.distributions import Gaussian
-from scvae.core.kl import kl_divergence
+from scvae.core.distributions import Mixture, strata
+from scvae.core.kl import closed_form_kl
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch of n cells: observed `x` ``(n, g)`` and covariates `s` ``(n, c)``."""
+    """A minibatch of n cells.
+
+    Attributes
+    ----------
+    x
+        What is observed, ``(n, g)``.
+    s
+        Covariates, ``(n, c)``, if there are any.
+    observed
+        True where an entry of `x` was observed, ``(n, g)``; None if all were.
+    rows
+        Numbers of the cells in their dataset, int64 ``(n,)``, for posteriors with parameters of
+        every cell's own.
+    """
 
     x: Tensor
-    s: Tensor
+    s: Tensor | None = None
+    observed: Tensor | None = None
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
 
 
 @dataclass(frozen=True)
@@ -36,22 +56,66 @@ class Terms:
         Posterior and prior of z, batch shape ``(n,)``.
     log_px
         log p(x | z, s) of every sample, ``(k, n)``, in nats.
+    log_share
+        Logarithm of the share of every sample in a mean over q, ``(k, n)``; None if all count the
+        same. Samples drawn by strata of a mixture share its weights.
     """
 
     z: Tensor
-    q: Gaussian
-    prior: Gaussian
+    q: Distribution
+    prior: Distribution
     log_px: Tensor
+    log_share: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the estimate of E_q[values], for ``(k, n)`` values at the samples, ``(n,)``."""
+        if self.log_share is None:
+            return values.mean(0)
+        return (self.log_share.exp() * values).sum(0)
 
     @property
-    def kl(self) -> Tensor:
-        """Closed-form KL(q || prior) of every cell, ``(n,)``, in nats."""
-        return kl_divergence(self.q, self.prior)
+    def log_prior(self) -> Tensor:
+        """log p(z | s) of every sample, ``(k, n)``."""
+        return self.prior.log_prob(self.z)
+
+    @property
+    def log_q(self) -> Tensor:
+        """log q(z | x, s) of every sample, ``(k, n)``."""
+        return self.q.log_prob(self.z)
 
     @property
     def log_weight(self) -> Tensor:
         """log p(x, z) - log q(z | x) of every sample, ``(k, n)``."""
-        return self.log_px + self.prior.log_prob(self.z) - self.q.log_prob(self.z)
+        return self.log_px + self.log_prior - self.log_q
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """E_q[log p(x | z)] of every cell, ``(n,)``, in nats."""
+        return self.mean(self.log_px)
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q || prior) of every cell, ``(n,)``, in nats: the closed form, or `sampled_kl`."""
+        closed = closed_form_kl(self.q, self.prior)
+        return self.sampled_kl if closed is None else closed
+
+    @property
+    def sampled_kl(self) -> Tensor:
+        """E_q[log q(z | x) - log p(z)] over the samples of every cell, ``(n,)``."""
+        return self.mean(self.log_q - self.log_prior)
+
+    @property
+    def energy(self) -> Tensor:
+        """E_q[log p(x, z)] of every cell, ``(n,)``: with the entropy it makes the ELBO."""
+        return self.mean(self.log_px + self.log_prior)
+
+    @property
+    def entropy(self) -> Tensor:
+        """E_q[-log q(z | x)] of every cell, ``(n,)``, in closed form where q has one."""
+        try:
+            return self.q.entropy()
+        except NotImplementedError:
+            return -self.mean(self.log_q)
 
 
 class VAE(nn.Module):
@@ -60,28 +124,65 @@ class VAE(nn.Module):
     Parameters
     ----------
     prior, posterior
-        Modules that map a `Batch` to a `Gaussian` over z.
+        Modules that map a `Batch` to a distribution over z, batch shape ``(n,)``.
     likelihood
-        Module that maps ``(z, batch)`` to a distribution over x.
+        Module that maps ``(z, batch)``, z ``(k, n, d)``, to a distribution over x.
+
+    References
+    ----------
+    Kingma and Welling. Auto-encoding variational Bayes. ICLR, 2014.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(64, 128), Head(128, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 128), Head(128, 64, BERNOULLI))
+    >>> vae = VAE(StandardNormal(2), posterior, likelihood)
+    >>> elbo(vae.terms(Batch(torch.ones(5, 64)))).shape
+    torch.Size([5])
     """
 
     def __init__(self, prior: nn.Module, posterior: nn.Module, likelihood: nn.Module) -> None:
         super().__init__()
         self.prior, self.posterior, self.likelihood = prior, posterior, likelihood
 
-    def encode(self, batch: Batch) -> Gaussian:
+    def encode(self, batch: Batch) -> Any:
         """Return q(z | x, s)."""
-        q: Gaussian = self.posterior(batch)
-        return q
+        return self.posterior(batch)
 
-    def decode(self, z: Tensor, batch: Batch) -> Distribution:
+    def decode(self, z: Tensor, batch: Batch) -> Any:
         """Return p(x | z, s)."""
-        p: Distribution = self.likelihood(z, batch)
-        return p
+        return self.likelihood(z, batch)
 
     def terms(self, batch: Batch, samples: int = 1, generator: Generator | None = None) -> Terms:
-        """Return the terms of the bound at `samples` draws from the posterior."""
+        """Return the terms of the bound at `samples` draws from the posterior, or from every
+        component of a posterior that is a mixture (see `strata`)."""
         q = self.encode(batch)
-        z = q.rsample((samples,), generator=generator)
-        log_px = self.decode(z, batch).log_prob(batch.x)
-        return Terms(z, q, self.prior(batch), log_px)
+        z, log_weights = strata(q, samples, generator)
+        if not isinstance(q, Mixture):
+            return self.terms_at(z[:, 0], q, batch)
+        log_share = (log_weights - math.log(samples)).expand(z.shape[:-1])
+        return self.terms_at(z.flatten(0, 1), q, batch, log_share.flatten(0, 1))
+
+    def terms_at(
+        self, z: Tensor, q: Distribution, batch: Batch, log_share: Tensor | None = None
+    ) -> Terms:
+        """Return the terms at given samples z ``(k, n, d)`` of any posterior q."""
+        return Terms(z, q, self.prior(batch), self.log_likelihood(z, batch), log_share)
+
+    def log_likelihood(self, z: Tensor, batch: Batch) -> Tensor:
+        """Return log p(x | z, s) at z ``(k, n, d)``, of the observed entries alone, ``(k, n)``."""
+        p = self.decode(z, batch)
+        if batch.observed is None:
+            log_px: Tensor = p.log_prob(batch.x)
+        else:
+            log_px = p.marginal_log_prob(batch.x, batch.observed)
+        return log_px
+
+    def sample(
+        self, n: int, s: Tensor | None = None, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw z from the prior and x from p(x | z, s): ``(n, d)`` and ``(n, g)``."""
+        like = next(self.parameters())
+        batch = Batch(like.new_zeros(n, 0), s)
+        z = self.prior(batch).sample((1,), generator=generator)
+        return z[0], self.decode(z, batch).sample(generator=generator)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class Cells(Batch):
         Logarithm of every cell's observed library size, ``(n, 1)``.
     """
 
+    s: Tensor
+    _: KW_ONLY
     batch: Tensor
     log_library: Tensor
 
@@ -74,7 +76,10 @@ class Dataset:
     def cells(self, rows: Tensor) -> Cells:
         """Return the given rows, in their order."""
         return Cells(
-            self.counts.dense(rows), self.s[rows], self.batch[rows], self.log_library[rows]
+            self.counts.dense(rows),
+            self.s[rows],
+            batch=self.batch[rows],
+            log_library=self.log_library[rows],
         )
 
     def batches(self, rows: Tensor, size: int) -> Iterator[Cells]:

@@ -29,8 +29,10 @@ from scvae.models.model import Model, Origin, pick_device
 from scvae.models.rna import (
     DISPERSIONS,
     LIKELIHOODS,
+    PRIORS,
     Architecture,
     Dispersion,
+    LatentPrior,
     Likelihood,
     Statistics,
     build_vae,
@@ -72,6 +74,7 @@ def fit(
     n_hidden: int = 128,
     n_layers: int = 1,
     encode_covariates: bool = True,
+    prior: LatentPrior = "normal",
     validation: float | str = 0.1,
     batch_size: int | None = None,
     max_steps: int | None = None,
@@ -86,7 +89,7 @@ def fit(
 
     Maximises the evidence lower bound
 
-    .. math:: E_{q(z|x)}[\log p(x \mid z, l, s)] - KL(q(z \mid x)\,\|\,N(0, I))
+    .. math:: E_{q(z|x)}[\log p(x \mid z, l, s)] - KL(q(z \mid x)\,\|\,p(z))
 
     in nats per cell, on the GPU where there is one. The KL weight rises to 1 over the first tenth
     of the steps and is 1 ever after, at every number of cells. The weights of the best bound on
@@ -116,6 +119,9 @@ def fit(
     encode_covariates
         Show batch and covariates to the encoder, too, not to the decoder alone; it can then take
         their effect out sooner.
+    prior
+        "normal", or "mixture": 50 Gaussians that are learned with everything else, for cells that
+        come in well-separated groups. The KL is then estimated from the latent samples.
     validation
         Share of the cells held out (at most 5,000 cells) to choose the best weights, or a boolean
         column of adata.obs that marks them.
@@ -171,6 +177,7 @@ def fit(
     """
     _check_choice("likelihood", likelihood, LIKELIHOODS)
     _check_choice("dispersion", dispersion, DISPERSIONS)
+    _check_choice("prior", prior, PRIORS)
     n_latent = _count(n_latent=n_latent)
     n_hidden = _count(n_hidden=n_hidden)
     n_layers = _count(n_layers=n_layers)
@@ -194,6 +201,7 @@ def fit(
         latent_library=library_size == "latent",
         outside=library_size not in FROM_COUNTS,
         encode_covariates=encode_covariates,
+        prior=prior,
     )
     statistics = _statistics(prepared, train_rows.cpu().numpy(), architecture)
     vae = build_vae(architecture, statistics, Generator().manual_seed(seed)).to(chosen)

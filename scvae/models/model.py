@@ -294,8 +294,8 @@ class Model:
         loc, scale = prior.library_loc[codes, None], prior.library_scale[codes, None]
         noise = torch.randn(n, 1, generator=generator, device=self.device)
         x = torch.zeros(n, self.architecture.n_genes, device=self.device)
-        cells = Cells(x, s, codes, loc + scale * noise)
-        z = prior(cells).rsample(generator=generator)
+        cells = Cells(x, s, batch=codes, log_library=loc + scale * noise)
+        z = prior(cells).sample(generator=generator)
         counts = self._decoder()(z, cells).sample(generator=generator)
         return z[:, : self.architecture.n_latent] @ self.axes, counts
 

@@ -1,7 +1,8 @@
 r"""The generative model of RNA counts (after Lopez et al., Nature Methods 2018), as three modules.
 
 .. math::
-    z_n &\sim N(0, I), \qquad \log l_n \sim N(\ell_\mu[s_n], \ell_\sigma^2[s_n]) \\
+    z_n &\sim N(0, I) \text{ or a mixture of Gaussians}, \qquad
+    \log l_n \sim N(\ell_\mu[s_n], \ell_\sigma^2[s_n]) \\
     \rho_n &= \mathrm{softmax}(f(z_n, s_n)), \qquad
     x_{ng} \sim ZINB(l_n \rho_{ng}, r_g, \pi_{ng})
 
@@ -18,22 +19,25 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import softplus
 
-from scvae.core.distributions import Gaussian, NegativeBinomial, Poisson, ZeroInflated
+from scvae.core.distributions import Gaussian, Mixture, NegativeBinomial, Poisson, ZeroInflated
+from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.networks import MLP, linear
+from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
 from scvae.data.cells import Cells
 
 Likelihood = Literal["zinb", "nb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+LatentPrior = Literal["normal", "mixture"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("zinb", "nb", "poisson")
 DISPERSIONS: tuple[Dispersion, ...] = ("gene", "gene-batch", "gene-cell")
+PRIORS: tuple[LatentPrior, ...] = ("normal", "mixture")
 
+PRIOR_COMPONENTS = 50
 # An adaptive optimiser moves a parameter by at most the sum of its rates, about 0.8 in a short fit.
 # log r has further to go, so it is kept in units of 10.
 DISPERSION_UNIT = 10.0
-SMALLEST_SCALE = 1e-3  # of the posterior: the KL stays finite
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Architecture:
         the decoder then has one more share, of all of those together.
     encode_covariates
         Whether the encoder sees the covariates, too.
+    prior
+        "normal", or a learned "mixture" of Gaussians.
     """
 
     n_genes: int
@@ -70,6 +76,7 @@ class Architecture:
     latent_library: bool = False
     outside: bool = False
     encode_covariates: bool = True
+    prior: LatentPrior = "normal"
 
 
 @dataclass(frozen=True)
@@ -106,38 +113,55 @@ class Encoder(nn.Module):
         self.hidden = MLP(
             a.n_genes, a.n_hidden, a.n_layers, n_covariates=n_covariates, generator=generator
         )
-        self.loc = linear(a.n_hidden, n_out, generator)
-        self.scale = linear(a.n_hidden, n_out, generator)
+        self.head = Head(a.n_hidden, n_out, GAUSSIAN, generator)
         self.register_buffer("log_target", statistics.library_loc.mean())
 
     def forward(self, cells: Cells) -> Gaussian:
         x = torch.log1p(cells.x * torch.exp(self.log_target - cells.log_library))
-        h = self.hidden(x, cells.s if self.sees_covariates else None)
-        loc = self.loc(h)
-        if self.latent_library:  # learn the difference to what was counted
-            loc = torch.cat([loc[:, :-1], loc[:, -1:] + cells.log_library], dim=-1)
-        return Gaussian(loc, softplus(self.scale(h)) + SMALLEST_SCALE)
+        q: Gaussian = self.head(self.hidden(x, cells.s if self.sees_covariates else None))
+        if not self.latent_library:
+            return q
+        # Learn the difference to what was counted.
+        loc = torch.cat([q.loc[:, :-1], q.loc[:, -1:] + cells.log_library], dim=-1)
+        return Gaussian(loc, q.scale)
 
 
 class Prior(nn.Module):
-    """p(z, log l | s): standard normal in z, normal per batch in the log library size."""
+    """p(z, log l | s): a prior of the engine in z, normal per batch in the log library size."""
 
     library_loc: Tensor
     library_scale: Tensor
 
-    def __init__(self, a: Architecture, statistics: Statistics) -> None:
+    def __init__(self, a: Architecture, statistics: Statistics, generator: Generator) -> None:
         super().__init__()
-        self.n_latent, self.latent_library = a.n_latent, a.latent_library
+        self.latent_library = a.latent_library
+        self.of_z = (
+            StandardNormal(a.n_latent)
+            if a.prior == "normal"
+            else MixtureOfGaussians(a.n_latent, PRIOR_COMPONENTS, generator=generator)
+        )
         self.register_buffer("library_loc", statistics.library_loc.clone())
         self.register_buffer("library_scale", statistics.library_scale.clone())
 
-    def forward(self, cells: Cells) -> Gaussian:
-        loc = cells.x.new_zeros(len(cells.x), self.n_latent)
-        scale = torch.ones_like(loc)
-        if self.latent_library:
-            loc = torch.cat([loc, self.library_loc[cells.batch, None]], dim=-1)
-            scale = torch.cat([scale, self.library_scale[cells.batch, None]], dim=-1)
-        return Gaussian(loc, scale)
+    def forward(self, cells: Cells) -> Gaussian | Mixture:
+        p = self.of_z(cells)
+        if not self.latent_library:
+            return p
+        loc, scale = self.library_loc[cells.batch, None], self.library_scale[cells.batch, None]
+        if isinstance(p, Gaussian):
+            return _beside(p, loc, scale)
+        components = p.components
+        assert isinstance(components, Gaussian)
+        return Mixture(p.logits, _beside(components, loc[:, None], scale[:, None]))
+
+
+def _beside(p: Gaussian, loc: Tensor, scale: Tensor) -> Gaussian:
+    """Return `p` with one more, independent coordinate."""
+    extra = p.loc[..., :1]
+    return Gaussian(
+        torch.cat([p.loc, loc.expand_as(extra)], dim=-1),
+        torch.cat([p.scale, scale.expand_as(extra)], dim=-1),
+    )
 
 
 class Decoder(nn.Module):
@@ -209,5 +233,7 @@ class Decoder(nn.Module):
 def build_vae(a: Architecture, statistics: Statistics, generator: Generator) -> VAE:
     """Return the untrained model; `generator` is the one source of its initial weights."""
     return VAE(
-        Prior(a, statistics), Encoder(a, statistics, generator), Decoder(a, statistics, generator)
+        Prior(a, statistics, generator),
+        Encoder(a, statistics, generator),
+        Decoder(a, statistics, generator),
     )

@@ -1,0 +1,25 @@
+"""Distributions whose last axis is the event: `log_prob` gives one number per row (per cell).
+
+All are `torch.distributions.Distribution`s, so samples, moments and torch's KL registry work as
+users of torch expect. Samplers take a `generator`; parameters are checked on request alone.
+"""
+
+from scvae.core.distributions.counts import NegativeBinomial, Poisson, ZeroInflated
+from scvae.core.distributions.discrete import Bernoulli, Categorical
+from scvae.core.distributions.factorised import Factorised
+from scvae.core.distributions.gaussian import FullGaussian, Gaussian, LogNormal
+from scvae.core.distributions.mixture import Mixture, strata
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Factorised",
+    "FullGaussian",
+    "Gaussian",
+    "LogNormal",
+    "Mixture",
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflated",
+    "strata",
+]

@@ -1,0 +1,125 @@
+"""Distributions over a few values: Bernoulli entries and one category."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.nn.functional import logsigmoid, one_hot
+
+from scvae.core.distributions.factorised import Factorised, event_last
+
+
+class Bernoulli(Factorised):
+    r"""Independent zeros and ones over the last axis, by their log-odds.
+
+    .. math:: \log p(x) = \sum_d x_d \log\pi_d + (1 - x_d) \log(1 - \pi_d),
+              \qquad \pi = \mathrm{sigmoid}(\text{logits})
+
+    Values between 0 and 1 are taken, too, and give the cross entropy, which is no log-density.
+
+    Parameters
+    ----------
+    logits
+        Log-odds of a one, ``(..., d)``.
+
+    Examples
+    --------
+    >>> Bernoulli(torch.zeros(5, 3)).log_prob(torch.ones(5, 3)).shape
+    torch.Size([5])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
+    support = constraints.independent(constraints.boolean, 1)
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = False) -> None:
+        self.logits = logits
+        super().__init__(*event_last(logits), validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Bernoulli:
+        return Bernoulli(self.logits.expand(Size(batch_shape) + self.event_shape))
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """Draw samples ``sample_shape + (..., d)``, from `generator` if given."""
+        with torch.no_grad():
+            return torch.bernoulli(
+                self.mean.expand(self._extended(sample_shape)), generator=generator
+            )
+
+    def entry_log_prob(self, value: Tensor) -> Tensor:
+        return value * logsigmoid(self.logits) + (1 - value) * logsigmoid(-self.logits)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, in nats, ``(...)``."""
+        return -self.entry_log_prob(self.mean).sum(-1)
+
+
+class Categorical(Distribution):
+    r"""One of d categories, as a one-hot vector over the last axis.
+
+    .. math:: \log p(x) = \sum_d x_d \log\pi_d, \qquad \pi = \mathrm{softmax}(\text{logits})
+
+    Parameters
+    ----------
+    logits
+        Log-probabilities up to a constant, ``(..., d)``; minus infinity rules a category out.
+
+    Examples
+    --------
+    >>> Categorical(torch.zeros(5, 3)).sample((7,)).shape
+    torch.Size([7, 5, 3])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
+    support = constraints.one_hot
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = False) -> None:
+        self.logits = logits
+        super().__init__(*event_last(logits), validate_args=validate_args)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Logarithm of the probability of every category, ``(..., d)``."""
+        return torch.log_softmax(self.logits, dim=-1)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.softmax(self.logits, dim=-1)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1 - self.mean)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Categorical:
+        return Categorical(self.logits.expand(Size(batch_shape) + self.event_shape))
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """Draw one-hot samples ``sample_shape + (..., d)``, from `generator` if given."""
+        index = sample_index(self.logits, Size(sample_shape) + self.batch_shape, generator)
+        return one_hot(index, self.event_shape[0]).to(self.logits.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every one-hot row, ``(...)``."""
+        return torch.where(value == 0, 0.0, value * self.log_probs).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, in nats, ``(...)``."""
+        return -self.log_prob(self.mean)
+
+
+@torch.no_grad()
+def sample_index(logits: Tensor, shape: Size, generator: Generator | None) -> Tensor:
+    """Draw positions along the last axis of `logits` ``(..., d)``, broadcast to `shape`."""
+    probs = torch.softmax(logits, dim=-1).expand(*shape, logits.shape[-1])
+    flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
+    return flat.reshape(shape)

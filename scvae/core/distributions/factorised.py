@@ -1,0 +1,62 @@
+"""Distributions of independent entries: the event is the last axis, its log-density a sum."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Generator, Size, Tensor
+from torch.distributions import Distribution
+
+
+def event_last(*tensors: Tensor) -> tuple[Size, Size]:
+    """Return the batch shape and the event shape, the last axis, of tensors broadcast together."""
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    return Size(shape[:-1]), Size(shape[-1:])
+
+
+class Factorised(Distribution, ABC):
+    r"""A distribution whose entries are independent, :math:`p(x) = \prod_d p(x_d)`.
+
+    Subclasses give `entry_log_prob`; everything that sums over entries follows from it.
+    """
+
+    def __init__(
+        self, batch_shape: Size, event_shape: Size, validate_args: bool | None = False
+    ) -> None:
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    @abstractmethod
+    def entry_log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x_d) of every entry, ``(..., d)``."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        return self.entry_log_prob(value).sum(-1)
+
+    def marginal_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+        """Return the log-density of the entries where `observed`, all others integrated out.
+
+        What stands at the other entries, NaN included, touches neither value nor gradient.
+        """
+        filled = torch.where(observed, value, 1.0)  # 1 lies in the support of every subclass
+        return torch.where(observed, self.entry_log_prob(filled), 0.0).sum(-1)
+
+    def _extended(self, sample_shape: Any) -> Size:
+        return Size(sample_shape) + self.batch_shape + self.event_shape
+
+
+class Reparameterised(Factorised):
+    """A factorised distribution whose samples can be differentiated in its parameters."""
+
+    has_rsample = True
+
+    @abstractmethod
+    def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """Draw reparameterised samples ``sample_shape + (..., d)``, from `generator` if given."""
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """Draw samples as `rsample` does, without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)

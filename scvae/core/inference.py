@@ -1,0 +1,149 @@
+"""Inference without an encoder, or beyond one: variational parameters of every data point's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Generator, Tensor, nn
+
+from scvae.core.distributions import Gaussian
+from scvae.core.objectives import elbo
+from scvae.core.vae import VAE, Batch
+
+
+class MeanField(nn.Module):
+    r"""Posterior :math:`q(z_n) = N(\mu_n, \mathrm{diag}\,\sigma_n^2)` with parameters of every
+    cell's own, looked up by ``batch.rows``.
+
+    Trained on minibatches, this is stochastic variational inference: no encoder, so no
+    amortisation gap, and nothing to say about new cells (Hoffman, Blei, Wang and Paisley,
+    "Stochastic variational inference", JMLR 2013).
+
+    Parameters
+    ----------
+    start
+        Where the parameters start, batch shape ``(n,)``, such as the posterior of an encoder.
+    """
+
+    def __init__(self, start: Gaussian) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(start.loc.detach().clone())
+        self.log_scale = nn.Parameter(start.scale.detach().log())
+
+    def forward(self, batch: Batch) -> Gaussian:
+        rows = slice(None) if batch.rows is None else batch.rows
+        return Gaussian(self.loc[rows], self.log_scale[rows].exp())
+
+
+def refine(
+    vae: VAE,
+    batch: Batch,
+    *,
+    start: Gaussian | None = None,
+    steps: int = 200,
+    samples: int = 8,
+    learning_rate: float = 0.05,
+    generator: Generator | None = None,
+) -> Gaussian:
+    """Return the Gaussian of every cell that maximises its ELBO, the model held fixed.
+
+    It starts at the encoder's posterior and closes the amortisation gap (Cremer, Li and Duvenaud,
+    "Inference suboptimality in variational autoencoders", ICML 2018; Kim et al., "Semi-amortized
+    variational autoencoders", ICML 2018). With ``batch.observed``, the observed entries alone
+    decide.
+
+    Parameters
+    ----------
+    start
+        Where to start instead, batch shape ``(n,)``.
+    steps, samples, learning_rate
+        Steps of Adam, draws of z for each, and the first rate, which falls to 0 by cosine.
+    """
+    with evaluating(vae):
+        if start is None:
+            with torch.no_grad():
+                q = vae.encode(batch)
+            start = Gaussian(q.mean, q.variance.sqrt())
+        own = MeanField(start)
+        optimizer = torch.optim.Adam(own.parameters(), learning_rate)
+        whole = Batch(batch.x)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            with torch.enable_grad():
+                q = own(whole)
+                z = q.rsample((samples,), generator=generator)
+                loss = -elbo(vae.terms_at(z, q, batch)).sum()
+            # Only with respect to q: the model gathers no gradient.
+            for parameter, gradient in zip(
+                own.parameters(),
+                torch.autograd.grad(loss, list(own.parameters())),
+                strict=True,
+            ):
+                parameter.grad = gradient
+            optimizer.step()
+    return Gaussian(own.loc.detach(), own.log_scale.detach().exp())
+
+
+def variational_em(
+    vae: VAE,
+    batch: Batch,
+    *,
+    rounds: int,
+    e_steps: int = 10,
+    m_steps: int = 10,
+    samples: int = 1,
+    learning_rate: float = 0.01,
+    generator: Generator | None = None,
+) -> list[float]:
+    """Alternate between fitting the posterior (E) and prior and likelihood (M) to one batch.
+
+    Both halves climb the same ELBO, so that it never has to fall (Neal and Hinton, "A view of the
+    EM algorithm that justifies incremental, sparse, and other variants", 1998). The posterior may
+    be an encoder or `MeanField`.
+
+    Returns
+    -------
+    list of float
+        Mean ELBO per cell at the last step of every round, in nats.
+    """
+    e_parameters = list(vae.posterior.parameters())
+    amortised = {id(parameter) for parameter in e_parameters}
+    m_parameters = [p for p in vae.parameters() if id(p) not in amortised]
+    halves = [
+        (torch.optim.Adam(parameters, learning_rate), parameters, steps)
+        for parameters, steps in ((e_parameters, e_steps), (m_parameters, m_steps))
+        if parameters
+    ]
+    history = []
+    for _ in range(rounds):
+        for optimizer, parameters, steps in halves:
+            for _ in range(steps):
+                bound = elbo(vae.terms(batch, samples, generator)).mean()
+                _ascend(optimizer, parameters, bound)
+        history.append(bound.item())
+    return history
+
+
+def _ascend(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], bound: Tensor) -> None:
+    """Step up `bound` in these parameters alone."""
+    parameters = list(parameters)
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(-bound, parameters, allow_unused=True), strict=True
+    ):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+@contextmanager
+def evaluating(vae: VAE) -> Iterator[None]:
+    """Put the model in evaluation mode, and back afterwards in the one it was in."""
+    training = vae.training
+    vae.eval()
+    try:
+        yield
+    finally:
+        vae.train(training)

@@ -1,0 +1,132 @@
+"""Questions to a trained VAE: reconstruct, impute, generate, interpolate, and what does not fit.
+
+All answer in evaluation mode and leave the model as it was. Ancestral sampling is `VAE.sample`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from scvae.core.distributions import Mixture
+from scvae.core.inference import evaluating, refine
+from scvae.core.objectives import elbo, log_evidence
+from scvae.core.vae import VAE, Batch
+
+
+@torch.no_grad()
+def reconstruct(
+    vae: VAE, batch: Batch, samples: int = 10, generator: Generator | None = None
+) -> Tensor:
+    """Return the posterior mean of the decoded means, E_q[E[x | z]], ``(n, g)``."""
+    with evaluating(vae):
+        z = vae.encode(batch).sample((samples,), generator=generator)
+        mean: Tensor = vae.decode(z, batch).mean.mean(0)
+    return mean
+
+
+def impute(
+    vae: VAE,
+    batch: Batch,
+    samples: int = 1000,
+    *,
+    steps: int = 200,
+    generator: Generator | None = None,
+) -> Tensor:
+    r"""Return `x` with its missing entries replaced by :math:`E[x_{mis} \mid x_{obs}]`, ``(n, g)``.
+
+    The posterior is fitted to the observed entries alone (`refine`), then corrected by importance
+    weights on the same entries (Mattei and Frellsen, "MIWAE", ICML 2019):
+
+    .. math:: E[x_{mis} \mid x_{obs}] \approx \sum_k \tilde w_k\,E[x_{mis} \mid z_k], \qquad
+              w_k = p(x_{obs}, z_k) / q(z_k)
+
+    ``batch.observed`` marks the observed entries; what stands at the others does not matter.
+    """
+    if batch.observed is None:
+        raise ValueError("Nothing is missing: mark what was seen, Batch(x, observed=mask)")
+    q = refine(vae, batch, steps=steps, generator=generator)
+    with evaluating(vae), torch.no_grad():
+        z = q.sample((samples,), generator=generator)
+        weights = torch.softmax(vae.terms_at(z, q, batch).log_weight, dim=0)
+        mean = (weights[..., None] * vae.decode(z, batch).mean).sum(0)
+    return torch.where(batch.observed, batch.x, mean)
+
+
+@torch.no_grad()
+def aggregated_posterior(vae: VAE, batch: Batch) -> Mixture:
+    r"""Return :math:`\frac1n \sum_n q(z \mid x_n)`, batch shape ``()``: where the data live.
+
+    Samples of it decode to what the model has seen; those of the prior may fall between.
+    """
+    with evaluating(vae):
+        q = vae.encode(batch)
+    return Mixture(torch.zeros(len(batch)).to(batch.x), q)
+
+
+def interpolate(
+    start: Tensor, end: Tensor, steps: int, path: Literal["linear", "spherical"] = "linear"
+) -> Tensor:
+    r"""Return `steps` latent points from `start` to `end` ``(..., d)``, ``(steps, ..., d)``.
+
+    The spherical path keeps to the shell where N(0, I) has its mass in many dimensions, which the
+    straight one leaves (White, "Sampling generative networks", 2016):
+    :math:`[\sin((1-t)\omega)\,a + \sin(t\omega)\,b] / \sin\omega` with the angle
+    :math:`\omega` between a and b.
+    """
+    t = torch.linspace(0, 1, steps).to(start).view(steps, *[1] * start.dim())
+    straight = (1 - t) * start + t * end
+    if path == "linear":
+        return straight
+    cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1)[..., None]
+    angle = torch.acos(cosine.clamp(-1, 1))
+    sine = torch.sin(angle)
+    curved = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / sine
+    return torch.where(sine.abs() < 1e-4, straight, curved)
+
+
+def surprise(
+    vae: VAE, batch: Batch, samples: int = 1000, generator: Generator | None = None
+) -> Tensor:
+    """Return -log p(x) of every cell, ``(n,)``, in nats: high for what the model finds unlikely.
+
+    Simple inputs may be likelier than any of the training data (Nalisnick et al., "Do deep
+    generative models know what they don't know?", ICLR 2019); `likelihood_regret` and `atypicality`
+    were made for that case.
+    """
+    with evaluating(vae):
+        return -log_evidence(vae, batch, samples, generator).value
+
+
+def atypicality(log_px: Tensor, of_training: Tensor) -> Tensor:
+    r"""Return :math:`|\log p(x) - m| / s`, with mean m and deviation s over training data.
+
+    Far above is as strange as far below (Nalisnick et al., "Detecting out-of-distribution inputs
+    to deep generative models using typicality", 2019).
+    """
+    return (log_px - of_training.mean()).abs() / of_training.std()
+
+
+def likelihood_regret(
+    vae: VAE,
+    batch: Batch,
+    samples: int = 100,
+    *,
+    steps: int = 200,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Return how much the ELBO of every cell rises when its posterior is refined, ``(n,)``.
+
+    The encoder knows the training data well and little else (after Xiao, Yan and Amit, "Likelihood
+    regret", NeurIPS 2020, who refine the whole encoder for every input).
+    """
+    refined = refine(vae, batch, steps=steps, generator=generator)
+    with evaluating(vae), torch.no_grad():
+        q = vae.encode(batch)
+        bounds = [
+            elbo(vae.terms_at(p.sample((samples,), generator=generator), p, batch))
+            for p in (refined, q)
+        ]
+    return bounds[0] - bounds[1]
