@@ -85,6 +85,7 @@ def harmony(name: str, adata: anndata.AnnData, seed: int) -> Result:
 METHODS: dict[str, Callable[..., Result]] = {
     "scvae": scvae_fit,
     "scvae_zinb": lambda *given: scvae_fit(*given, likelihood="zinb"),
+    "scvae_normal": lambda *given: scvae_fit(*given, prior="normal"),
     "scvi": scvi_train,
     "scvi_recommended": lambda *given: scvi_train(
         *given, gene_likelihood="nb", n_layers=2, n_latent=30

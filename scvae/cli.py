@@ -32,6 +32,7 @@ KEY = "X_scvae"
 # As in scvae.models.rna, which would bring torch with it; a test compares them.
 LIKELIHOODS = ("nb", "zinb", "poisson")
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
+PRIORS = ("normal", "mixture")
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
 
@@ -185,6 +186,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "hidden_width": a.n_hidden,
         "likelihood": a.likelihood,
         "dispersion": a.dispersion,
+        "prior": a.prior,
         "library_size": origin.library_size,
         "layer": origin.layer or "X",
         "batch_column": origin.covariates.batch,
@@ -433,6 +435,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
     add("--likelihood", choices=LIKELIHOODS, help="law of the counts")
     add("--dispersion", choices=DISPERSIONS, help="what has a dispersion of its own")
+    add("--prior", choices=PRIORS, help="of the latent space")
     add("--n-latent", type=int, metavar="N", help="latent dimensions")
     add("--n-hidden", type=int, metavar="N", help="width of the hidden layers")
     add("--n-layers", type=int, metavar="N", help="number of hidden layers")

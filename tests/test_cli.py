@@ -97,7 +97,8 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
     line = (
         "fit in.h5ad -o out.h5ad --batch batch --covariates library_size cell_type --layer counts "
         "--genes highly_variable --library-size latent --likelihood zinb --dispersion gene-batch "
-        "--n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 --seed 9 --device cpu"
+        "--prior normal --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 --seed 9 "
+        "--device cpu"
     )
     defaults = cli._fit_defaults()
     monkeypatch.setattr("scvae.models.fit.fit", fit)
@@ -111,6 +112,7 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
         "library_size": "latent",
         "likelihood": "zinb",
         "dispersion": "gene-batch",
+        "prior": "normal",
         "n_latent": 5,
         "n_hidden": 6,
         "n_layers": 2,
@@ -382,6 +384,7 @@ def test_version(capsys):
 def test_choices_are_those_of_the_model():
     assert set(cli.LIKELIHOODS) == set(get_args(rna.Likelihood))
     assert set(cli.DISPERSIONS) == set(get_args(rna.Dispersion))
+    assert set(cli.PRIORS) == set(get_args(rna.LatentPrior))
 
 
 def test_help_of_fit_shows_the_defaults_of_scvae_fit(capsys):

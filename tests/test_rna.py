@@ -375,3 +375,17 @@ def test_the_prior_of_the_library_is_that_of_the_training_cells(batch: str | Non
     for code, group in enumerate(groups):
         assert float(prior.library_loc[code]) == pytest.approx(log_library[group].mean(), abs=1e-4)
         assert float(prior.library_scale[code]) == pytest.approx(log_library[group].std(), rel=1e-3)
+
+
+# -- priors ----------------------------------------------------------------------------------------
+
+
+def test_a_mixture_prior_keeps_the_library_apart(cells: Cells) -> None:
+    """p(z, log l) = p(z) p(log l), whatever p(z) is: the mixture of the joint is their product."""
+    vae = build(prior="mixture", latent_library=True)
+    p = vae.prior(cells)
+    z = p.sample((5,), generator=Generator().manual_seed(0))
+    of_z = vae.prior.of_z(cells).log_prob(z[..., :-1])
+    loc, scale = vae.prior.library_loc[cells.batch], vae.prior.library_scale[cells.batch]
+    of_library = torch.distributions.Normal(loc, scale).log_prob(z[..., -1])
+    torch.testing.assert_close(p.log_prob(z), of_z + of_library)

@@ -1,6 +1,7 @@
-"""Run every tutorial from a clean kernel: `python tutorials/run.py [--write]`.
+"""Run tutorials from a clean kernel: `python tutorials/run.py [--write] [NAME ...]`.
 
-Fails if a cell fails. With --write, the outputs are kept in the notebooks.
+All of them, or those whose names are given. Fails if a cell fails. With --write, the outputs are
+kept in the notebooks.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def run(path: Path, write: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the outputs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_quickstart")
     arguments = parser.parse_args()
     for path in sorted(HERE.glob("*.ipynb")):
-        run(path, arguments.write)
+        if not arguments.names or path.stem in arguments.names:
+            run(path, arguments.write)
 
 
 if __name__ == "__main__":

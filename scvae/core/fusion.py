@@ -3,7 +3,8 @@ r"""Fusion of experts: one posterior from several, each of which may be absent f
 m experts are one `Gaussian` of batch shape ``(n, m)``: put them side by side with `side_by_side`.
 `present` ``(n, m)`` marks the experts that have something to say about a cell. What an absent
 expert holds, NaN included, touches neither the result nor any gradient; a cell of which all experts
-are absent gets the prior.
+are absent gets the prior. Absent inputs must be filled before they enter an expert's network, as
+`Encoder` does: a NaN inside a network is one in the gradients of its weights.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def mixture_of_products(
 ) -> Mixture:
     r"""Return the uniform mixture of the products over all non-empty sets of present experts.
 
-    .. math:: q(z) = \frac{1}{2^m - 1} \sum_{\emptyset \ne S \subseteq present}
+    .. math:: q(z) = \frac{1}{2^{|present|} - 1} \sum_{\emptyset \ne S \subseteq present}
               q_S(z), \qquad q_S \propto p(z) \prod_{m \in S} q_m(z)
 
     Parameters are those of `product_of_experts`; the mixture has 2^m - 1 components.

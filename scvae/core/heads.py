@@ -50,6 +50,11 @@ def positive(numbers: Tensor) -> Tensor:
     return softplus(numbers) + SMALLEST_SCALE
 
 
+def bounded(logarithms: Tensor) -> Tensor:
+    """Return logarithms within +-30, whose exponentials and squares float32 can hold."""
+    return logarithms.clamp(-30.0, 30.0)
+
+
 def _gaussian(numbers: Tensor, d: int) -> Gaussian:
     return Gaussian(numbers[..., :d], positive(numbers[..., d:]))
 
@@ -66,15 +71,17 @@ def _full_gaussian(numbers: Tensor, d: int) -> FullGaussian:
     return FullGaussian(loc, tril)
 
 
+def _negative_binomial(numbers: Tensor, d: int) -> NegativeBinomial:
+    return NegativeBinomial(bounded(numbers[..., :d]), bounded(numbers[..., d:]))
+
+
 GAUSSIAN = Family(lambda d: 2 * d, _gaussian)
 FULL_GAUSSIAN = Family(lambda d: 2 * d + d * (d - 1) // 2, _full_gaussian)
 LOG_NORMAL = Family(lambda d: 2 * d, _log_normal)
 BERNOULLI = Family(lambda d: d, lambda numbers, d: Bernoulli(numbers))
 CATEGORICAL = Family(lambda d: d, lambda numbers, d: Categorical(numbers))
-POISSON = Family(lambda d: d, lambda numbers, d: Poisson(numbers))
-NEGATIVE_BINOMIAL = Family(
-    lambda d: 2 * d, lambda numbers, d: NegativeBinomial(numbers[..., :d], numbers[..., d:])
-)
+POISSON = Family(lambda d: d, lambda numbers, d: Poisson(bounded(numbers)))
+NEGATIVE_BINOMIAL = Family(lambda d: 2 * d, _negative_binomial)
 
 
 class Head(nn.Module):
@@ -125,7 +132,8 @@ class MixtureOfExperts(nn.Module):
         Network from ``(..., n_in)`` to one number an expert; None makes a linear layer.
     n_active
         Experts used for each row, those of the highest gates, whose weights are renormalised; the
-        others are not computed for that row. None uses all.
+        others are not computed for that row. None uses all. A single active expert always weighs 1,
+        so that its gate learns nothing: use at least 2.
     generator
         Source of the initial weights.
 
@@ -160,10 +168,22 @@ class MixtureOfExperts(nn.Module):
             )
 
     def forward(self, h: Tensor) -> Mixture:
-        logits, chosen = self.gate(h).topk(self.n_active, dim=-1)
+        gates = self.gate(h)
+        if gates.shape[-1] != len(self.experts):
+            raise ValueError(
+                f"The gate gives {gates.shape[-1]} numbers for {len(self.experts)} experts; "
+                "it must give one for each."
+            )
+        logits, chosen = self._choose(gates)
         numbers = self._numbers(h.reshape(-1, h.shape[-1]), chosen.reshape(-1, self.n_active))
-        components = self.family.build(numbers.view(*logits.shape, -1), self.n_out)
+        components = self.family.build(numbers.view(*logits.shape, numbers.shape[-1]), self.n_out)
         return Mixture(logits, components)
+
+    def _choose(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gates and the numbers of the experts used, ``(..., n_active)``."""
+        if self.n_active < len(self.experts):
+            return gates.topk(self.n_active, dim=-1)
+        return gates, torch.arange(self.n_active, device=gates.device).expand(gates.shape)
 
     def _numbers(self, h: Tensor, chosen: Tensor) -> Tensor:
         """Return what the chosen experts say of every row, ``(rows, n_active, size)``."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions import Distribution, constraints
 
 from scvae.core.distributions import Gaussian
+from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
 
@@ -36,6 +37,15 @@ class MeanField(nn.Module):
     def forward(self, batch: Batch) -> Gaussian:
         rows = slice(None) if batch.rows is None else batch.rows
         return Gaussian(self.loc[rows], self.log_scale[rows].exp())
+
+
+def moments(q: Distribution) -> Gaussian:
+    """Return the diagonal Gaussian of the mean and the variance of q.
+
+    Raises TypeError if q is not a distribution over real vectors."""
+    if q.support is not constraints.real_vector:
+        raise TypeError(f"{type(q).__name__} is no distribution over real vectors to be refined")
+    return Gaussian(q.mean, q.variance.sqrt())
 
 
 def refine(
@@ -65,18 +75,21 @@ def refine(
     with evaluating(vae):
         if start is None:
             with torch.no_grad():
-                q = vae.encode(batch)
-            start = Gaussian(q.mean, q.variance.sqrt())
+                start = moments(vae.encode(batch))
         own = MeanField(start)
-        optimizer = torch.optim.Adam(own.parameters(), learning_rate)
+        # A short memory of squared gradients: from a far start the first ones are far too large.
+        optimizer = torch.optim.Adam(own.parameters(), learning_rate, betas=(0.9, 0.99))
         whole = Batch(batch.x)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             with torch.enable_grad():
-                q = own(whole)
-                z = q.rsample((samples,), generator=generator)
-                loss = -elbo(vae.terms_at(z, q, batch)).sum()
+                z = own(whole).rsample((samples,), generator=generator)
+                # The parameters of log q held fixed: the gradient through z alone is unbiased, too,
+                # and loses all its noise as q becomes exact (Roeder, Wu and Duvenaud, NIPS 2017).
+                with torch.no_grad():
+                    q = own(whole)
+                loss = -vae.terms_at(z, q, batch).log_weight.mean(0).sum()
             # Only with respect to q: the model gathers no gradient.
             for parameter, gradient in zip(
                 own.parameters(),
@@ -110,9 +123,9 @@ def variational_em(
     list of float
         Mean ELBO per cell at the last step of every round, in nats.
     """
-    e_parameters = list(vae.posterior.parameters())
-    amortised = {id(parameter) for parameter in e_parameters}
-    m_parameters = [p for p in vae.parameters() if id(p) not in amortised]
+    e_parameters = [p for p in vae.posterior.parameters() if p.requires_grad]
+    of_posterior = {id(parameter) for parameter in vae.posterior.parameters()}
+    m_parameters = [p for p in vae.parameters() if p.requires_grad and id(p) not in of_posterior]
     halves = [
         (torch.optim.Adam(parameters, learning_rate), parameters, steps)
         for parameters, steps in ((e_parameters, e_steps), (m_parameters, m_steps))
@@ -136,14 +149,3 @@ def _ascend(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], boun
     ):
         parameter.grad = gradient
     optimizer.step()
-
-
-@contextmanager
-def evaluating(vae: VAE) -> Iterator[None]:
-    """Put the model in evaluation mode, and back afterwards in the one it was in."""
-    training = vae.training
-    vae.eval()
-    try:
-        yield
-    finally:
-        vae.train(training)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 from torch.distributions.kl import kl_divergence, register_kl
+from torch.nn.functional import logsigmoid
 
 from scvae.core.distributions import Bernoulli, Categorical, FullGaussian, Gaussian, LogNormal
 from scvae.core.distributions.gaussian import whiten
@@ -67,7 +68,10 @@ def _kl_log_normal_log_normal(q: LogNormal, p: LogNormal) -> Tensor:
 @register_kl(Bernoulli, Bernoulli)
 def _kl_bernoulli_bernoulli(q: Bernoulli, p: Bernoulli) -> Tensor:
     r"""Return :math:`\sum_d \pi_q\log(\pi_q/\pi_p) + (1-\pi_q)\log[(1-\pi_q)/(1-\pi_p)]`."""
-    return (q.entry_log_prob(q.mean) - p.entry_log_prob(q.mean)).sum(-1)
+    one, zero = torch.sigmoid(q.logits), torch.sigmoid(-q.logits)
+    of_one = logsigmoid(q.logits) - logsigmoid(p.logits)
+    of_zero = logsigmoid(-q.logits) - logsigmoid(-p.logits)
+    return (one * of_one + zero * of_zero).sum(-1)
 
 
 @register_kl(Categorical, Categorical)
@@ -106,6 +110,7 @@ def monte_carlo_kl(
     >>> monte_carlo_kl(q, Gaussian(torch.zeros(3), torch.ones(3))).value.shape
     torch.Size([5])
     """
+    q = q.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
     x, log_weights = strata(q, samples, generator)
     ratio = q.log_prob(x) - p.log_prob(x)  # (k, c, n)
     weights = log_weights.exp()

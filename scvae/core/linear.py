@@ -69,6 +69,7 @@ def ppca(x: Tensor, n_latent: int) -> LinearGaussian:
     ----------
     Tipping and Bishop. Probabilistic principal component analysis. JRSS B, 1999.
     """
+    _check_latent(n_latent, x.shape[1] - 1)
     values, vectors = _spectrum(_covariance(x))
     rest = values[n_latent:].mean()
     loading = vectors[:, :n_latent] * (values[:n_latent] - rest).clamp(min=0).sqrt()
@@ -87,6 +88,7 @@ def factor_analysis(
     rises by less than `tolerance` (D. Barber, "Bayesian reasoning and machine learning", 2012,
     section 21.1). No entry of x may be constant.
     """
+    _check_latent(n_latent, x.shape[1])
     covariance = _covariance(x)
     total = covariance.diagonal()
     noise, before = total.clone(), -torch.inf
@@ -103,6 +105,11 @@ def factor_analysis(
         # A variance below this share of the total would be a Heywood case: a density without bound.
         noise = torch.maximum(total - loading.square().sum(1), 1e-6 * total)
     return LinearGaussian(loading, x.mean(0), noise)
+
+
+def _check_latent(n_latent: int, most: int) -> None:
+    if not 0 <= n_latent <= most:
+        raise ValueError(f"n_latent={n_latent}, but it must be between 0 and {most} for these data")
 
 
 def _covariance(x: Tensor) -> Tensor:

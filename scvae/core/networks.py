@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,6 +22,18 @@ def linear(n_in: int, n_out: int, generator: Generator | None = None) -> nn.Line
         for parameter in (layer.weight, layer.bias):
             parameter.uniform_(-bound, bound, generator=generator)
     return layer
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and every part of it back in its own afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def inject(x: Tensor, s: Tensor | None) -> Tensor:

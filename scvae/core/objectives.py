@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.kl import Estimate
+from scvae.core.networks import evaluating
 from scvae.core.vae import VAE, Batch, Terms
 
 
@@ -47,10 +48,12 @@ def score_function_elbo(
               \qquad w = p(x, z) / q(z|x)
 
     The baseline b of a sample is the mean of the others, which leaves the gradient unbiased. It
-    needs no derivative through z, at the price of a far larger variance than reparameterisation
-    (Williams, "Simple statistical gradient-following algorithms", 1992; Mnih and Rezende, ICML
-    2016). `samples` is at least 2.
+    needs no derivative through z, which may be discrete, at the price of a far larger variance
+    than reparameterisation (Williams, "Simple statistical gradient-following algorithms", 1992;
+    Mnih and Rezende, ICML 2016). `samples` is at least 2.
     """
+    if samples < 2:
+        raise ValueError(f"samples={samples}, but the baseline needs at least 2.")
     q = vae.encode(batch)
     terms = vae.terms_at(q.sample((samples,), generator=generator), q, batch)
     log_q = terms.log_q
@@ -86,18 +89,17 @@ def log_evidence(
         In nats, and its standard error by the delta method, which is itself unreliable where few
         draws carry all the weight. The estimate errs downwards on average.
     """
-    proposal = vae.prior(batch) if naive else vae.encode(batch)
-    total, squares = None, None
-    for part in torch.arange(samples).split(chunk):
-        z = proposal.sample((len(part),), generator=generator)
-        log_weight = vae.terms_at(z, proposal, batch).log_weight
-        sums = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
-        total = sums[0] if total is None else torch.logaddexp(total, sums[0])
-        squares = sums[1] if squares is None else torch.logaddexp(squares, sums[1])
-    assert total is not None
-    assert squares is not None
+    total, squares = torch.tensor(-torch.inf), torch.tensor(-torch.inf)
+    with evaluating(vae):
+        proposal = vae.prior(batch) if naive else vae.encode(batch)
+        for part in torch.arange(samples).split(chunk):
+            z = proposal.sample((len(part),), generator=generator)
+            log_weight = vae.terms_at(z, proposal, batch).log_weight
+            total = torch.logaddexp(total.to(z), log_weight.logsumexp(0))
+            squares = torch.logaddexp(squares.to(z), (2 * log_weight).logsumexp(0))
     relative = torch.exp(squares - 2 * total) - 1 / samples  # (mean w^2 / (mean w)^2 - 1) / k
-    error = (relative.clamp(min=0) * samples / max(samples - 1, 1)).sqrt()
+    unbiased = samples / (samples - 1) if samples > 1 else math.nan  # one draw has no spread
+    error = (relative.clamp(min=0) * unbiased).sqrt()
     return Estimate(total - math.log(samples), error)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from scvae.core.distributions import Gaussian, Mixture
+from scvae.core.networks import evaluating
 from scvae.core.vae import Batch
 
 
@@ -53,6 +54,8 @@ class MixtureOfGaussians(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        if not 0 < width <= 1:
+            raise ValueError(f"width={width}, but it must be above 0 and at most 1")
         loc = torch.empty(n_components, n_latent, dtype=torch.float32)
         loc.normal_(0.0, math.sqrt(1 - width**2), generator=generator)
         self.logits = nn.Parameter(torch.zeros(n_components, dtype=torch.float32))
@@ -92,5 +95,7 @@ class VampPrior(nn.Module):
         self.register_buffer("s", s)
 
     def forward(self, batch: Batch) -> Mixture:
-        components = self.posterior(Batch(self.pseudo_inputs, self.s))
+        # In evaluation mode: pseudo-inputs must not enter the averages of a normalisation layer.
+        with evaluating(self.posterior):
+            components = self.posterior(Batch(self.pseudo_inputs, self.s))
         return Mixture(self.logits, components).expand((len(batch),))

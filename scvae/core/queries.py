@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.distributions import Mixture
-from scvae.core.inference import evaluating, refine
+from scvae.core.inference import moments, refine
+from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo, log_evidence
 from scvae.core.vae import VAE, Batch
 
@@ -76,7 +77,9 @@ def interpolate(
     :math:`[\sin((1-t)\omega)\,a + \sin(t\omega)\,b] / \sin\omega` with the angle
     :math:`\omega` between a and b.
     """
-    t = torch.linspace(0, 1, steps).to(start).view(steps, *[1] * start.dim())
+    start, end = torch.broadcast_tensors(start, end)
+    t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
+    t = t.view(steps, *[1] * start.dim())
     straight = (1 - t) * start + t * end
     if path == "linear":
         return straight
@@ -96,8 +99,7 @@ def surprise(
     generative models know what they don't know?", ICLR 2019); `likelihood_regret` and `atypicality`
     were made for that case.
     """
-    with evaluating(vae):
-        return -log_evidence(vae, batch, samples, generator).value
+    return -log_evidence(vae, batch, samples, generator).value
 
 
 def atypicality(log_px: Tensor, of_training: Tensor) -> Tensor:
@@ -119,14 +121,14 @@ def likelihood_regret(
 ) -> Tensor:
     """Return how much the ELBO of every cell rises when its posterior is refined, ``(n,)``.
 
-    The encoder knows the training data well and little else (after Xiao, Yan and Amit, "Likelihood
-    regret", NeurIPS 2020, who refine the whole encoder for every input).
+    Both posteriors are diagonal Gaussians, the first with the moments of the encoder's. The encoder
+    knows the training data well and little else (after Xiao, Yan and Amit, "Likelihood regret",
+    NeurIPS 2020, who refine the whole encoder for every input).
     """
     refined = refine(vae, batch, steps=steps, generator=generator)
     with evaluating(vae), torch.no_grad():
-        q = vae.encode(batch)
         bounds = [
-            elbo(vae.terms_at(p.sample((samples,), generator=generator), p, batch))
-            for p in (refined, q)
+            elbo(vae.terms_at(q.sample((samples,), generator=generator), q, batch))
+            for q in (refined, moments(vae.encode(batch)))
         ]
     return bounds[0] - bounds[1]

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
 from scvae.core.distributions import Mixture, strata
+from scvae.core.distributions.mixture import is_differentiable
 from scvae.core.kl import closed_form_kl
+from scvae.core.networks import evaluating
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Terms:
         """Return the estimate of E_q[values], for ``(k, n)`` values at the samples, ``(n,)``."""
         if self.log_share is None:
             return values.mean(0)
-        return (self.log_share.exp() * values).sum(0)
+        share = self.log_share.exp()
+        return (share * torch.where(share > 0, values, 0.0)).sum(0)
 
     @property
     def log_prior(self) -> Tensor:
@@ -155,8 +160,15 @@ class VAE(nn.Module):
 
     def terms(self, batch: Batch, samples: int = 1, generator: Generator | None = None) -> Terms:
         """Return the terms of the bound at `samples` draws from the posterior, or from every
-        component of a posterior that is a mixture (see `strata`)."""
+        component of a posterior that is a mixture (see `strata`).
+
+        Raises TypeError where gradients are wanted and the posterior has none to give."""
         q = self.encode(batch)
+        if torch.is_grad_enabled() and not is_differentiable(q):
+            raise TypeError(
+                f"The posterior is a {type(q).__name__}, whose samples have no gradient. "
+                "Train it by score_function_elbo(vae, batch); to evaluate, use torch.no_grad()."
+            )
         z, log_weights = strata(q, samples, generator)
         if not isinstance(q, Mixture):
             return self.terms_at(z[:, 0], q, batch)
@@ -181,8 +193,15 @@ class VAE(nn.Module):
     def sample(
         self, n: int, s: Tensor | None = None, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw z from the prior and x from p(x | z, s): ``(n, d)`` and ``(n, g)``."""
-        like = next(self.parameters())
+        """Draw z from the prior and x from p(x | z, s): ``(n, d)`` and ``(n, g)``, in evaluation
+        mode, as all questions to a model are answered."""
+        with torch.no_grad(), evaluating(self):
+            return self._sample(n, s, generator)
+
+    def _sample(
+        self, n: int, s: Tensor | None, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        like = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
         batch = Batch(like.new_zeros(n, 0), s)
         z = self.prior(batch).sample((1,), generator=generator)
         return z[0], self.decode(z, batch).sample(generator=generator)[0]

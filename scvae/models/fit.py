@@ -74,7 +74,7 @@ def fit(
     n_hidden: int = 128,
     n_layers: int = 1,
     encode_covariates: bool = True,
-    prior: LatentPrior = "normal",
+    prior: LatentPrior = "mixture",
     validation: float | str = 0.1,
     batch_size: int | None = None,
     max_steps: int | None = None,
@@ -120,8 +120,8 @@ def fit(
         Show batch and covariates to the encoder, too, not to the decoder alone; it can then take
         their effect out sooner.
     prior
-        "normal", or "mixture": 50 Gaussians that are learned with everything else, for cells that
-        come in well-separated groups. The KL is then estimated from the latent samples.
+        "mixture": 50 Gaussians that are learned with everything else, because cells come in groups;
+        or "normal", N(0, I). The KL of a mixture is estimated from the latent samples.
     validation
         Share of the cells held out (at most 5,000 cells) to choose the best weights, or a boolean
         column of adata.obs that marks them.

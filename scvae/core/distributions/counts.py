@@ -130,6 +130,10 @@ class ZeroInflated(Factorised):
     ) -> None:
         self.base, self.logits = base, logits
         shape = torch.broadcast_shapes(base.batch_shape + base.event_shape, logits.shape)
+        if base.event_shape != shape[-1:]:
+            raise ValueError(
+                f"{base.event_shape[0]} counts cannot take {shape[-1]} zero inflations"
+            )
         super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
 
     @property

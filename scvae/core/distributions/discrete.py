@@ -61,7 +61,9 @@ class Bernoulli(Factorised):
 
     def entropy(self) -> Tensor:
         """Return the entropy, in nats, ``(...)``."""
-        return -self.entry_log_prob(self.mean).sum(-1)
+        # 1 - sigmoid(l) is sigmoid(-l), which keeps the digits that the difference would lose.
+        one, zero = torch.sigmoid(self.logits), torch.sigmoid(-self.logits)
+        return -(one * logsigmoid(self.logits) + zero * logsigmoid(-self.logits)).sum(-1)
 
 
 class Categorical(Distribution):
@@ -110,7 +112,8 @@ class Categorical(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every one-hot row, ``(...)``."""
-        return torch.where(value == 0, 0.0, value * self.log_probs).sum(-1)
+        # Replaced before the product: 0 times minus infinity is NaN, forwards and backwards.
+        return (value * torch.where(value == 0, 0.0, self.log_probs)).sum(-1)
 
     def entropy(self) -> Tensor:
         """Return the entropy, in nats, ``(...)``."""

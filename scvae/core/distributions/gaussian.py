@@ -155,15 +155,24 @@ class FullGaussian(Distribution):
     def marginal_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
         """Return the log-density of the entries where `observed`, all others integrated out."""
         off = torch.where(observed, value, self.loc) - self.loc
-        both = observed[..., :, None] & observed[..., None, :]
+        observed = observed.expand(off.shape)
         # An entry not observed becomes an independent N(0, 1) at its mean, then is taken out again.
-        covariance = torch.where(both, self.covariance, torch.eye(off.shape[-1]).to(off))
-        filled = FullGaussian.of_covariance(torch.zeros_like(off), covariance)
-        return filled.log_prob(off) + (~observed).sum(-1) * HALF_LOG_2PI
+        # Rows of L, not of the covariance: their products would lose half of the digits.
+        rows = torch.where(observed[..., None], self.scale_tril, 0.0)
+        factor = torch.cat([rows, torch.diag_embed((~observed).to(off))], dim=-1)
+        filled = FullGaussian(torch.zeros_like(off), _lower_triangular(factor))
+        return filled.log_prob(off) + (~observed).sum(-1).to(off) * HALF_LOG_2PI
 
     def entropy(self) -> Tensor:
         r"""Return :math:`\tfrac12\log\det 2\pi e\,\Sigma`, in nats, ``(...)``."""
         return self.half_log_det + self.event_shape[0] * (HALF_LOG_2PI + 0.5)
+
+
+def _lower_triangular(factor: Tensor) -> Tensor:
+    """Return the Cholesky factor of factor factor' ``(..., d, d)``, for factor ``(..., d, e)``."""
+    upper = torch.linalg.qr(factor.mT).R
+    signs = upper.diagonal(dim1=-2, dim2=-1).sign()
+    return (upper * signs[..., :, None]).mT
 
 
 def whiten(scale_tril: Tensor, value: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ class Mixture(Distribution):
 
 
 def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    r"""Draw `samples` differentiable samples from every stratum of `q`: from every component of a
-    mixture, or from `q` itself.
+    r"""Draw `samples` samples from every stratum of `q`: from every component of a mixture, or from
+    `q` itself. They are differentiable where `q` has differentiable samples.
 
     An expectation over a mixture is the weighted sum of those over its components,
     :math:`E_q[f] = \sum_c w_c E_{q_c}[f]`; so weighted, samples are differentiable in the weights,
@@ -104,7 +104,17 @@ def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Te
         Log-weight of every stratum, ``(c, ...)``.
     """
     if isinstance(q, Mixture):
-        z = q.components.rsample(Size((samples,)), generator=generator)  # type: ignore[call-arg]
+        z = _draw(q.components, samples, generator)
         return z.movedim(-2, 1), q.log_weights.movedim(-1, 0)
-    z = q.rsample(Size((samples,)), generator=generator)
+    z = _draw(q, samples, generator)
     return z[:, None], z.new_zeros(1, *q.batch_shape)
+
+
+def is_differentiable(q: Distribution) -> bool:
+    """Return whether `strata` draws differentiable samples of `q`."""
+    return q.components.has_rsample if isinstance(q, Mixture) else q.has_rsample
+
+
+def _draw(q: Any, samples: int, generator: Generator | None) -> Tensor:
+    z: Tensor = (q.rsample if q.has_rsample else q.sample)(Size((samples,)), generator=generator)
+    return z

@@ -1,0 +1,47 @@
+"""What the documentation shows runs: docstring examples of the engine, and code on its page."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from scvae import core
+
+ROOT = Path(__file__).parent.parent
+NAMES = {name: getattr(core, name) for name in core.__all__}
+EXAMPLES = {name: thing for name, thing in NAMES.items() if ">>>" in (inspect.getdoc(thing) or "")}
+PAGE = (ROOT / "docs" / "core.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_docstring_examples_give_what_they_show(name: str) -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    with torch.random.fork_rng():
+        for example in finder.find(EXAMPLES[name], name, globs=NAMES | {"torch": torch}):
+            runner.run(example)
+    assert runner.tries > 0
+    assert runner.failures == 0
+
+
+def test_code_on_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        with torch.random.fork_rng():
+            exec(compile(block, "docs/core.md", "exec"), {})
+        said = re.findall(r"print\(.*\)  # (.*)", block)
+        assert capsys.readouterr().out.splitlines() == said
+
+
+@pytest.mark.parametrize("name", sorted(core.__all__))
+def test_every_public_name_is_documented(name: str) -> None:
+    thing = NAMES[name]
+    if not isinstance(thing, core.Family):
+        assert inspect.getdoc(thing)
+    assert re.search(rf"`{name}\b", PAGE)
