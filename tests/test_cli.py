@@ -97,8 +97,8 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
     line = (
         "fit in.h5ad -o out.h5ad --batch batch --covariates library_size cell_type --layer counts "
         "--genes highly_variable --library-size latent --likelihood zinb --dispersion gene-batch "
-        "--prior normal --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 --seed 9 "
-        "--device cpu"
+        "--prior normal --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 "
+        "--seed 9 --device cpu"
     )
     defaults = cli._fit_defaults()
     monkeypatch.setattr("scvae.models.fit.fit", fit)

@@ -131,16 +131,18 @@ def test_refined_posterior_is_the_exact_one() -> None:
     assert (kl_divergence(vae.encode(batch), exact) > 5).all()
 
 
-def test_refined_posterior_does_not_ask_where_it_starts() -> None:
-    model = orthogonal()
-    batch, vae = Batch(rows_of(model)), vae_of(model)
-    starts = Gaussian(draw(N, D, seed=3) * 2, draw(N, D, seed=4).exp()), vae.encode(batch)
-    for start in starts:
-        kept = start.loc.clone(), start.scale.clone()
-        q = refine(vae, batch, start=start, **long, generator=seeded(0))
-        assert_near(q, exact_posterior(model, batch.x), tolerance=0.1)
-        assert torch.equal(start.loc, kept[0])
-        assert torch.equal(start.scale, kept[1])
+@pytest.mark.parametrize("wide", [1.0, 3.0])
+def test_refined_posterior_does_not_ask_where_it_starts(wide: float) -> None:
+    """... though from a far start the first gradients are thousands of times the last."""
+    model, n = orthogonal(), 200
+    batch, vae = Batch(rows_of(model, n)), vae_of(model)
+    start = Gaussian(2 * draw(n, D, seed=3), wide * draw(n, D, seed=4).exp())
+    kept = start.loc.clone(), start.scale.clone()
+    q = refine(vae, batch, start=start, **long, generator=seeded(0))
+    assert_near(q, exact_posterior(model, batch.x), 0.03)
+    assert (model.log_prob(batch.x) - exact_elbo(vae, q, batch) < 1e-3).all()
+    assert torch.equal(start.loc, kept[0])
+    assert torch.equal(start.scale, kept[1])
 
 
 def test_best_diagonal_of_a_correlated_posterior_has_its_precisions() -> None:
@@ -166,15 +168,15 @@ def test_refined_bound_is_no_lower(shift: list, stretch: float, seed: int) -> No
     q = refine(vae, batch, steps=60, generator=seeded(seed))
     after = exact_elbo(vae, q, batch)
     assert (after > before - 0.02).all()
-    assert (after < model.log_prob(batch.x)).all()
+    assert (after < model.log_prob(batch.x) + 1e-9).all()
 
 
 def test_refining_the_exact_posterior_leaves_it_there() -> None:
     model = orthogonal()
     batch = Batch(rows_of(model))
     exact = exact_posterior(model, batch.x)
-    q = refine(vae_of(model), batch, start=exact, steps=200, samples=32, generator=seeded(0))
-    assert_near(q, exact)
+    q = refine(vae_of(model), batch, start=exact, generator=seeded(0))
+    assert_near(q, exact, 0.01)
 
 
 def test_no_steps_are_the_start() -> None:
@@ -453,14 +455,16 @@ def test_steps_of_the_e_half_alone_find_the_exact_posterior() -> None:
     assert_near(vae.encode(batch), exact_posterior(model, batch.x), 0.1)
 
 
-def test_frozen_parameters_stay_out_of_variational_em() -> None:
+@pytest.mark.parametrize("frozen", ["likelihood.loading", "posterior.inner.loc"])
+def test_frozen_parameters_stay_out_of_variational_em(frozen: str) -> None:
     model = orthogonal()
     batch, vae = Batch(rows_of(model)), vae_of(model, ExactSteps(BadEncoder()))
-    vae.likelihood.loading.requires_grad_(False)
+    vae.get_parameter(frozen).requires_grad_(False)
+    kept = {name: p.detach().clone() for name, p in vae.named_parameters()}
     history = variational_em(vae, batch, rounds=3, learning_rate=0.05)
     assert history[-1] > history[0]
-    assert torch.equal(vae.likelihood.loading, model.loading)
-    assert not torch.equal(vae.likelihood.loc, model.loc)
+    for name, p in vae.named_parameters():
+        assert torch.equal(p.detach(), kept[name]) == (name == frozen), name
 
 
 def test_variational_em_follows_the_generator_and_spares_the_global_state() -> None:

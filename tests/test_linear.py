@@ -20,7 +20,7 @@ from scvae.core.linear import LinearGaussian, factor_analysis, ppca
 F64 = torch.float64
 G = 6
 Fit = Callable[[Tensor, int], LinearGaussian]
-law = settings(deadline=None, derandomize=True, max_examples=40)
+law = settings(deadline=None, derandomize=True, max_examples=30)
 fewer = settings(deadline=None, derandomize=True, max_examples=12)
 seeds = st.integers(0, 10_000)
 both = pytest.mark.parametrize("fit", [ppca, factor_analysis])
@@ -238,10 +238,10 @@ def test_ppca_takes_the_likeliest_directions(d: int, seed: int) -> None:
 def test_likelihood_rises_with_the_latent_dimensions(seed: int) -> None:
     x = factors_of(200, seed)
     principal = [score(ppca(x, d), x) for d in range(1, 8)]
-    factors = [score(factor_analysis(x, d), x) for d in range(1, 4)]
+    factors = [score(factor_analysis(x, d), x) for d in (1, 2)]
     assert (np.diff(principal) > 0).all()
     assert (np.diff(factors) > 0).all()
-    assert all(f > p for f, p in zip(factors, principal[:3], strict=True))
+    assert all(f > p for f, p in zip(factors, principal[:2], strict=True))
     full = multivariate_normal(x.mean(0).numpy(), np.cov(x.T.numpy(), bias=True))
     assert principal[-1] == pytest.approx(full.logpdf(x.numpy()).mean(), rel=1e-9)
 

@@ -376,6 +376,15 @@ def test_spherical_path_is_finite_between_any_points(
         torch.testing.assert_close(line, straight, rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("off", [1e-1, 1e-2, 1e-3, 3e-4])
+def test_spherical_path_keeps_the_norm_in_single_precision_too(off: float) -> None:
+    """Between nearly opposite points, whose cosine says next to nothing of the angle."""
+    basis = torch.linalg.qr(draw(50, 10, 2)).Q.mT * 3
+    a, b = basis[:, 0], -math.cos(off) * basis[:, 0] + math.sin(off) * basis[:, 1]
+    norm = interpolate(a.float(), b.float(), 3, "spherical")[1].norm(dim=-1)
+    torch.testing.assert_close(norm, torch.full((50,), 3.0), rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("path", ["linear", "spherical"])
 def test_paths_of_many_rows_are_those_of_each(path: Any) -> None:
     a, b = draw(2, 4, D), draw(2, 4, D, seed=1)

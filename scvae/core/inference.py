@@ -70,7 +70,8 @@ def refine(
     start
         Where to start instead, batch shape ``(n,)``.
     steps, samples, learning_rate
-        Steps of Adam, draws of z for each, and the first rate, which falls to 0 by cosine.
+        Steps of Adam, draws of z for each, and the first rate, which falls to 0 by cosine. A
+        parameter moves by at most about half of their product, ``steps * learning_rate / 2``.
     """
     with evaluating(vae):
         if start is None:
@@ -78,7 +79,7 @@ def refine(
                 start = moments(vae.encode(batch))
         own = MeanField(start)
         # A short memory of squared gradients: from a far start the first ones are far too large.
-        optimizer = torch.optim.Adam(own.parameters(), learning_rate, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(own.parameters(), learning_rate, betas=(0.9, 0.9))
         whole = Batch(batch.x)
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -123,6 +124,8 @@ def variational_em(
     list of float
         Mean ELBO per cell at the last step of every round, in nats.
     """
+    if e_steps + m_steps < 1:
+        raise ValueError("e_steps=0 and m_steps=0, but a round must take steps")
     e_parameters = [p for p in vae.posterior.parameters() if p.requires_grad]
     of_posterior = {id(parameter) for parameter in vae.posterior.parameters()}
     m_parameters = [p for p in vae.parameters() if p.requires_grad and id(p) not in of_posterior]

@@ -110,7 +110,8 @@ def monte_carlo_kl(
     >>> monte_carlo_kl(q, Gaussian(torch.zeros(3), torch.ones(3))).value.shape
     torch.Size([5])
     """
-    q = q.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    q = q if q.batch_shape == shape else q.expand(shape)
     x, log_weights = strata(q, samples, generator)
     ratio = q.log_prob(x) - p.log_prob(x)  # (k, c, n)
     weights = log_weights.exp()

@@ -91,20 +91,25 @@ def factor_analysis(
     _check_latent(n_latent, x.shape[1])
     covariance = _covariance(x)
     total = covariance.diagonal()
-    noise, before = total.clone(), -torch.inf
+    noise = torch.linalg.inv(covariance).diagonal().reciprocal()  # what all the others leave
+    loading, before = _loading(covariance, noise, n_latent)
     for _ in range(most_rounds):
-        root = noise.sqrt()
-        values, vectors = _spectrum(covariance / root[:, None] / root)
-        first = values[:n_latent].clamp(min=1)
-        # log p of the average row, profiled over W, up to a constant
-        score = -0.5 * (noise.log().sum() + (first.log() - first).sum() + values.sum()).item()
-        loading = root[:, None] * vectors[:, :n_latent] * (first - 1).sqrt()
+        # A variance below this share of the total would be a Heywood case: density without bound.
+        noise = torch.maximum(total - loading.square().sum(1), 1e-6 * total)
+        loading, score = _loading(covariance, noise, n_latent)
         if score - before < tolerance:
             break
         before = score
-        # A variance below this share of the total would be a Heywood case: a density without bound.
-        noise = torch.maximum(total - loading.square().sum(1), 1e-6 * total)
     return LinearGaussian(loading, x.mean(0), noise)
+
+
+def _loading(covariance: Tensor, noise: Tensor, n_latent: int) -> tuple[Tensor, float]:
+    """Return the best W given the noise, and the log-likelihood of a row, up to a constant."""
+    root = noise.sqrt()
+    values, vectors = _spectrum(covariance / root[:, None] / root)
+    first = values[:n_latent].clamp(min=1)
+    score = -0.5 * (noise.log().sum() + (first.log() - first).sum() + values.sum())
+    return root[:, None] * vectors[:, :n_latent] * (first - 1).sqrt(), score.item()
 
 
 def _check_latent(n_latent: int, most: int) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import normalize
 
 from scvae.core.distributions import Mixture
 from scvae.core.inference import moments, refine
@@ -83,11 +84,16 @@ def interpolate(
     straight = (1 - t) * start + t * end
     if path == "linear":
         return straight
-    cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1)[..., None]
-    angle = torch.acos(cosine.clamp(-1, 1))
+    if path != "spherical":
+        raise ValueError(f"path={path!r} is not known; give 'linear' or 'spherical'")
+    one, other = normalize(start, dim=-1), normalize(end, dim=-1)
+    # Not by the cosine, which loses the digits of angles near 0 and pi.
+    apart, along = ((v.norm(dim=-1, keepdim=True)) for v in (one - other, one + other))
+    angle = 2 * torch.atan2(apart, along)
     sine = torch.sin(angle)
-    curved = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / sine
-    return torch.where(sine.abs() < 1e-4, straight, curved)
+    flat = sine.abs() < 1e-4
+    curved = torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end
+    return torch.where(flat, straight, curved / torch.where(flat, 1.0, sine))
 
 
 def surprise(

@@ -10,6 +10,7 @@ from torch.distributions import Gamma, Independent, constraints
 
 from scvae.core.distributions.factorised import Factorised, event_last
 from scvae.core.numerics import nb_log_mass, poisson_log_mass, zero_inflate
+from scvae.core.rows import nb_log_prob, zinb_log_prob
 
 
 class Poisson(Factorised):
@@ -88,7 +89,7 @@ class NegativeBinomial(Factorised):
         r"""The Gamma of Poisson rates whose mixture this is:
         :math:`w_g \sim \mathrm{Gamma}(r_g, r_g / \mu_g),\ x_g \sim \mathrm{Poisson}(w_g)`."""
         shape = self.inverse_dispersion.expand(self.batch_shape + self.event_shape)
-        return Independent(Gamma(shape, shape / self.mean), 1)
+        return Independent(Gamma(shape, shape / self.mean, validate_args=False), 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
         shape = Size(batch_shape) + self.event_shape
@@ -98,6 +99,10 @@ class NegativeBinomial(Factorised):
 
     def entry_log_prob(self, value: Tensor) -> Tensor:
         return nb_log_mass(value, self.log_mean, self.log_inverse_dispersion)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        return nb_log_prob(value, self.log_mean, self.log_inverse_dispersion)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended(sample_shape)
@@ -151,6 +156,13 @@ class ZeroInflated(Factorised):
 
     def entry_log_prob(self, value: Tensor) -> Tensor:
         return zero_inflate(self.base.entry_log_prob(value), self.logits, value == 0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        base = self.base
+        if not isinstance(base, NegativeBinomial):
+            return super().log_prob(value)
+        return zinb_log_prob(value, base.log_mean, base.log_inverse_dispersion, self.logits)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         with torch.no_grad():

@@ -155,11 +155,11 @@ class FullGaussian(Distribution):
     def marginal_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
         """Return the log-density of the entries where `observed`, all others integrated out."""
         off = torch.where(observed, value, self.loc) - self.loc
-        observed = observed.expand(off.shape)
         # An entry not observed becomes an independent N(0, 1) at its mean, then is taken out again.
         # Rows of L, not of the covariance: their products would lose half of the digits.
         rows = torch.where(observed[..., None], self.scale_tril, 0.0)
-        factor = torch.cat([rows, torch.diag_embed((~observed).to(off))], dim=-1)
+        unit = torch.diag_embed((~observed).to(off)).expand_as(rows)
+        factor = torch.cat([rows, unit], dim=-1)
         filled = FullGaussian(torch.zeros_like(off), _lower_triangular(factor))
         return filled.log_prob(off) + (~observed).sum(-1).to(off) * HALF_LOG_2PI
 
