@@ -60,6 +60,16 @@ def test_dense_rows_are_scipys_rows(case: tuple[sparse.csr_matrix, list[int]]) -
 
 
 @law
+@given(matrices_and_rows())
+def test_rows_come_the_same_way_with_and_without_a_compiler(
+    case: tuple[sparse.csr_matrix, list[int]],
+) -> None:
+    matrix, rows = case
+    counts = Counts.from_csr(matrix)
+    assert torch.equal(counts.dense(index(rows)), counts._dense_by_index(index(rows)))
+
+
+@law
 @given(matrices())
 def test_length_and_width_are_kept(matrix: sparse.csr_matrix) -> None:
     counts = Counts.from_csr(matrix)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,6 +18,17 @@ def narrowest(largest: int) -> np.dtype:
         if largest <= np.iinfo(dtype).max:
             return np.dtype(dtype)
     return np.dtype(np.int64)
+
+
+@cache
+def _kernel() -> Callable[..., None] | None:
+    """Return the compiled loop over rows, or None where this machine cannot compile or keep it."""
+    try:
+        from scvae.data.gather import dense_rows
+    except (ImportError, RuntimeError):
+        return None
+    kernel: Callable[..., None] = dense_rows
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,16 @@ class Counts:
 
     def dense(self, rows: Tensor) -> Tensor:
         """Return the given rows, in their order, as dense float32 ``(len(rows), n_genes)``."""
+        kernel = _kernel() if rows.device.type == "cpu" else None
+        if kernel is None:
+            return self._dense_by_index(rows)
+        out = torch.zeros(len(rows), self.n_genes, dtype=torch.float32)
+        given = (self.indptr, self.indices, self.values, rows, out)
+        kernel(*(tensor.numpy() for tensor in given))
+        return out
+
+    def _dense_by_index(self, rows: Tensor) -> Tensor:
+        """Do as `dense` on any device, by a scatter of all non-zeros at once."""
         start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
         ends = length.cumsum(0)
         row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
