@@ -36,8 +36,10 @@ def scvae_fit(name: str, adata: anndata.AnnData, seed: int, **options: Any) -> R
     )
     seconds = time.perf_counter() - start
     negative_elbo = -float(model.elbo(adata[rows], samples=10).mean())
-    steps = model.summary["history"]["step"][-1]
-    return adata.obsm["X_scvae"], {"seconds": seconds, "nelbo": negative_elbo, "steps": steps}
+    history = model.summary["history"]
+    curve = {"step": history["step"], "nelbo": [-elbo for elbo in history["validation"]]}
+    measured = {"seconds": seconds, "nelbo": negative_elbo, "steps": curve["step"][-1]}
+    return adata.obsm["X_scvae"], measured | {"curve": curve}
 
 
 def scvi_train(name: str, adata: anndata.AnnData, seed: int, **options: Any) -> Result:
@@ -106,6 +108,7 @@ def main() -> None:
     stem = WORK / f"{given.set}.{given.method}.{given.seed}"
     np.save(f"{stem}.npy", np.asarray(embedding, dtype=np.float32))
     stem.with_name(stem.name + ".json").write_text(json.dumps(measured))
+    measured.pop("curve", None)
     print(given.set, given.method, given.seed, measured, flush=True)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -171,3 +174,26 @@ def test_without_a_compiler_the_oracle_serves(monkeypatch: pytest.MonkeyPatch) -
     x, p = some(0.0, 1.0, True, True)
     monkeypatch.setattr(rows, "_kernels", lambda: None)
     torch.testing.assert_close(compiled(x, p).double(), oracle(x, p), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_computes_too() -> None:
+    program = (
+        "import os, torch\n"
+        "from scvae.core.rows import nb_log_prob\n"
+        "torch.set_num_threads(2)\n"
+        "x = torch.ones(64, 5)\n"
+        "before = nb_log_prob(x, 0 * x, torch.zeros(5))\n"
+        "child = os.fork()\n"
+        "same = torch.equal(nb_log_prob(x, 0 * x, torch.zeros(5)), before)\n"
+        "os._exit(not same) if child == 0 else print(os.waitpid(child, 0)[1], same)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["0", "True"]

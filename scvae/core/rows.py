@@ -6,6 +6,7 @@ compute value and gradients in one pass; they are compiled at first use and kept
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -97,6 +98,10 @@ def _kernels() -> dict[str, Callable[..., None]] | None:
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="scvae")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork: the child needs its own
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def _shared(
