@@ -51,8 +51,8 @@ class _Rows(torch.autograd.Function):
         # The kernels take r, not log r, and one row of it where all rows are the same.
         one = parameters[1].numel() == shape[-1] == parameters[1].shape[-1]
         arrays[2] = parameters[1].detach().view(1, -1).exp() if one else arrays[2].exp()
-        slopes = [torch.empty(arrays[0].shape) for _ in parameters]
-        out = torch.empty(len(arrays[0]))
+        slopes = [torch.empty_like(arrays[0]) for _ in parameters]
+        out = arrays[0].new_empty(len(arrays[0]))
         kernels = _kernels()
         assert kernels is not None
         _shared(kernels[name], len(out), arrays, [out, *slopes])
