@@ -148,6 +148,17 @@ def test_samples_broadcast_over_rows(inflated: bool) -> None:
         assert value.grad.shape == several[name].shape
 
 
+def test_one_number_serves_all_entries() -> None:
+    x, p = some(0.0, 1.0, True, False)
+    q = with_gradients(p | {"log_r": torch.tensor(0.3)})
+    compiled(x, q).sum().backward()
+    spread = with_gradients(p | {"log_r": torch.full((N, G), 0.3)})
+    compiled(x, spread).sum().backward()
+    assert q["log_r"].grad is not None
+    assert spread["log_r"].grad is not None
+    torch.testing.assert_close(q["log_r"].grad, spread["log_r"].grad.sum())
+
+
 @every
 def test_nothing_is_nan_at_the_corners(inflated: bool) -> None:
     corners = torch.tensor([-1e4, -90.0, -30.0, 0.0, 30.0, 79.0, 85.0])

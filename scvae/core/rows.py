@@ -47,10 +47,11 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, x: Tensor, *parameters: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(x.shape, *(p.shape for p in parameters))
-        arrays = [_flat(t, shape) for t in (x, *parameters)]
+        log_mean, log_r, *logits = parameters
+        rows_of_r = Size((1, *shape[-1:])) if _is_one_row(log_r.shape, shape) else shape
         # The kernels take r, not log r, and one row of it where all rows are the same.
-        one = parameters[1].numel() == shape[-1] == parameters[1].shape[-1]
-        arrays[2] = parameters[1].detach().view(1, -1).exp() if one else arrays[2].exp()
+        of_r = _flat(log_r, rows_of_r).exp()
+        arrays = [_flat(x, shape), _flat(log_mean, shape), of_r, *(_flat(h, shape) for h in logits)]
         slopes = [torch.empty_like(arrays[0]) for _ in parameters]
         out = arrays[0].new_empty(len(arrays[0]))
         kernels = _kernels()
@@ -75,9 +76,14 @@ class _Rows(torch.autograd.Function):
 
 def _weighted(weights: Tensor, slope: Tensor, full: Size, shape: Size) -> Tensor:
     """Return the gradient of one parameter: its slopes at all rows, weighted and summed up."""
-    if shape.numel() == shape[-1] == full[-1]:  # one row of parameters for all
+    if _is_one_row(shape, full):
         return (weights @ slope).view(shape)
     return (weights[:, None] * slope).view(full).sum_to_size(shape)
+
+
+def _is_one_row(shape: Size, full: Size) -> bool:
+    """Return whether a parameter of this shape is the same for all rows."""
+    return bool(shape) and shape.numel() == shape[-1] == full[-1]
 
 
 def _flat(tensor: Tensor, shape: Size) -> Tensor:
