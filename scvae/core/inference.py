@@ -85,20 +85,13 @@ def refine(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             with torch.enable_grad():
-                z = own(whole).rsample((samples,), generator=generator)
+                q = own(whole)
+                z = q.rsample((samples,), generator=generator)
                 # The parameters of log q held fixed: the gradient through z alone is unbiased, too,
                 # and loses all its noise as q becomes exact (Roeder, Wu and Duvenaud, NIPS 2017).
-                with torch.no_grad():
-                    q = own(whole)
-                loss = -vae.terms_at(z, q, batch).log_weight.mean(0).sum()
-            # Only with respect to q: the model gathers no gradient.
-            for parameter, gradient in zip(
-                own.parameters(),
-                torch.autograd.grad(loss, list(own.parameters())),
-                strict=True,
-            ):
-                parameter.grad = gradient
-            optimizer.step()
+                held = Gaussian(q.loc.detach(), q.scale.detach())
+                bound = vae.terms_at(z, held, batch).log_weight.mean(0).sum()
+                _ascend(optimizer, own.parameters(), bound)
     return Gaussian(own.loc.detach(), own.log_scale.detach().exp())
 
 
@@ -145,7 +138,7 @@ def variational_em(
 
 
 def _ascend(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], bound: Tensor) -> None:
-    """Step up `bound` in these parameters alone."""
+    """Step up `bound` in these parameters alone: no other gathers a gradient."""
     parameters = list(parameters)
     for parameter, gradient in zip(
         parameters, torch.autograd.grad(-bound, parameters, allow_unused=True), strict=True

@@ -195,13 +195,9 @@ class VAE(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Draw z from the prior and x from p(x | z, s): ``(n, d)`` and ``(n, g)``, in evaluation
         mode, as all questions to a model are answered."""
-        with torch.no_grad(), evaluating(self):
-            return self._sample(n, s, generator)
-
-    def _sample(
-        self, n: int, s: Tensor | None, generator: Generator | None
-    ) -> tuple[Tensor, Tensor]:
         like = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
         batch = Batch(like.new_zeros(n, 0), s)
-        z = self.prior(batch).sample((1,), generator=generator)
-        return z[0], self.decode(z, batch).sample(generator=generator)[0]
+        with torch.no_grad(), evaluating(self):
+            z = self.prior(batch).sample((1,), generator=generator)
+            x = self.decode(z, batch).sample(generator=generator)
+        return z[0], x[0]

@@ -1,4 +1,4 @@
-"""Distributions of independent entries: the event is the last axis, its log-density a sum."""
+"""What distributions share: independent entries over the last axis, and differentiable samples."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Factorised(Distribution, ABC):
         return Size(sample_shape) + self.batch_shape + self.event_shape
 
 
-class Reparameterised(Factorised):
-    """A factorised distribution whose samples can be differentiated in its parameters."""
+class Reparameterised(Distribution, ABC):
+    """A distribution whose samples can be differentiated in its parameters."""
 
     has_rsample = True
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Size, Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
-from scvae.core.distributions.factorised import Reparameterised, event_last
+from scvae.core.distributions.factorised import Factorised, Reparameterised, event_last
 from scvae.core.numerics import HALF_LOG_2PI
 
 
@@ -17,7 +17,7 @@ def standard_normal(shape: Size, like: Tensor, generator: Generator | None) -> T
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-class Gaussian(Reparameterised):
+class Gaussian(Reparameterised, Factorised):
     r"""Normal distribution with diagonal covariance over the last axis.
 
     .. math:: \log p(x) = -\sum_d \left[\tfrac12 \left(\tfrac{x_d-\mu_d}{\sigma_d}\right)^2
@@ -70,7 +70,7 @@ class Gaussian(Reparameterised):
         return (self.scale.log() + HALF_LOG_2PI + 0.5).sum(-1)
 
 
-class FullGaussian(Distribution):
+class FullGaussian(Reparameterised):
     r"""Normal distribution with full covariance, by its Cholesky factor.
 
     .. math:: \log p(x) = -\tfrac12 \|L^{-1}(x - \mu)\|^2 - \sum_d \log L_{dd}
@@ -95,7 +95,6 @@ class FullGaussian(Distribution):
         "scale_tril": constraints.lower_cholesky,
     }
     support = constraints.real_vector
-    has_rsample = True
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = False) -> None:
         shape = torch.broadcast_shapes(loc.shape, scale_tril.shape[:-1])
@@ -136,15 +135,9 @@ class FullGaussian(Distribution):
         return FullGaussian(self.loc.expand(shape), self.scale_tril.expand(*shape, shape[-1]))
 
     def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
-        """Draw reparameterised samples ``sample_shape + (..., d)``, from `generator` if given."""
         shape = Size(sample_shape) + self.batch_shape + self.event_shape
         noise = standard_normal(shape, self.loc, generator)
         return self.loc + (self.scale_tril @ noise[..., None])[..., 0]
-
-    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
-        """Draw samples as `rsample` does, without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape, generator)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
@@ -182,7 +175,7 @@ def whiten(scale_tril: Tensor, value: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(scale_tril, column, upper=False)[..., 0]
 
 
-class LogNormal(Reparameterised):
+class LogNormal(Reparameterised, Factorised):
     r"""The exponential of a diagonal Gaussian.
 
     .. math:: \log p(x) = \sum_d \log N(\log x_d;\, \mu_d, \sigma_d^2) - \log x_d
