@@ -176,14 +176,14 @@ def test_nothing_is_nan_at_the_corners(inflated: bool) -> None:
 
 def test_other_types_take_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     x, p = some(0.0, 1.0, True, True)
-    monkeypatch.setattr(rows, "_kernels", lambda: pytest.fail("float64 has no kernel"))
+    monkeypatch.setattr(rows, "run", lambda *given: pytest.fail("float64 has no kernel"))
     wide = {name: value.double() for name, value in p.items()}
     torch.testing.assert_close(compiled(x.double(), wide), oracle(x, p))
 
 
 def test_without_a_compiler_the_oracle_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     x, p = some(0.0, 1.0, True, True)
-    monkeypatch.setattr(rows, "_kernels", lambda: None)
+    monkeypatch.setattr(rows, "is_served", lambda *tensors: False)
     torch.testing.assert_close(compiled(x, p).double(), oracle(x, p), rtol=1e-5, atol=1e-4)
 
 
@@ -208,3 +208,99 @@ def test_a_forked_process_computes_too() -> None:
         timeout=120,
     )
     assert done.stdout.split() == ["0", "True"]
+
+
+# -- means as shares of a total --------------------------------------------------------------------
+
+
+def shared(columns: int, inflated: bool) -> tuple[Tensor, Parameters]:
+    """Return counts and parameters whose total also counts what lies in further columns."""
+    x, p = some(0.0, 1.0, True, inflated)
+    p["a"] = draw(N, columns, seed=6) * 3
+    p["log_total"] = torch.log(x.sum(-1, keepdim=True) + 1)
+    return x, p
+
+
+def with_shares(x: Tensor, p: Parameters) -> Tensor:
+    if "logits" in p:
+        return zinb_log_prob(x, p["a"], p["log_r"], p["logits"], p["log_total"])
+    return nb_log_prob(x, p["a"], p["log_r"], p["log_total"])
+
+
+def oracle_of_shares(x: Tensor, p: Parameters) -> Tensor:
+    log_mean = torch.log_softmax(p["a"].double(), -1)[:, :G] + p["log_total"].double()
+    return oracle(x, p | {"log_mean": log_mean})
+
+
+@pytest.mark.parametrize("columns", [G, G + 1, G + 20])
+@every
+def test_shares_of_a_total(columns: int, inflated: bool) -> None:
+    x, p = shared(columns, inflated)
+    weights = draw(N, seed=3)
+    found, expected = with_gradients(p), with_gradients(p)
+    a, b = with_shares(x, found), oracle_of_shares(x, expected)
+    assert ((a - b).abs() < 1e-6 * (G + x.sum(-1)) + 2e-6 * b.abs()).all()
+    (a * weights).sum().backward()
+    (b * weights).sum().backward()
+    for name in set(p) - {"log_mean"}:
+        value, reference = found[name].grad, expected[name].grad
+        assert value is not None
+        assert reference is not None
+        size = 1e-5 * (x.sum(-1, keepdim=True) + 1)
+        size = size.sum() if value.dim() == 1 else size
+        assert ((value - reference).abs() < size).all(), name
+
+
+@every
+def test_shares_are_the_same_without_a_compiler(
+    inflated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, p = shared(G + 1, inflated)
+    compiled_ = with_shares(x, p)
+    monkeypatch.setattr(rows, "is_served", lambda *tensors: False)
+    torch.testing.assert_close(with_shares(x, p), compiled_, rtol=1e-5, atol=1e-3)
+
+
+def test_shares_far_apart_and_huge_totals_stay_finite() -> None:
+    a = torch.tensor([[0.0, -1e4, 90.0, -90.0]], requires_grad=True)
+    for log_total in (-50.0, 0.0, 79.0, 200.0):
+        total = torch.tensor([[log_total]], requires_grad=True)
+        out = nb_log_prob(torch.tensor([[0.0, 3.0, 20.0, 0.0]]), a, torch.zeros(4), total)
+        grads = torch.autograd.grad(out.sum(), (a, total))
+        assert out.isfinite().all()
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+# -- mixtures of Gaussians -------------------------------------------------------------------------
+
+
+def mixture_oracle(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    normal = torch.distributions.Normal(loc, scale)
+    return torch.logsumexp(log_w + normal.log_prob(z[..., None, :]).sum(-1), -1)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("shape", [(40,), (3, 17), (1,)])
+def test_mixtures_and_their_gradients(shape: tuple[int, ...], spread: float) -> None:
+    z = draw(*shape, 5) * 2
+    given_ = (torch.log_softmax(draw(7, seed=1), -1), draw(7, 5, seed=2) * spread)
+    scale = 0.2 + draw(7, 5, seed=3).abs()
+    found = [t.clone().requires_grad_() for t in (z, *given_, scale)]
+    expected = [t.double().requires_grad_() for t in (z, *given_, scale)]
+    weights = draw(*shape, seed=4)
+    a, b = rows.gaussian_mixture_log_prob(*found), mixture_oracle(*expected)
+    torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6)
+    (a * weights).sum().backward()
+    (b * weights).sum().backward()
+    for value, reference in zip(found, expected, strict=True):
+        assert value.grad is not None
+        assert reference.grad is not None
+        size = float(reference.grad.abs().max()) + 1
+        torch.testing.assert_close(value.grad.double(), reference.grad, rtol=1e-5, atol=1e-5 * size)
+
+
+def test_mixtures_are_the_same_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_ = (draw(9, 4), torch.log_softmax(draw(3), -1), draw(3, 4), torch.ones(3, 4))
+    compiled_ = rows.gaussian_mixture_log_prob(*given_)
+    monkeypatch.setattr(rows, "is_served", lambda *tensors: False)
+    torch.testing.assert_close(rows.gaussian_mixture_log_prob(*given_), compiled_)

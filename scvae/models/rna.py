@@ -20,9 +20,16 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from scvae.core.distributions import Gaussian, Mixture, NegativeBinomial, Poisson, ZeroInflated
+from scvae.core.distributions import (
+    Gaussian,
+    Mixture,
+    NegativeBinomial,
+    NegativeBinomialShares,
+    Poisson,
+    ZeroInflated,
+)
 from scvae.core.heads import GAUSSIAN, Head
-from scvae.core.networks import MLP, linear
+from scvae.core.networks import MLP, WideLinear
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
 from scvae.data.cells import Cells
@@ -111,7 +118,12 @@ class Encoder(nn.Module):
         n_covariates = a.n_covariates if a.encode_covariates else 0
         n_out = a.n_latent + a.latent_library
         self.hidden = MLP(
-            a.n_genes, a.n_hidden, a.n_layers, n_covariates=n_covariates, generator=generator
+            a.n_genes,
+            a.n_hidden,
+            a.n_layers,
+            n_covariates=n_covariates,
+            sparse=True,
+            generator=generator,
         )
         self.head = Head(a.n_hidden, n_out, GAUSSIAN, generator)
         self.register_buffer("log_target", statistics.library_loc.mean())
@@ -173,14 +185,14 @@ class Decoder(nn.Module):
         self.hidden = MLP(
             a.n_latent, a.n_hidden, a.n_layers, n_covariates=a.n_covariates, generator=generator
         )
-        self.share = linear(a.n_hidden, a.n_genes + a.outside, generator)
+        self.share = WideLinear(a.n_hidden, a.n_genes + a.outside, generator)
         with torch.no_grad():
             self.share.bias.copy_(statistics.log_share)
         if a.likelihood == "zinb":
-            self.dropout = linear(a.n_hidden, a.n_genes, generator)
+            self.dropout = WideLinear(a.n_hidden, a.n_genes, generator)
             nn.init.constant_(self.dropout.bias, -2.0)
         if a.likelihood != "poisson" and a.dispersion == "gene-cell":
-            self.log_inverse_dispersion: nn.Module | nn.Parameter = linear(
+            self.log_inverse_dispersion: nn.Module | nn.Parameter = WideLinear(
                 a.n_hidden, a.n_genes, generator
             )
         elif a.likelihood != "poisson":
@@ -223,10 +235,9 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, cells: Cells) -> NegativeBinomial | Poisson | ZeroInflated:
         h = self.hidden(z[..., : self.a.n_latent], cells.s)
         log_library = z[..., self.a.n_latent :] if self.a.latent_library else cells.log_library
-        log_mean = self.log_shares(h) + log_library
         if self.a.likelihood == "poisson":
-            return Poisson(log_mean)
-        counts = NegativeBinomial(log_mean, self._log_r(h, cells))
+            return Poisson(self.log_shares(h) + log_library)
+        counts = NegativeBinomialShares(self.share(h), log_library, self._log_r(h, cells))
         return ZeroInflated(counts, self.dropout(h)) if self.a.likelihood == "zinb" else counts
 
 

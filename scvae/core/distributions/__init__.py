@@ -4,7 +4,12 @@ All are `torch.distributions.Distribution`s, so samples, moments and torch's KL 
 users of torch expect. Samplers take a `generator`; parameters are checked on request alone.
 """
 
-from scvae.core.distributions.counts import NegativeBinomial, Poisson, ZeroInflated
+from scvae.core.distributions.counts import (
+    NegativeBinomial,
+    NegativeBinomialShares,
+    Poisson,
+    ZeroInflated,
+)
 from scvae.core.distributions.discrete import Bernoulli, Categorical
 from scvae.core.distributions.factorised import Factorised
 from scvae.core.distributions.gaussian import FullGaussian, Gaussian, LogNormal
@@ -19,6 +24,7 @@ __all__ = [
     "LogNormal",
     "Mixture",
     "NegativeBinomial",
+    "NegativeBinomialShares",
     "Poisson",
     "ZeroInflated",
     "strata",

@@ -10,7 +10,7 @@ from torch.distributions import Gamma, Independent, constraints
 
 from scvae.core.distributions.factorised import Factorised, event_last
 from scvae.core.numerics import nb_log_mass, poisson_log_mass, zero_inflate
-from scvae.core.rows import nb_log_prob, zinb_log_prob
+from scvae.core.rows import log_means, nb_log_prob, zinb_log_prob
 
 
 class Poisson(Factorised):
@@ -68,9 +68,13 @@ class NegativeBinomial(Factorised):
         self, log_mean: Tensor, log_inverse_dispersion: Tensor, validate_args: bool | None = False
     ) -> None:
         # Kept as they came: a per-gene dispersion costs per gene, not per cell and gene.
-        self.log_mean = log_mean
+        self._log_mean = log_mean
         self.log_inverse_dispersion = log_inverse_dispersion
         super().__init__(*event_last(log_mean, log_inverse_dispersion), validate_args=validate_args)
+
+    @property
+    def log_mean(self) -> Tensor:
+        return self._log_mean
 
     @property
     def mean(self) -> Tensor:
@@ -104,6 +108,10 @@ class NegativeBinomial(Factorised):
         """Return log p(x) of every row, ``(...)``."""
         return nb_log_prob(value, self.log_mean, self.log_inverse_dispersion)
 
+    def zero_inflated_log_prob(self, value: Tensor, logits: Tensor) -> Tensor:
+        """Return log p(x) of every row, zero-inflated by log-odds `logits`, ``(...)``."""
+        return zinb_log_prob(value, self.log_mean, self.log_inverse_dispersion, logits)
+
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended(sample_shape)
         with torch.no_grad():
@@ -111,6 +119,46 @@ class NegativeBinomial(Factorised):
             # torch exposes the seeded Gamma sampler only under this name.
             unit = torch._standard_gamma(shape_parameter, generator=generator)
             return torch.poisson(unit * (self.mean / shape_parameter), generator=generator)
+
+
+class NegativeBinomialShares(NegativeBinomial):
+    r"""Negative binomial counts whose means are shares of a total.
+
+    .. math:: \log\mu = \log\mathrm{softmax}(\text{logits}) + \log l
+
+    The same as a `NegativeBinomial` of these log-means; its log-probability takes the softmax in
+    the same pass over memory as everything else.
+
+    Parameters
+    ----------
+    logits
+        Of the shares, ``(..., g)``; columns beyond g take their shares and are not counted.
+    log_total
+        :math:`\log l`, ``(..., 1)``.
+    log_inverse_dispersion
+        :math:`\log r`, ``(..., g)``.
+    """
+
+    def __init__(self, logits: Tensor, log_total: Tensor, log_inverse_dispersion: Tensor) -> None:
+        self.logits, self.log_total = logits, log_total
+        self.log_inverse_dispersion = log_inverse_dispersion
+        parameters = (logits, log_total, log_inverse_dispersion)
+        batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parameters))
+        Factorised.__init__(self, Size(batch), log_inverse_dispersion.shape[-1:])
+
+    @property
+    def log_mean(self) -> Tensor:
+        return log_means(self.logits, self.log_total, self.event_shape[0])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        return nb_log_prob(value, self.logits, self.log_inverse_dispersion, self.log_total)
+
+    def zero_inflated_log_prob(self, value: Tensor, logits: Tensor) -> Tensor:
+        """Return log p(x) of every row, zero-inflated by log-odds `logits`, ``(...)``."""
+        return zinb_log_prob(
+            value, self.logits, self.log_inverse_dispersion, logits, self.log_total
+        )
 
 
 class ZeroInflated(Factorised):
@@ -159,10 +207,9 @@ class ZeroInflated(Factorised):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
-        base = self.base
-        if not isinstance(base, NegativeBinomial):
-            return super().log_prob(value)
-        return zinb_log_prob(value, base.log_mean, base.log_inverse_dispersion, self.logits)
+        if isinstance(self.base, NegativeBinomial):
+            return self.base.zero_inflated_log_prob(value, self.logits)
+        return super().log_prob(value)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         with torch.no_grad():

@@ -9,6 +9,8 @@ from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from scvae.core.distributions.discrete import sample_index
+from scvae.core.distributions.gaussian import Gaussian
+from scvae.core.rows import gaussian_mixture_log_prob
 
 
 class Mixture(Distribution):
@@ -41,6 +43,8 @@ class Mixture(Distribution):
             components if components.batch_shape == shape else components.expand(shape)
         )
         super().__init__(Size(shape[:-1]), components.event_shape, validate_args=validate_args)
+        # One mixture for all rows need not be spread over them to ask for densities.
+        self._same_for_all: Any = self if not shape[:-1] and type(components) is Gaussian else None
 
     @property
     def support(self) -> Any:
@@ -65,10 +69,18 @@ class Mixture(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
         shape = Size(batch_shape) + self.logits.shape[-1:]
-        return Mixture(self.logits.expand(shape), self.components.expand(shape))
+        expanded = Mixture(self.logits.expand(shape), self.components.expand(shape))
+        expanded._same_for_all = self._same_for_all
+        return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        same = self._same_for_all
+        if same is not None:
+            batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            rows = value.expand(*batch, value.shape[-1])
+            loc, scale = same.components.loc, same.components.scale
+            return gaussian_mixture_log_prob(rows, same.log_weights, loc, scale)
         of_each = self.components.log_prob(value[..., None, :])
         return torch.logsumexp(self.log_weights + of_each, dim=-1)
 

@@ -1,0 +1,89 @@
+"""Run compiled kernels, on as many threads as torch would use.
+
+The threads are torch's own where they can be had. Between two operations they wait for work by
+spinning, which would keep a processor from any thread of ours: on two cores a kernel took twice as
+long. GNU's OpenMP runtime, which torch's Linux builds use, lends them by `GOMP_parallel`, the call
+that compilers emit for a parallel section; elsewhere a pool of Python's threads serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PARTS = 4  # a thread: so many that none waits long for another
+_is_forked = False
+
+
+@cache
+def _kernels() -> dict[str, Any] | None:
+    """Return the compiled kernels, or None where this machine cannot compile or keep them."""
+    try:
+        from scvae.core.kernels import ENTRIES
+    except (ImportError, RuntimeError):
+        return None
+    return ENTRIES
+
+
+def is_served(*tensors: Tensor) -> bool:
+    """Return whether kernels take these tensors: float32 on the CPU."""
+    suits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return suits and _kernels() is not None
+
+
+def run(name: str, rows: int, *matrices: Tensor, fewest: int = 16) -> None:
+    """Run a kernel over `rows` rows of contiguous float32 matrices, some of which it writes.
+
+    A thread gets at least `fewest` rows: less costs more to hand over than to compute.
+    """
+    kernels = _kernels()
+    assert kernels is not None
+    kernel = kernels[name]
+    threads = 1 if _is_forked else max(1, min(torch.get_num_threads(), rows // fewest))
+    parts = min(rows, threads if threads == 1 else PARTS * threads)
+    table = [0, parts, rows]
+    for m in matrices:
+        table += (m.data_ptr(), m.shape[0], m.shape[1])
+    numbers = (ctypes.c_int64 * len(table))(*table)
+    if threads == 1:
+        kernel.ctypes(numbers)
+    elif (lend := _torch_threads()) is not None:
+        lend(kernel.address, numbers, threads, 0)
+    else:
+        others = [_pool().submit(kernel.ctypes, numbers) for _ in range(threads - 1)]
+        kernel.ctypes(numbers)
+        for other in others:
+            other.result()
+
+
+@cache
+def _torch_threads() -> Callable[..., None] | None:
+    """Return GOMP_parallel(function, data, threads, flags) of the runtime that torch loaded."""
+    try:
+        lend = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    lend.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    lend.restype = None
+    return lend
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="scvae")
+
+
+def _mark_forked() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):  # neither kind of threads survives a fork
+    os.register_at_fork(after_in_child=_mark_forked)

@@ -1,0 +1,89 @@
+"""Products cheaper than dense ones: the same numbers, and gradients within their rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from scvae.core import products
+from scvae.core.networks import SparseLinear, WideLinear, linear
+from scvae.core.products import linear_with_rounded_gradient, sparse_product
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=Generator().manual_seed(seed))
+
+
+def mostly_zero(n: int, g: int, density: float) -> Tensor:
+    kept = torch.rand(n, g, generator=Generator().manual_seed(7)) < density
+    return draw(n, g) * kept
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.1, 1.0])
+@pytest.mark.parametrize("shape", [(40, 37, 16), (1, 5, 3), (128, 300, 1), (17, 1, 8)])
+def test_sparse_products_are_products(shape: tuple[int, int, int], density: float) -> None:
+    n, g, h = shape
+    x, w, weights = mostly_zero(n, g, density), draw(g, h, seed=1), draw(n, h, seed=2)
+    found, expected = w.clone().requires_grad_(), w.double().requires_grad_()
+    a, b = sparse_product(x, found), x.double() @ expected
+    torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    (a * weights).sum().backward()
+    (b * weights).sum().backward()
+    assert found.grad is not None
+    assert expected.grad is not None
+    torch.testing.assert_close(found.grad.double(), expected.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_zeros_are_skipped_only_where_few_entries_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    kept = products.run
+    monkeypatch.setattr(products, "run", lambda name, *a, **k: (names.append(name), kept(name, *a)))
+    sparse_product(mostly_zero(32, 100, 0.05), draw(100, 4))
+    assert names == ["product"]
+    sparse_product(mostly_zero(32, 100, 0.5), draw(100, 4))
+    sparse_product(mostly_zero(32, 100, 0.05).double(), draw(100, 4).double())
+    sparse_product(mostly_zero(32, 100, 0.05).requires_grad_(), draw(100, 4))
+    assert names == ["product"]
+
+
+def test_a_gradient_in_a_sparse_input_is_still_to_be_had() -> None:
+    x, w = mostly_zero(32, 100, 0.05).requires_grad_(), draw(100, 4)
+    sparse_product(x, w).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, w.sum(1).expand(32, -1))
+
+
+def test_a_sparse_layer_is_a_linear_layer() -> None:
+    layer, dense = (make(9, 4, Generator().manual_seed(3)) for make in (SparseLinear, linear))
+    x = mostly_zero(11, 9, 0.1)
+    torch.testing.assert_close(layer(x), dense(x))
+
+
+@pytest.mark.parametrize("shape", [(20,), (3, 20)])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_rounded_gradient_is_near_the_exact_one(
+    shape: tuple[int, ...], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_multiplies_bfloat16", lambda: native)
+    given = [draw(*shape, 8), draw(30, 8, seed=1), draw(30, seed=2)]
+    found, expected = ([t.clone().requires_grad_() for t in given] for _ in range(2))
+    weights = draw(*shape, 30, seed=3)
+    a, b = linear_with_rounded_gradient(*found), torch.nn.functional.linear(*expected)
+    torch.testing.assert_close(a, b)  # the output is exact
+    (a * weights).sum().backward()
+    (b * weights).sum().backward()
+    for value, reference in zip(found, expected, strict=True):
+        assert value.grad is not None
+        assert reference.grad is not None
+        error = (value.grad - reference.grad).norm() / reference.grad.norm()
+        assert error < (2**-7 if native else 1e-6)
+    assert found[0].grad is not None
+    assert expected[0].grad is not None
+    assert torch.equal(found[0].grad, expected[0].grad) == (not native)
+
+
+def test_a_wide_layer_is_a_linear_layer() -> None:
+    layer, dense = (make(9, 40, Generator().manual_seed(3)) for make in (WideLinear, linear))
+    assert layer.state_dict().keys() == dense.state_dict().keys()
+    torch.testing.assert_close(layer(draw(11, 9)), dense(draw(11, 9)))
