@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Generator, Tensor
 from scvae.core.vae import Batch
 from scvae.data.cells import Cells, Dataset
 from scvae.data.counts import Counts, narrowest
+from scvae.data.residence import ahead, fits
 
 law = settings(deadline=None, derandomize=True, max_examples=150)
 # Around the ends of the narrow types, where a wrong one would wrap around.
@@ -211,3 +214,70 @@ def test_every_row_comes_first_equally_often() -> None:
 
 def test_the_length_is_the_number_of_cells() -> None:
     assert len(dataset(7)) == 7
+
+
+# -- counts that do not lie where training happens -------------------------------------------------
+
+
+@law
+@given(matrices_and_rows())
+def test_taken_rows_are_the_rows(case: tuple[sparse.csr_matrix, list[int]]) -> None:
+    matrix, rows = case
+    taken = Counts.from_csr(matrix).take(index(rows))
+    assert len(taken) == len(rows)
+    assert taken.longest == max((int(matrix[[row]].nnz) for row in rows), default=0)
+    every = torch.arange(len(rows))
+    np.testing.assert_array_equal(taken.dense(every).numpy(), matrix[rows].toarray())
+
+
+@law
+@given(matrices_and_rows())
+def test_rows_are_taken_the_same_way_without_a_compiler(
+    case: tuple[sparse.csr_matrix, list[int]],
+) -> None:
+    matrix, rows = case
+    counts = Counts.from_csr(matrix)
+    expected = counts.take(index(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scvae.data.counts._kernel", lambda name: None)
+        found = counts.take(index(rows))
+    for name in ("indptr", "indices", "values"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("n", [2, 129, 1000])
+def test_streamed_minibatches_are_the_same(n: int) -> None:
+    held = dataset(n)
+    sent = dataclasses.replace(held, is_streamed=True)
+    rows = torch.randperm(n, generator=Generator().manual_seed(0))
+    for a, b in zip(held.batches(rows, 3), sent.batches(rows, 3), strict=True):
+        for name in ("x", "s", "batch", "log_library"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+    assert torch.equal(held.cells(rows).x, sent.cells(rows).x)
+
+
+def test_an_error_while_sending_reaches_the_user() -> None:
+    def make(item: int) -> int:
+        return 1 // item
+
+    made = ahead(make, [1, 1, 0, 1])
+    assert [next(made), next(made)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+
+
+def test_one_item_is_made_ahead_and_no_more() -> None:
+    asked: list[int] = []
+    made = ahead(lambda item: item, (asked.append(i) or i for i in range(5)))  # type: ignore[func-returns-value]
+    next(made)
+    assert asked == [0, 1]
+    made.close()
+
+
+def test_counts_fit_where_half_of_the_free_memory_holds_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert fits(10**15, torch.device("cpu"))
+    assert fits(500, torch.device("cuda"))
+    assert not fits(501, torch.device("cuda"))

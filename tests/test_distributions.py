@@ -34,6 +34,7 @@ from scvae.core.distributions import (
     ZeroInflated,
     strata,
 )
+from scvae.core.distributions.factorised import broadcast_shape
 
 N, G, C = 4, 3, 2
 DRAWS = 40_000
@@ -1056,3 +1057,18 @@ def test_full_gaussian_of_a_diagonal_is_the_diagonal_one(build: Build) -> None:
     torch.testing.assert_close(full.log_prob(value), p.log_prob(value))
     torch.testing.assert_close(full.variance, p.variance)
     torch.testing.assert_close(full.entropy(), p.entropy())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(3,)], [(), ()], [(2, 3), (3,)], [(4, 1, 3), (2, 1), ()], [(0, 3), (1, 3)], [(1,), (0,)]],
+)
+def test_shapes_broadcast_as_torch_has_it(shapes: list[tuple[int, ...]]) -> None:
+    sizes = [torch.Size(shape) for shape in shapes]
+    assert broadcast_shape(*sizes) == torch.broadcast_shapes(*sizes)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    for a, b in [((2,), (3,)), ((2, 1), (3, 4)), ((0,), (3,))]:
+        with pytest.raises(RuntimeError, match=r"broadcast|match"):
+            broadcast_shape(torch.Size(a), torch.Size(b))

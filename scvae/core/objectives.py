@@ -16,7 +16,7 @@ from scvae.core.networks import evaluating
 from scvae.core.vae import VAE, Batch, Terms
 
 
-def elbo(terms: Terms, beta: float = 1.0, *, sampled_kl: bool = False) -> Tensor:
+def elbo(terms: Terms, beta: float | Tensor = 1.0, *, sampled_kl: bool = False) -> Tensor:
     r"""Return :math:`E_q[\log p(x|z)] - \beta\,KL(q(z|x)\,\|\,p(z))` of every cell, ``(n,)``.
 
     The evidence lower bound at ``beta=1`` (Kingma and Welling, "Auto-encoding variational Bayes",

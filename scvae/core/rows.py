@@ -1,11 +1,14 @@
 """Log-probabilities of whole rows: by a compiled kernel where there is one, else by `numerics`.
 
-The kernels (`scvae.core.kernels`) serve float32 on the CPU, which is what training there uses, and
-compute value and gradients in one pass; they are compiled at first use and kept on disk.
+The kernels serve float32, which is what training uses, on the CPU (`scvae.core.kernels`) and on
+CUDA (`scvae.core.triton_rows`), and compute value and gradients in one pass. They are compiled at
+first use and kept on disk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +33,7 @@ def nb_log_prob(x: Tensor, a: Tensor, log_r: Tensor, log_total: Tensor | None = 
         :math:`\log l`, ``(..., 1)``.
     """
     total = a.new_empty(0) if log_total is None else log_total
-    if is_served(x, a, total, log_r):
+    if _is_served(x, a, total, log_r):
         out: Tensor = _Rows.apply("nb", x, a, total, log_r)
         return out
     return nb_log_mass(x, log_means(a, log_total, x.shape[-1]), log_r).sum(-1)
@@ -41,7 +44,7 @@ def zinb_log_prob(
 ) -> Tensor:
     """Return the sum of `zero_inflate` of `nb_log_mass` over the last axis; see `nb_log_prob`."""
     total = a.new_empty(0) if log_total is None else log_total
-    if is_served(x, a, total, log_r, logits):
+    if _is_served(x, a, total, log_r, logits):
         out: Tensor = _Rows.apply("zinb", x, a, total, log_r, logits)
         return out
     mass = nb_log_mass(x, log_means(a, log_total, x.shape[-1]), log_r)
@@ -71,6 +74,23 @@ def gaussian_mixture_log_prob(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tens
     return torch.logsumexp(log_w + of_each, dim=-1)
 
 
+@cache
+def _triton() -> Callable[..., None] | None:
+    """Return the launcher of CUDA's kernel, or None where torch came without Triton."""
+    try:
+        from scvae.core.triton_rows import launch
+    except ImportError:
+        return None
+    return launch
+
+
+def _is_served(*tensors: Tensor) -> bool:
+    if tensors[0].is_cuda:
+        suits = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
+        return suits and _triton() is not None
+    return is_served(*tensors)
+
+
 class _Rows(torch.autograd.Function):
     """Rows of the kernel called `name`, for a, the total (or nothing: width 0), log r, logits."""
 
@@ -86,7 +106,10 @@ class _Rows(torch.autograd.Function):
         inputs += [_flat(log_r, of_r).exp(), *(_flat(h, shapes[3]) for h in logits)]
         slopes = [x.new_empty(n, shape[-1]) for shape in shapes]
         out = x.new_empty(n, 1)
-        run(name, n, *inputs, out, *slopes)
+        if x.is_cuda and (launch := _triton()) is not None:
+            launch(inputs, out, slopes)
+        else:
+            run(name, n, *inputs, out, *slopes)
         ctx.save_for_backward(*slopes)
         ctx.shapes = list(zip(shapes, (p.shape for p in parameters), strict=True))
         return out.view(batch)

@@ -12,6 +12,9 @@ from torch import Generator, Tensor
 
 from scvae.core.vae import Batch
 from scvae.data.counts import Counts
+from scvae.data.residence import ahead, fits
+
+AHEAD = 64  # minibatches sent to the device at once, where counts are streamed
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,26 @@ class Cells(Batch):
 
 @dataclass(frozen=True)
 class Dataset:
-    """All cells, sparse, on one device; rows leave in the order of the index that asks for them.
+    """All cells, sparse; rows leave in the order of the index that asks for them.
+
+    Minibatches are made dense where training happens. The counts lie there, too, if they fit; else
+    they stay in host memory and are sent ahead, many minibatches at a time.
 
     Attributes
     ----------
     counts
         Counts of n cells.
     s, batch, log_library
-        As in `Cells`, for all n cells.
+        As in `Cells`, for all n cells, where training happens.
+    is_streamed
+        Whether the counts lie in host memory and are sent from there.
     """
 
     counts: Counts
     s: Tensor
     batch: Tensor
     log_library: Tensor
+    is_streamed: bool = False
 
     @classmethod
     def build(
@@ -61,26 +70,37 @@ class Dataset:
         codes: np.ndarray,
         library: np.ndarray,
         device: torch.device | str,
+        *,
+        stream: bool | None = None,
     ) -> Dataset:
-        """Move counts, covariates, batch codes and library sizes ``(n,)`` to `device`."""
+        """Move covariates, batch codes and library sizes ``(n,)`` to `device`, and the counts.
+
+        `stream` leaves the counts in host memory; None does so if they do not fit (see `fits`).
+        """
+        held = Counts.from_csr(counts)
+        if stream is None:
+            stream = not fits(held.nbytes, torch.device(device))
         return cls(
-            Counts.from_csr(counts, device),
+            held if stream else held.to(device),
             torch.from_numpy(design).to(device),
             torch.from_numpy(codes).to(device),
             torch.from_numpy(np.log(library).astype(np.float32)).to(device)[:, None],
+            stream,
         )
 
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def device(self) -> torch.device:
+        """Where minibatches are made."""
+        return self.s.device
+
     def cells(self, rows: Tensor) -> Cells:
         """Return the given rows, in their order."""
-        return Cells(
-            self.counts.dense(rows),
-            self.s[rows],
-            batch=self.batch[rows],
-            log_library=self.log_library[rows],
-        )
+        if self.is_streamed:
+            return self._described(rows, self._sent(rows).dense(_all(rows)))
+        return self._described(rows, self.counts.dense(rows))
 
     def batches(self, rows: Tensor, size: int) -> Iterator[Cells]:
         """Yield the given rows in their order, in equal parts of about `size`.
@@ -88,10 +108,29 @@ class Dataset:
         Equal parts leave no last minibatch of one cell, unless that is asked for.
         """
         most = len(rows) // min(size, 2)
-        for part in torch.tensor_split(rows, max(1, min(round(len(rows) / size), most))):
-            yield self.cells(part)
+        parts = torch.tensor_split(rows, max(1, min(round(len(rows) / size), most)))
+        if not self.is_streamed:
+            yield from (self.cells(part) for part in parts)
+            return
+        groups = [parts[start : start + AHEAD] for start in range(0, len(parts), AHEAD)]
+        for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
+            places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
+            for part, place in zip(group, places, strict=True):
+                yield self._described(part, counts.dense(place))
 
     def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:
         """Yield the given rows once each, in a random order."""
         order = torch.randperm(len(rows), generator=generator, device=generator.device)
         yield from self.batches(rows[order.to(rows.device)], size)
+
+    def _described(self, rows: Tensor, x: Tensor) -> Cells:
+        batch, log_library = self.batch[rows], self.log_library[rows]
+        return Cells(x, self.s[rows], batch=batch, log_library=log_library)
+
+    def _sent(self, rows: Tensor) -> Counts:
+        """Return the counts of the given rows, on their way to the device."""
+        return self.counts.take(rows.cpu(), pinned=self.device.type == "cuda").to(self.device)
+
+
+def _all(rows: Tensor) -> Tensor:
+    return torch.arange(len(rows), device=rows.device)

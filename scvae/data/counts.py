@@ -21,13 +21,13 @@ def narrowest(largest: int) -> np.dtype:
 
 
 @cache
-def _kernel() -> Callable[..., None] | None:
-    """Return the compiled loop over rows, or None where this machine cannot compile or keep it."""
+def _kernel(name: str) -> Callable[..., None] | None:
+    """Return a compiled loop over rows, or None where this machine cannot compile or keep it."""
     try:
-        from scvae.data.gather import dense_rows
+        from scvae.data import gather
     except (ImportError, RuntimeError):
         return None
-    kernel: Callable[..., None] = dense_rows
+    kernel: Callable[..., None] = getattr(gather, name)
     return kernel
 
 
@@ -43,12 +43,15 @@ class Counts:
         Gene and count of every non-zero, ``(nnz,)``.
     n_genes
         Number of columns.
+    longest
+        Non-zeros of the fullest row.
     """
 
     indptr: Tensor
     indices: Tensor
     values: Tensor
     n_genes: int
+    longest: int
 
     @classmethod
     def from_csr(cls, matrix: sparse.csr_matrix, device: torch.device | str = "cpu") -> Counts:
@@ -60,14 +63,52 @@ class Counts:
             torch.from_numpy(matrix.indices.astype(narrowest(n_genes))).to(device),
             torch.from_numpy(matrix.data.astype(narrowest(largest))).to(device),
             n_genes,
+            int(np.diff(matrix.indptr).max(initial=0)),
         )
 
     def __len__(self) -> int:
         return self.indptr.shape[0] - 1
 
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the counts take."""
+        return sum(t.numel() * t.element_size() for t in (self.indptr, self.indices, self.values))
+
+    def take(self, rows: Tensor, *, pinned: bool = False) -> Counts:
+        """Return the given rows, in their order, of counts in host memory.
+
+        `pinned` puts them where a GPU fetches them by itself."""
+        length = self.indptr[rows + 1] - self.indptr[rows]
+        indptr = torch.zeros(len(rows) + 1, dtype=torch.int64, pin_memory=pinned)
+        torch.cumsum(length, 0, out=indptr[1:])
+        found = int(indptr[-1])
+        indices = torch.empty(found, dtype=self.indices.dtype, pin_memory=pinned)
+        values = torch.empty(found, dtype=self.values.dtype, pin_memory=pinned)
+        kernel = _kernel("take_rows")
+        if kernel is None:
+            entry = _entries(self.indptr, rows, length, indptr)
+            indices.copy_(self.indices[entry])
+            values.copy_(self.values[entry])
+        else:
+            given = (self.indptr, self.indices, self.values, rows, indptr, indices, values)
+            kernel(*(tensor.numpy() for tensor in given))
+        longest = int(length.max()) if len(rows) else 0
+        return Counts(indptr, indices, values, self.n_genes, longest)
+
+    def to(self, device: torch.device | str) -> Counts:
+        """Return the counts on `device`; from pinned memory, without waiting for the copy."""
+        indptr, indices, values = (
+            t.to(device, non_blocking=True) for t in (self.indptr, self.indices, self.values)
+        )
+        return Counts(indptr, indices, values, self.n_genes, self.longest)
+
     def dense(self, rows: Tensor) -> Tensor:
         """Return the given rows, in their order, as dense float32 ``(len(rows), n_genes)``."""
-        kernel = _kernel() if rows.device.type == "cpu" else None
+        kernel = _kernel("dense_rows") if rows.device.type == "cpu" else None
         if kernel is None:
             return self._dense_by_index(rows)
         out = torch.zeros(len(rows), self.n_genes, dtype=torch.float32)
@@ -76,11 +117,23 @@ class Counts:
         return out
 
     def _dense_by_index(self, rows: Tensor) -> Tensor:
-        """Do as `dense` on any device, by a scatter of all non-zeros at once."""
-        start, length = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
-        ends = length.cumsum(0)
-        row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
-        entry = torch.arange(row.shape[0], device=rows.device) + (start - (ends - length))[row]
-        out = torch.zeros(len(rows) * self.n_genes, dtype=torch.float32, device=rows.device)
-        out[row * self.n_genes + self.indices[entry]] = self.values[entry].float()
-        return out.view(len(rows), self.n_genes)
+        """Do as `dense` on any device, by scattering as many entries a row as the fullest row has.
+
+        Its size is known beforehand, so that a GPU need not report back in between.
+        """
+        start, length = (
+            self.indptr[rows, None],
+            (self.indptr[rows + 1] - self.indptr[rows])[:, None],
+        )
+        column = torch.arange(self.longest, device=rows.device)
+        entry = torch.where(column < length, start + column, 0)
+        # What lies beyond a row's end goes to one more column, which is cut off.
+        gene = torch.where(column < length, self.indices[entry].long(), self.n_genes)
+        out = torch.zeros(len(rows), self.n_genes + 1, dtype=torch.float32, device=rows.device)
+        return out.scatter_(1, gene, self.values[entry].float())[:, : self.n_genes].contiguous()
+
+
+def _entries(indptr: Tensor, rows: Tensor, length: Tensor, ends: Tensor) -> Tensor:
+    """Return the positions of all entries of the given rows, one row after another."""
+    row = torch.repeat_interleave(torch.arange(len(rows)), length)
+    return torch.arange(len(row)) + (indptr[rows] - ends[:-1])[row]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 FEWEST_CELLS = 10
 MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
-EPOCHS, FEWEST_STEPS, MOST_STEPS = 50, 800, 10_000
+EPOCHS, FEWEST_STEPS, MOST_STEPS = 30, 500, 10_000
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,11 @@ def fit(
     validation: float | str = 0.1,
     batch_size: int | None = None,
     max_steps: int | None = None,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 4e-3,
     early_stopping: bool = True,
     seed: int = 0,
     device: str | None = None,
+    stream: bool | None = None,
     key_added: str = "X_scvae",
     progress: bool = True,
 ) -> Model:
@@ -139,6 +140,9 @@ def fit(
         bits on the same machine with the same number of threads.
     device
         "cuda", "cpu", or None for the GPU where there is one.
+    stream
+        Keep the counts in host memory and send them to the GPU as training goes; None does so if
+        they would take more than half of its free memory.
     key_added
         Slot of the embedding.
     progress
@@ -206,7 +210,12 @@ def fit(
     statistics = _statistics(prepared, train_rows.cpu().numpy(), architecture)
     vae = build_vae(architecture, statistics, Generator().manual_seed(seed)).to(chosen)
     dataset = Dataset.build(
-        prepared.counts, prepared.design, prepared.codes, prepared.library, chosen
+        prepared.counts,
+        prepared.design,
+        prepared.codes,
+        prepared.library,
+        chosen,
+        stream=stream,
     )
     schedule = _schedule(max_steps, len(train_rows), size, learning_rate, early_stopping)
     with _progress_bar(schedule, progress) as report:
@@ -221,7 +230,7 @@ def fit(
     origin = Origin(
         prepared.genes, prepared.covariates, prepared.layer, library_size, _shares(prepared)
     )
-    summary = _summary(seed, size, schedule, history, len(train_rows), len(held_out_rows), chosen)
+    summary = _summary(seed, size, schedule, history, len(train_rows), len(held_out_rows), dataset)
     axes = expression_axes(vae, dataset, train_rows, generator)
     model = Model(vae, axes, architecture, origin, summary)
     embedding, _ = model.posterior(dataset)
@@ -362,7 +371,7 @@ def _schedule(
     learning_rate = float(learning_rate)
     if not 0 < learning_rate < math.inf:
         raise ConfigError(
-            f"learning_rate={learning_rate}, but it must be positive: learning_rate=2e-3"
+            f"learning_rate={learning_rate}, but it must be positive: learning_rate=4e-3"
         )
     patience = Schedule.patience if early_stopping else max_steps
     return Schedule(max_steps, learning_rate, patience=patience)
@@ -419,7 +428,7 @@ def _summary(
     history: History,
     n_train: int,
     n_held_out: int,
-    device: torch.device,
+    dataset: Dataset,
 ) -> dict[str, Any]:
     from scvae._version import __version__
 
@@ -432,7 +441,8 @@ def _summary(
         "final_beta": history.beta[-1],
         "elbo_held_out": history.best,
         "history": dataclasses.asdict(history),
-        "device": str(device),
+        "device": str(dataset.device),
+        "counts": "streamed from host memory" if dataset.is_streamed else "on the device",
         "versions": {
             "scvae": __version__,
             "torch": str(torch.__version__),

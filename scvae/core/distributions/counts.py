@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Gamma, Independent, constraints
 
-from scvae.core.distributions.factorised import Factorised, event_last
+from scvae.core.distributions.factorised import Factorised, broadcast_shape, event_last
 from scvae.core.numerics import nb_log_mass, poisson_log_mass, zero_inflate
 from scvae.core.rows import log_means, nb_log_prob, zinb_log_prob
 
@@ -143,7 +143,7 @@ class NegativeBinomialShares(NegativeBinomial):
         self.logits, self.log_total = logits, log_total
         self.log_inverse_dispersion = log_inverse_dispersion
         parameters = (logits, log_total, log_inverse_dispersion)
-        batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parameters))
+        batch = broadcast_shape(*(p.shape[:-1] for p in parameters))
         Factorised.__init__(self, Size(batch), log_inverse_dispersion.shape[-1:])
 
     @property
@@ -182,7 +182,7 @@ class ZeroInflated(Factorised):
         self, base: Factorised, logits: Tensor, validate_args: bool | None = False
     ) -> None:
         self.base, self.logits = base, logits
-        shape = torch.broadcast_shapes(base.batch_shape + base.event_shape, logits.shape)
+        shape = broadcast_shape(base.batch_shape + base.event_shape, logits.shape)
         if base.event_shape != shape[-1:]:
             raise ValueError(
                 f"{base.event_shape[0]} counts cannot take {shape[-1]} zero inflations"

@@ -9,6 +9,7 @@ from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from scvae.core.distributions.discrete import sample_index
+from scvae.core.distributions.factorised import broadcast_shape
 from scvae.core.distributions.gaussian import Gaussian
 from scvae.core.rows import gaussian_mixture_log_prob
 
@@ -37,7 +38,7 @@ class Mixture(Distribution):
     def __init__(
         self, logits: Tensor, components: Distribution, validate_args: bool | None = False
     ) -> None:
-        shape = torch.broadcast_shapes(logits.shape, components.batch_shape)
+        shape = broadcast_shape(logits.shape, components.batch_shape)
         self.logits = logits.expand(shape)
         self.components = (
             components if components.batch_shape == shape else components.expand(shape)
@@ -77,7 +78,7 @@ class Mixture(Distribution):
         """Return log p(x) of every row, ``(...)``."""
         same = self._same_for_all
         if same is not None:
-            batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            batch = broadcast_shape(value.shape[:-1], self.batch_shape)
             rows = value.expand(*batch, value.shape[-1])
             loc, scale = same.components.loc, same.components.scale
             return gaussian_mixture_log_prob(rows, same.log_weights, loc, scale)

@@ -6,10 +6,10 @@ their oracle. 85 to 97 % of the entries are zero, and a zero needs one exponenti
 logarithm, which the compiler turns into vector instructions because they are written out here as
 polynomials. At a count x up to `SHORT`, the gamma functions are products of x factors,
 
-.. math:: \frac{\Gamma(x + r)}{\Gamma(r)\,(r + \mu)^x} = \prod_{i < x} \frac{r + i}{r + \mu},
+.. math:: \frac{\Gamma(x + r)}{\Gamma(r)} = \prod_{i < x} (r + i),
           \qquad \psi(x + r) - \psi(r) = \sum_{i < x} \frac{1}{r + i},
 
-in float64, where nothing cancels; larger counts are rare and take the gamma functions themselves.
+in float64; larger counts are rare and rise from there by Stirling's series.
 
 Kernels take contiguous arrays, rows ``[start, stop)``, and release Python's lock, so that threads
 share the rows.
@@ -36,38 +36,55 @@ from scvae.core.kernels.products import nonzero
 from scvae.core.kernels.team import claim, entry, matrix, opened
 
 SHORT = 16
+LARGEST_R = 1e18  # beyond, the counts are Poisson to the last digit of float64
 LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(SHORT + 1)])
 
 
 @compiled
-def _digamma(y):  # type: ignore[no-untyped-def]
-    """Return the digamma function in float64, for y > 0."""
-    shift = 0.0
-    while y < 10.0:
-        shift -= 1.0 / y
-        y += 1.0
-    t = 1.0 / (y * y)
-    series = t * (1 / 12 - t * (1 / 120 - t * (1 / 252 - t * (1 / 240 - t * (1 / 132)))))
-    return shift + math.log(y) - 0.5 / y - series
+def _log1p_exact(t):  # type: ignore[no-untyped-def]
+    u = 1.0 + t
+    return math.log(u) + (t - (u - 1.0)) / u
+
+
+@compiled
+def _stirling(y):  # type: ignore[no-untyped-def]
+    """Return what the gamma and the digamma function add to Stirling's formula, for y >= 16."""
+    i = 1.0 / y
+    t = i * i
+    of_gamma = i * (1 / 12 - t * (1 / 360 - t * (1 / 1260 - t / 1680)))
+    of_digamma = -0.5 * i - t * (1 / 12 - t * (1 / 120 - t * (1 / 252 - t / 240)))
+    return of_gamma, of_digamma
+
+
+@compiled
+def _rise(y, d):  # type: ignore[no-untyped-def]
+    """Return by how much log-gamma and digamma rise from y >= 16 to y + d."""
+    log_ratio = _log1p_exact(d / y)
+    to_gamma, to_digamma = _stirling(y + d)
+    from_gamma, from_digamma = _stirling(y)
+    of_gamma = (y - 0.5) * log_ratio + d * (math.log(y + d) - 1.0) + to_gamma - from_gamma
+    return of_gamma, log_ratio + to_digamma - from_digamma
 
 
 @compiled
 def _positive(x, log_mean, mean, r, zero):  # type: ignore[no-untyped-def]
     """Return log NB(x) at x > 0, given log NB(0), and its derivatives in log-mean and log r."""
+    r = min(r, LARGEST_R)
     of_total = 1.0 / (r + mean)
-    product, derivative = 1.0, 0.0  # of the product in r, both over the total to the power of i
+    product, derivative = 1.0, 0.0
     for i in range(min(int(x), SHORT)):
-        factor = (r + i) * of_total
-        derivative = derivative * factor + product * of_total
-        product *= factor
-    if x <= SHORT and product > 1e-290:
-        log_product, difference = math.log(product) - LOG_FACTORIAL[int(x)], derivative / product
+        derivative = derivative * (r + i) + product
+        product *= r + i
+    log_product, difference = math.log(product), derivative / product
+    if x <= SHORT:
+        log_factorial = LOG_FACTORIAL[int(x)]
     else:
-        log_product = math.lgamma(x + r) - math.lgamma(r) - math.lgamma(x + 1.0)
-        log_product += x * math.log(of_total)
-        difference = _digamma(x + r) - _digamma(r)
-    d_r = r * (difference + (mean - x) * of_total) + zero
-    return log_product + x * log_mean + zero, r * (x - mean) * of_total, d_r
+        of_gamma, of_digamma = _rise(r + SHORT, x - SHORT)
+        log_product += of_gamma
+        difference += of_digamma
+        log_factorial = LOG_FACTORIAL[SHORT] + _rise(1.0 + SHORT, x - SHORT)[0]
+    value = log_product + x * (log_mean + math.log(of_total)) - log_factorial + zero
+    return value, r * (x - mean) * of_total, r * (difference + (mean - x) * of_total) + zero
 
 
 @compiled
@@ -79,7 +96,7 @@ def _means(a, log_total, mean):  # type: ignore[no-untyped-def]
     if log_total.shape[0] == 0:
         for j in range(mean.shape[0]):
             mean[j] = exp(min(a[j], LARGEST))
-        return f32(0.0)
+        return 0.0
     top = largest_of(a)
     for j in range(mean.shape[0]):
         mean[j] = exp(a[j] - top)
@@ -87,7 +104,7 @@ def _means(a, log_total, mean):  # type: ignore[no-untyped-def]
     scale = f32(math.exp(f64(min(log_total[0], LARGEST))) / total)
     for j in range(mean.shape[0]):
         mean[j] *= scale
-    return f32(f64(log_total[0]) - f64(top) - math.log(total))
+    return f64(log_total[0]) - f64(top) - math.log(total)
 
 
 @compiled
@@ -137,7 +154,7 @@ def nb_rows(start, stop, x, a, log_total, r, out, d_a, d_total, d_r):  # type: i
         for i in range(nonzero(x[n], where)):
             j = where[i]
             mass[j], d_a[n, j], d_r[n, j] = _positive(
-                f64(x[n, j]), f64(a[n, j] + shift), f64(mean[j]), f64(r[k, j]), f64(mass[j])
+                f64(x[n, j]), f64(a[n, j]) + shift, f64(mean[j]), f64(r[k, j]), f64(mass[j])
             )
         out[n, 0] = sum_of(mass, 0.0)
         _through_shares(mean, log_total[n], d_a[n], d_total[n])
@@ -175,7 +192,7 @@ def zinb_rows(start, stop, x, a, log_total, r, logits, out, d_a, d_total, d_r, d
         for i in range(nonzero(x[n], where)):
             j = where[i]
             value, d_a[n, j], d_r[n, j] = _positive(
-                f64(x[n, j]), f64(a[n, j] + shift), f64(mean[j]), f64(r[k, j]), f64(zeros[j])
+                f64(x[n, j]), f64(a[n, j]) + shift, f64(mean[j]), f64(r[k, j]), f64(zeros[j])
             )
             mass[j], d_logits[n, j] = value + log_kept[j], -gates[j]
         out[n, 0] = sum_of(mass, 0.0)
