@@ -87,7 +87,7 @@ def in_process(python: str, who: str, n_genes: int, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--genes", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--only", choices=("scvae", "scvi"), help="measure one, in this process")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -612,3 +613,28 @@ def test_every_error_of_the_model_is_one_of_scvaes(fitted: Fitted) -> None:
     for wrong in (np.ones((3, 40)), adata.to_df()):
         with pytest.raises(ScvaeError, match="AnnData"):
             model.embed(wrong)
+
+
+# -- results that memory need not hold -------------------------------------------------------------
+
+
+def test_expression_goes_where_it_is_asked_to(tmp_path: Path) -> None:
+    adata = scvae.simulate(n_cells=90, n_genes=20)
+    model = scvae.fit(adata, max_steps=5, progress=False)
+    expected = model.normalized(adata, genes=["gene_3", "gene_1"])
+    shape = (90, 2)
+    mapped = np.memmap(tmp_path / "a", dtype=np.float32, mode="w+", shape=shape)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        stored = file.create_dataset("x", shape, dtype=np.float32)
+        for out in (np.empty(shape), mapped, stored):
+            assert model.normalized(adata, genes=["gene_3", "gene_1"], out=out) is out
+            np.testing.assert_array_equal(np.asarray(out, np.float32), expected.to_numpy())
+
+
+def test_an_array_of_another_shape_is_refused_before_anything_is_written() -> None:
+    adata = scvae.simulate(n_cells=90, n_genes=20)
+    model = scvae.fit(adata, max_steps=5, progress=False)
+    out = np.full((90, 19), 7.0)
+    with pytest.raises(ConfigError, match=r"\(90, 19\).*\(90, 20\)"):
+        model.normalized(adata, out=out)
+    assert (out == 7).all()

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvae.data.covariates import column
+from scvae.data.sums import row_sums
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.
     DataError
         If a cell is empty, or the column has values below the cell's own counts.
     """
-    sums = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    sums = row_sums(counts)
     _check_empty(adata, sums)
     if source in FROM_COUNTS:
         return sums

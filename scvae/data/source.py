@@ -79,16 +79,25 @@ def _canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
     return block
 
 
+def _first_wrong(data: np.ndarray) -> int | None:
+    """Return the position of the first value that cannot be a count, if there is one."""
+    for start in range(0, len(data), BLOCK_VALUES):
+        part = data[start : start + BLOCK_VALUES]
+        with np.errstate(invalid="ignore"):
+            # One pass decides; NaN and infinity fail the comparison with their own floor, too.
+            good = (part >= 0) & (part == np.floor(part)) & (part < 2**63)
+        if not good.all():
+            return start + int(np.argmin(good))
+    return None
+
+
 def _fault(block: sparse.csr_matrix, offset: int) -> Fault | None:
     data = block.data
     if data.dtype.kind == "b" or data.size == 0:
         return None
-    with np.errstate(invalid="ignore"):
-        # One pass decides; NaN and infinity fail the comparison with their own floor, too.
-        good = (data >= 0) & (data == np.floor(data)) & (data < 2**63)
-    if good.all():
+    position = _first_wrong(data)
+    if position is None:
         return None
-    position = int(np.argmin(good))
     row = int(np.searchsorted(block.indptr, position, side="right")) - 1
     return Fault(offset + row, int(block.indices[position]), float(data[position]))
 

@@ -23,6 +23,7 @@ from scvae.data.covariates import Covariates, column, learn_covariates
 from scvae.data.genes import check_unique, choose_genes
 from scvae.data.library import FROM_COUNTS, library_sizes
 from scvae.data.source import read_counts
+from scvae.data.sums import column_sums
 from scvae.errors import ConfigError, DataError
 from scvae.models.axes import expression_axes
 from scvae.models.model import Model, Origin, pick_device
@@ -379,8 +380,8 @@ def _schedule(
 
 def _statistics(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Statistics:
     """Return shares of the genes and library sizes of the batches, of the training cells."""
-    counts, library = prepared.counts[rows], prepared.library[rows]
-    totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel() + 1.0
+    library = prepared.library[rows]
+    totals = column_sums(prepared.counts, rows) + 1.0
     if a.outside:
         totals = np.append(totals, max(library.sum() - totals.sum(), 1.0))
     log_library, codes = np.log(library), prepared.codes[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +205,8 @@ class Model:
         batch: str = "average",
         genes: Sequence[str] | None = None,
         library_size: float = 1e4,
-    ) -> pd.DataFrame:
+        out: Any = None,
+    ) -> Any:
         r"""Return denoised expression: :math:`\rho_{ng}` times a library size, cells x genes.
 
         Parameters
@@ -219,11 +220,19 @@ class Model:
             Names of the genes to return; None returns all that the model knows.
         library_size
             Total that the counts of a cell are scaled to.
+        out
+            Array ``(n, g)`` to fill instead, a few thousand rows at a time, for more cells than
+            memory holds: a numpy.memmap, or a dataset of h5py or zarr.
 
         Returns
         -------
         pandas.DataFrame
-            float32, rows as in `adata`, columns as in `genes`.
+            float32, rows as in `adata`, columns as in `genes`; or `out`, if it was given.
+
+        Raises
+        ------
+        ConfigError
+            If `out` has another shape.
         """
         columns = self._gene_positions(genes)
         targets, decoder = self._batch_targets(batch), self._decoder()
@@ -232,7 +241,14 @@ class Model:
             z = self.vae.encode(cells).loc
             return decoder.expression(z, cells.s, targets)[:, columns] * library_size
 
-        values = self._per_cell(self._dataset(adata, layer), expression)
+        shape = (adata.n_obs, len(columns))
+        if out is not None and tuple(out.shape) != shape:
+            raise ConfigError(
+                f"out has shape {tuple(out.shape)}, but the result has {shape}: cells x genes."
+            )
+        values = self._per_cell(self._dataset(adata, layer), expression, out=out)
+        if out is not None:
+            return out
         names = [self.origin.genes[i] for i in columns.tolist()]
         return pd.DataFrame(values, index=adata.obs_names.copy(), columns=names)
 
@@ -337,14 +353,23 @@ class Model:
 
     @torch.no_grad()
     def _per_cell(
-        self, dataset: Dataset, function: Callable[[Cells], Tensor], samples: int = 1
-    ) -> np.ndarray:
-        """Apply `function` to all cells, a bounded number at a time, in their order."""
-        rows = torch.arange(len(dataset), device=self.device)
-        parts: Iterator[Tensor] = (
-            function(cells).cpu() for cells in dataset.batches(rows, self._chunk(samples))
-        )
-        return torch.cat(list(parts)).numpy()
+        self,
+        dataset: Dataset,
+        function: Callable[[Cells], Tensor],
+        samples: int = 1,
+        out: Any = None,
+    ) -> Any:
+        """Apply `function` to all cells, a bounded number at a time, in their order.
+
+        The rows go to `out`, or else to a new float32 array."""
+        rows, start = torch.arange(len(dataset), device=self.device), 0
+        for cells in dataset.batches(rows, self._chunk(samples)):
+            values = function(cells).cpu().numpy()
+            if out is None:
+                out = np.empty((len(dataset), values.shape[1]), dtype=np.float32)
+            out[start : start + len(values)] = values
+            start += len(values)
+        return out
 
     def _decoder(self) -> Decoder:
         decoder = self.vae.likelihood

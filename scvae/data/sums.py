@@ -1,0 +1,30 @@
+"""Sums of sparse counts, a block of rows at a time: scipy's own copy all counts in a wider type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import sparse
+
+BLOCK_ROWS = 2**16
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, n, BLOCK_ROWS))
+
+
+def row_sums(counts: sparse.csr_matrix) -> np.ndarray:
+    """Return the sum of every row, float64 ``(n,)``."""
+    sums = np.empty(counts.shape[0])
+    for block in _blocks(len(sums)):
+        sums[block] = np.asarray(counts[block].sum(axis=1, dtype=np.float64)).ravel()
+    return sums
+
+
+def column_sums(counts: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """Return the sum of every column over the given rows, float64 ``(g,)``."""
+    sums = np.zeros(counts.shape[1])
+    for block in _blocks(len(rows)):
+        sums += np.asarray(counts[rows[block]].sum(axis=0, dtype=np.float64)).ravel()
+    return sums
