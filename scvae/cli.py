@@ -164,11 +164,11 @@ def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
 
 def _outcome(output: Path, adata: AnnData, model: Model) -> str:
     n, d = adata.obsm[KEY].shape
-    summary = model.summary
+    record = model.record
     return (
         f"{output}: {n:,} cells, {d} latents in obsm[{KEY!r}]; held-out ELBO "
-        f"{summary['elbo_held_out']:,.1f} nats per cell at step "
-        f"{summary['history']['best_step']:,} ({summary['history']['seconds']:.0f} s)"
+        f"{record['elbo_held_out']:,.1f} nats per cell at step "
+        f"{record['history']['best_step']:,} ({record['history']['seconds']:.0f} s)"
     )
 
 
@@ -177,8 +177,8 @@ def _outcome(output: Path, adata: AnnData, model: Model) -> str:
 
 def _facts(model: Model) -> dict[str, Any]:
     """Return what `scvae info` tells; None where the file does not say."""
-    a, origin, summary = model.architecture, model.origin, model.summary
-    history = summary.get("history", {})
+    a, origin, record = model.architecture, model.origin, model.record
+    history = record.get("history", {})
     return {
         "genes": a.n_genes,
         "latents": a.n_latent,
@@ -192,13 +192,13 @@ def _facts(model: Model) -> dict[str, Any]:
         "batch_column": origin.covariates.batch,
         "batches": origin.covariates.batches,
         "covariates": _covariates(model),
-        "training_cells": summary.get("n_train"),
-        "held_out_cells": summary.get("n_held_out"),
-        "held_out_elbo": summary.get("elbo_held_out"),
+        "training_cells": record.get("n_train"),
+        "held_out_cells": record.get("n_held_out"),
+        "held_out_elbo": record.get("elbo_held_out"),
         "steps": (history.get("step") or [None])[-1],
         "kept_step": history.get("best_step"),
-        "seed": summary.get("seed"),
-        "versions": summary.get("versions", {}),
+        "seed": record.get("seed"),
+        "versions": record.get("versions", {}),
     }
 
 

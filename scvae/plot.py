@@ -395,7 +395,7 @@ def _short(label: str) -> str:
 
 
 def _history_of(model: Model) -> dict[str, Any]:
-    held: dict[str, Any] = model.summary.get("history", {})
+    held: dict[str, Any] = model.record.get("history", {})
     if not held.get("step"):
         raise DataError("This model holds no training history; scvae.fit records one.")
     return held

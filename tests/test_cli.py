@@ -191,7 +191,7 @@ def test_info_is_a_table(fitted, capsys):
     assert told["layer"] == "counts"
     assert told["batches"] == "2: batch_0, batch_1"
     assert told["covariates"] == "-"
-    elbo = f"ELBO   {model.summary['elbo_held_out']:,.2f} nats per cell"
+    elbo = f"ELBO   {model.record['elbo_held_out']:,.2f} nats per cell"
     assert told["held-out"].replace(" ", "") == elbo.replace(" ", "")
     assert f"scvae {scvae.__version__}, torch" in told["versions"]
 
@@ -203,14 +203,14 @@ def test_info_is_json(fitted, capsys):
     assert facts["batches"] == ["batch_0", "batch_1"]
     assert facts["batch_column"] == "batch"
     assert facts["training_cells"] + facts["held_out_cells"] == 120
-    assert facts["held_out_elbo"] == model.summary["elbo_held_out"]
+    assert facts["held_out_elbo"] == model.record["elbo_held_out"]
     assert facts["steps"] == 20
-    assert facts["versions"] == model.summary["versions"]
+    assert facts["versions"] == model.record["versions"]
 
 
 def test_info_of_a_model_that_says_little(fitted, tmp_path, capsys):
     bare = scvae.load(fitted[0])
-    bare.summary = {}
+    bare.record = {}
     bare.save(tmp_path / "bare.scvae")
     assert run("info", tmp_path / "bare.scvae") == 0
     assert "kept step" in capsys.readouterr().out
@@ -247,7 +247,7 @@ FAILURES = {
 def test_failures_are_one_line_and_leave_nothing(folder, monkeypatch, capsys, case):
     line, message = FAILURES[case]
     (folder / "text.h5ad").write_text("no HDF5 here")
-    monkeypatch.setattr("scvae.models.fit.train", refuse)
+    monkeypatch.setattr("scvae.models.plan.train", refuse)
     before = (folder / "in.h5ad").read_bytes()
     assert run(*line.split()) == 1
     told = capsys.readouterr()
@@ -308,14 +308,14 @@ def test_an_interrupt_ends_quietly(folder, monkeypatch, capsys):
     def train(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scvae.models.fit.train", train)
+    monkeypatch.setattr("scvae.models.plan.train", train)
     assert run("fit", "in.h5ad", "-o", "out.h5ad") == 130
     assert capsys.readouterr().err == "scvae: interrupted\n"
     assert os.listdir() == ["in.h5ad"]
 
 
 def test_an_error_of_the_program_is_not_hidden(folder, monkeypatch):
-    monkeypatch.setattr("scvae.models.fit.train", refuse)
+    monkeypatch.setattr("scvae.models.plan.train", refuse)
     with pytest.raises(AssertionError, match="the work was begun"):
         run("fit", "in.h5ad", "-o", "out.h5ad")
     assert os.listdir() == ["in.h5ad"]

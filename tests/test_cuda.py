@@ -126,7 +126,7 @@ def test_a_fit_on_the_gpu_is_as_good_as_on_the_cpu(likelihood: str) -> None:
     bounds = [
         scvae.fit(
             adata, likelihood=likelihood, max_steps=200, device=device, progress=False
-        ).summary["elbo_held_out"]
+        ).record["elbo_held_out"]
         for device in ("cpu", "cuda")
     ]
     assert bounds[1] == pytest.approx(bounds[0], rel=0.02)
@@ -136,7 +136,7 @@ def test_a_fit_on_the_gpu_is_as_good_as_on_the_cpu(likelihood: str) -> None:
 def test_streamed_counts_train_the_same_model() -> None:
     adata = scvae.simulate(n_cells=2000, n_genes=100, seed=1)
     summaries = [
-        scvae.fit(adata, stream=stream, device="cuda", max_steps=50, progress=False).summary
+        scvae.fit(adata, stream=stream, device="cuda", max_steps=50, progress=False).record
         for stream in (False, True)
     ]
     assert summaries[1]["counts"] == "streamed from host memory"

@@ -509,7 +509,7 @@ def test_a_file_brings_the_model_back(
     pd.testing.assert_frame_equal(back.normalized(adata), model.normalized(adata))
     assert (back.sample(20).X != model.sample(20).X).nnz == 0
     assert (back.architecture, back.origin) == (model.architecture, model.origin)
-    assert timeless(back.summary) == timeless(model.summary)
+    assert timeless(back.record) == timeless(model.record)
     assert repr(back) == repr(model)
 
 

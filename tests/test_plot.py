@@ -247,7 +247,7 @@ def test_colours_are_distinct():
 
 def test_history_shows_both_curves_and_the_kept_step(tmp_path):
     path = tmp_path / "history.png"
-    (axes,) = plot.history(SimpleNamespace(summary={"history": HISTORY}), path=path).axes
+    (axes,) = plot.history(SimpleNamespace(record={"history": HISTORY}), path=path).axes
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY["train"])
     np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY["step"])
@@ -264,14 +264,14 @@ def test_history_of_a_fit_and_of_the_same_model_loaded(adata, tmp_path):
     for one in (model, scvae.load(tmp_path / "m.scvae")):
         (axes,) = plot.history(one).axes
         kept = axes.lines[-1].get_xydata()[0]
-        assert kept[1] == pytest.approx(model.summary["elbo_held_out"])
+        assert kept[1] == pytest.approx(model.record["elbo_held_out"])
         low, high = axes.get_ylim()
         assert low < kept[1] < high
 
 
 def test_a_model_without_history_says_so():
     with pytest.raises(DataError, match="no training history"):
-        plot.history(SimpleNamespace(summary={}))
+        plot.history(SimpleNamespace(record={}))
 
 
 # -- files and state -----------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_a_model_without_history_says_so():
 
 def test_pyplot_learns_of_no_figure(adata):
     plot.umap(adata, "batch")
-    plot.history(SimpleNamespace(summary={"history": HISTORY}))
+    plot.history(SimpleNamespace(record={"history": HISTORY}))
     assert pyplot.get_fignums() == []
 
 

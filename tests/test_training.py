@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,7 +20,11 @@ from scvae.core.networks import linear
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
 from scvae.errors import ScvaeError, TrainingError
-from scvae.train.loop import History, Schedule, endless, evaluate, train
+from scvae.train.history import History
+from scvae.train.loop import evaluate, train
+from scvae.train.run import SLOWER, Run, State
+from scvae.train.schedule import Schedule
+from scvae.train.step import CheckedStep, NotFiniteError, Step
 
 N, G, D = 160, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=100)
@@ -361,39 +367,158 @@ def test_the_model_trains_in_train_mode_and_is_judged_and_left_in_eval_mode() ->
 def test_epochs_follow_one_another() -> None:
     started = 0
 
-    def epoch() -> list[int]:
+    def epoch() -> list[Batch]:
         nonlocal started
         started += 1
-        return [started, started]
+        return [batch_of(torch.full((2, G), float(started)))] * 2
 
-    batches = endless(epoch)
-    assert [next(batches) for _ in range(5)] == [1, 1, 2, 2, 3]
+    run = Run(build(), epoch, Schedule(40), seeded(0))
+    assert [run._next().x[0, 0].item() for _ in range(5)] == [1, 1, 2, 2, 3]
 
 
 # -- failures --------------------------------------------------------------------------------------
 
 
+def quietly(run: Callable[[], History]) -> History:
+    """Return what `run` returns, with its warnings of rollbacks swallowed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_non_finite_cell_ends_training_with_a_named_step(value: float) -> None:
+def test_a_non_finite_cell_ends_training_with_step_and_gene(value: float) -> None:
     x = data()
     x[7, 2] = value
-    with pytest.raises(TrainingError, match=r"no longer finite at step 2 .*scvae\.fit\(adata") as e:
-        fit(x=x)
+    named = r"after step \d+, the reconstruction, gene '2'.* was not finite.*scvae\.fit\(adata"
+    with pytest.raises(TrainingError, match=named) as e:
+        quietly(lambda: fit(x=x)[1])
     assert isinstance(e.value, ScvaeError)
     assert isinstance(e.value, RuntimeError)
 
 
-def test_a_bound_that_diverges_later_ends_training_then() -> None:
-    def epoch() -> Iterator[Batch]:
-        yield from parts(data())
-        yield batch_of(torch.full((4, G), math.nan))
+def test_one_bad_moment_sends_training_back_to_the_best_weights() -> None:
+    seen = 0
 
-    schedule = Schedule(40, patience=40)
-    with pytest.raises(TrainingError, match="at step 6 "):
-        train(build(), epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+    def epoch() -> Iterator[Batch]:
+        nonlocal seen
+        for batch in parts(data()):
+            seen += 1
+            yield batch_of(batch.x * math.nan) if seen == 30 else batch
+
+    vae, schedule = build(), Schedule(80, evaluations=8, patience=80)
+    with pytest.warns(UserWarning, match=r"After step 30, the training ELBO was not finite"):
+        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+    assert history.rollbacks == [30]
+    assert all(math.isfinite(value) for value in history.train + history.validation)
+    assert history.best_step > 30  # it went on, and got better
+    assert evaluate(vae, parts(data(seed=1))) == history.best
+
+
+def test_a_rollback_lowers_the_rate_and_looks_at_every_step() -> None:
+    run = Run(build(), lambda: parts(data()), Schedule(40), seeded(0))
+    for _ in range(5):
+        run.step()
+    before = {name: value.clone() for name, value in run.best.items()}
+    run.roll_back()
+    assert run.scale == SLOWER
+    for name, value in run.vae.state_dict().items():
+        assert torch.equal(value, before[name])
+    run.epoch = lambda: [batch_of(torch.full((4, G), math.nan))]
+    run._batches = iter(())
+    with pytest.raises(NotFiniteError) as e:
+        run.step()
+    assert (e.value.term, e.value.entry) == ("reconstruction", 0)
+    for name, value in run.vae.state_dict().items():  # the step was not taken
+        assert torch.equal(value, before[name])
+
+
+def test_a_checked_step_is_the_step() -> None:
+    bounds = []
+    for kind in (Step, CheckedStep):
+        vae = build()
+        step = kind(vae, 0.01, seeded(1))
+        steps = [step(batch, 1e-2, 0.7).item() for batch in parts(data())]
+        bounds.append([*steps, *(p.sum().item() for p in vae.parameters())])
+    assert bounds[0] == bounds[1]
 
 
 def test_non_finite_held_out_cells_are_named_too() -> None:
     broken = [batch_of(torch.full((4, G), math.nan))]
-    with pytest.raises(TrainingError, match="held-out nan"):
-        train(build(), lambda: parts(data()), lambda: broken, Schedule(4), seeded(0))
+    for steps in (1, 2, 40):
+        with pytest.raises(TrainingError, match="the held-out ELBO was not finite"):
+            quietly(
+                lambda steps=steps: train(
+                    build(), lambda: parts(data()), lambda: broken, Schedule(steps), seeded(0)
+                )
+            )
+
+
+# -- interruptions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 5, 37])
+def test_ctrl_c_keeps_the_best_weights_so_far(at: int) -> None:
+    taken = 0
+
+    def epoch() -> Iterator[Batch]:
+        nonlocal taken
+        for batch in parts(data()):
+            taken += 1
+            if taken == at:
+                raise KeyboardInterrupt
+            yield batch
+
+    vae, schedule = build(), Schedule(400, patience=400)
+    with pytest.warns(UserWarning, match="Interrupted"):
+        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+    assert history.interrupted
+    assert not vae.training
+    assert evaluate(vae, parts(data(seed=1))) == history.best
+
+
+def states_of(schedule: Schedule) -> tuple[list[State], VAE, History]:
+    """Return the states after every evaluation of a run, and what it came to."""
+    states: list[State] = []
+    vae, generator = build(), seeded(3)
+    history = train(
+        vae,
+        shuffled(data(), generator),
+        lambda: parts(data(seed=1)),
+        schedule,
+        generator,
+        keep=lambda run: states.append(copy.deepcopy(run.state())),
+    )
+    return states, vae, history
+
+
+def test_a_run_goes_on_from_any_state_to_the_same_bits() -> None:
+    schedule = Schedule(46, evaluations=7, patience=99)
+    states, vae, history = states_of(schedule)
+    assert len(states) >= 7
+    for state in states:
+        other, generator = build(seed=9), seeded(99)  # nothing of these is to be left
+        resumed = train(
+            other,
+            shuffled(data(), generator),
+            lambda: parts(data(seed=1)),
+            schedule,
+            generator,
+            resume=state,
+        )
+        assert (resumed.step, resumed.train) == (history.step, history.train)
+        assert resumed.validation == history.validation
+        for name, value in vae.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_a_state_is_a_copy() -> None:
+    run = Run(build(), lambda: parts(data()), Schedule(40), seeded(0))
+    run.step()
+    state = run.state()
+    kept = copy.deepcopy(state)
+    for _ in range(5):
+        run.step()
+    assert state.numbers == kept.numbers
+    for name, value in state.tensors.items():
+        assert torch.equal(value, kept.tensors[name]), name

@@ -5,28 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 from torch import Generator, Tensor
 
-from scvae.data.cells import Dataset
-from scvae.data.covariates import Covariates, column, learn_covariates
-from scvae.data.genes import check_unique, choose_genes
-from scvae.data.library import FROM_COUNTS, library_sizes
-from scvae.data.source import read_counts
-from scvae.data.sums import column_sums
+from scvae.data.covariates import column
+from scvae.data.library import FROM_COUNTS
 from scvae.errors import ConfigError, DataError
 from scvae.models.axes import expression_axes
+from scvae.models.checkpoint import Checkpoint
 from scvae.models.model import Model, Origin, pick_device
+from scvae.models.plan import VERSIONS, Plan, Trained, train_plan
+from scvae.models.prepare import batch_shares, prepare
 from scvae.models.rna import (
     DISPERSIONS,
     LIKELIHOODS,
@@ -35,30 +33,15 @@ from scvae.models.rna import (
     Dispersion,
     LatentPrior,
     Likelihood,
-    Statistics,
-    build_vae,
 )
-from scvae.train.loop import History, Schedule, train
+from scvae.train.history import History
+from scvae.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FEWEST_CELLS = 10
 MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 30, 500, 10_000
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that `fit` reads from the AnnData before it trains."""
-
-    counts: sparse.csr_matrix
-    genes: list[str]
-    covariates: Covariates
-    design: np.ndarray
-    codes: np.ndarray
-    library: np.ndarray
-    layer: str | None
 
 
 def fit(
@@ -84,6 +67,7 @@ def fit(
     seed: int = 0,
     device: str | None = None,
     stream: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     key_added: str = "X_scvae",
     progress: bool = True,
 ) -> Model:
@@ -144,6 +128,9 @@ def fit(
     stream
         Keep the counts in host memory and send them to the GPU as training goes; None does so if
         they would take more than half of its free memory.
+    checkpoint
+        Folder for a checkpoint, written at most every ten seconds. The same call after a crash goes
+        on from there, to the same bits on the CPU.
     key_added
         Slot of the embedding.
     progress
@@ -190,7 +177,7 @@ def fit(
     if not isinstance(key_added, str) or not key_added:
         raise ConfigError(f"key_added={key_added!r}, but it must be a name: key_added='X_scvae'")
     chosen = pick_device(device)
-    prepared = _prepare(adata, batch, covariates, layer, genes, library_size)
+    prepared = prepare(adata, batch, covariates, layer, genes, library_size)
     generator = Generator(chosen).manual_seed(seed)
     train_rows, held_out_rows = _split(adata, validation, generator)
     size = _batch_size(batch_size, len(train_rows))
@@ -208,85 +195,22 @@ def fit(
         encode_covariates=encode_covariates,
         prior=prior,
     )
-    statistics = _statistics(prepared, train_rows.cpu().numpy(), architecture)
-    vae = build_vae(architecture, statistics, Generator().manual_seed(seed)).to(chosen)
-    dataset = Dataset.build(
-        prepared.counts,
-        prepared.design,
-        prepared.codes,
-        prepared.library,
-        chosen,
-        stream=stream,
-    )
     schedule = _schedule(max_steps, len(train_rows), size, learning_rate, early_stopping)
+    plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, plan.digest)
     with _progress_bar(schedule, progress) as report:
-        history = train(
-            vae,
-            lambda: dataset.shuffled(train_rows, size, generator),
-            lambda: dataset.batches(held_out_rows, 512),
-            schedule,
-            generator,
-            report,
-        )
+        trained = train_plan(plan, generator, stream=stream, checkpoint=kept, report=report)
     origin = Origin(
-        prepared.genes, prepared.covariates, prepared.layer, library_size, _shares(prepared)
+        prepared.genes, prepared.covariates, prepared.layer, library_size, batch_shares(prepared)
     )
-    summary = _summary(seed, size, schedule, history, len(train_rows), len(held_out_rows), dataset)
-    axes = expression_axes(vae, dataset, train_rows, generator)
-    model = Model(vae, axes, architecture, origin, summary)
-    embedding, _ = model.posterior(dataset)
+    axes = expression_axes(trained.vae, trained.dataset, train_rows, generator)
+    model = Model(trained.vae, axes, architecture, origin, _record(plan, trained))
+    embedding, _ = model.posterior(trained.dataset)
     _write(adata, key_added, embedding, _uns(model))
     return model
 
 
-# -- reading ---------------------------------------------------------------------------------
-
-
-def _prepare(
-    adata: AnnData,
-    batch: str | None,
-    covariates: str | Sequence[str] | None,
-    layer: str | None,
-    genes: str | Sequence[str] | None,
-    library_size: str,
-) -> Prepared:
-    check_unique(adata)
-    if adata.isbacked and adata.is_view:
-        raise DataError(
-            "adata is a view of a file, which cannot take an embedding. "
-            "Bring it to memory: adata = adata.to_memory()"
-        )
-    if adata.n_obs < FEWEST_CELLS:
-        raise DataError(f"adata has {adata.n_obs} cells; a fit needs at least {FEWEST_CELLS}.")
-    if adata.n_vars < 2:
-        raise DataError(f"adata has {adata.n_vars} genes; a fit needs at least 2.")
-    columns = choose_genes(adata, genes)
-    learned = learn_covariates(adata.obs, batch, covariates)
-    counts, found = read_counts(adata, layer, columns)
-    library = library_sizes(adata, counts, library_size)
-    names = adata.var_names if columns is None else adata.var_names[columns]
-    _warn_of_silent_genes(counts, list(names))
-    return Prepared(
-        counts,
-        list(names),
-        learned,
-        learned.design(adata.obs),
-        learned.codes(adata.obs),
-        library,
-        found,
-    )
-
-
-def _warn_of_silent_genes(counts: sparse.csr_matrix, names: list[str]) -> None:
-    seen = np.zeros(counts.shape[1], dtype=bool)
-    seen[counts.indices] = True
-    if not seen.all():
-        silent = np.flatnonzero(~seen)
-        warnings.warn(
-            f"{len(silent)} genes have no counts (first: {names[silent[0]]!r}); they are kept and "
-            "modelled as near zero. To leave them out: sc.pp.filter_genes(adata, min_cells=1)",
-            stacklevel=4,
-        )
+# -- choices -----------------------------------------------------------------------------------
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -317,9 +241,6 @@ def _count(**named: int) -> int:
     if whole < 1:
         raise ConfigError(f"{name}={value}, but it must be at least 1.")
     return whole
-
-
-# -- choices ---------------------------------------------------------------------------------
 
 
 def _split(adata: AnnData, validation: float | str, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -378,27 +299,6 @@ def _schedule(
     return Schedule(max_steps, learning_rate, patience=patience)
 
 
-def _statistics(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Statistics:
-    """Return shares of the genes and library sizes of the batches, of the training cells."""
-    library = prepared.library[rows]
-    totals = column_sums(prepared.counts, rows) + 1.0
-    if a.outside:
-        totals = np.append(totals, max(library.sum() - totals.sum(), 1.0))
-    log_library, codes = np.log(library), prepared.codes[rows]
-    of_batch = [log_library[codes == code] for code in range(a.n_batches)]
-    of_batch = [values if len(values) else log_library for values in of_batch]
-    return Statistics(
-        torch.tensor(np.log(totals / totals.sum()), dtype=torch.float32),
-        torch.tensor([values.mean() for values in of_batch], dtype=torch.float32),
-        torch.tensor([max(values.std(), 0.01) for values in of_batch], dtype=torch.float32),
-    )
-
-
-def _shares(prepared: Prepared) -> list[float]:
-    sizes = np.bincount(prepared.codes, minlength=prepared.covariates.n_batches)
-    return [float(share) for share in sizes / sizes.sum()]
-
-
 # -- reporting and writing ---------------------------------------------------------------------
 
 
@@ -422,34 +322,22 @@ def _progress_bar(schedule: Schedule, show: bool) -> Iterator[Callable[[History]
         yield report
 
 
-def _summary(
-    seed: int,
-    size: int,
-    schedule: Schedule,
-    history: History,
-    n_train: int,
-    n_held_out: int,
-    dataset: Dataset,
-) -> dict[str, Any]:
-    from scvae._version import __version__
-
+def _record(plan: Plan, trained: Trained) -> dict[str, Any]:
+    """Return what is written down of a fit, as JSON holds it."""
+    history, dataset = trained.history, trained.dataset
     return {
-        "seed": seed,
-        "batch_size": size,
-        "schedule": dataclasses.asdict(schedule),
-        "n_train": n_train,
-        "n_held_out": n_held_out,
+        "seed": plan.seed,
+        "batch_size": plan.batch_size,
+        "schedule": dataclasses.asdict(plan.schedule),
+        "n_train": len(plan.train_rows),
+        "n_held_out": len(plan.held_out_rows),
         "final_beta": history.beta[-1],
         "elbo_held_out": history.best,
         "history": dataclasses.asdict(history),
         "device": str(dataset.device),
         "counts": "streamed from host memory" if dataset.is_streamed else "on the device",
-        "versions": {
-            "scvae": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "digest": plan.digest,
+        "versions": {**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
     }
 
 
@@ -458,7 +346,7 @@ def _uns(model: Model) -> dict[str, Any]:
     origin = model.origin
     return storable(
         {
-            **model.summary,
+            **model.record,
             "architecture": dataclasses.asdict(model.architecture),
             "batch": origin.covariates.batch,
             "batches": origin.covariates.batches,

@@ -81,7 +81,7 @@ class Model:
         Shapes and formulas of the network.
     origin
         Genes, covariates and counts that the model was fitted on.
-    summary
+    record
         How the fit went: seed, versions, history, final KL weight; also in ``uns["scvae"]``.
     """
 
@@ -91,10 +91,10 @@ class Model:
         axes: Tensor,
         architecture: Architecture,
         origin: Origin,
-        summary: dict[str, Any],
+        record: dict[str, Any],
     ) -> None:
         self.vae, self.axes, self.architecture = vae, axes, architecture
-        self.origin, self.summary = origin, summary
+        self.origin, self.record = origin, record
 
     def __repr__(self) -> str:
         a, covariates = self.architecture, self.origin.covariates
@@ -331,7 +331,7 @@ class Model:
                 **dataclasses.asdict(self.origin),
                 "covariates": self.origin.covariates.to_json(),
             },
-            "summary": _without_times(self.summary),
+            "record": _without_times(self.record),
         }
         write_file(path, {**self.vae.state_dict(), AXES: self.axes}, header)
 
@@ -438,12 +438,12 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
             f"{path} is damaged: its header and its tensors disagree ({error})."
         ) from error
     vae.to(chosen).eval()
-    return Model(vae, axes.to(chosen), architecture, origin, header.get("summary", {}))
+    return Model(vae, axes.to(chosen), architecture, origin, header.get("record", {}))
 
 
-def _without_times(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return `summary` without what a clock measured: the same fit writes the same file."""
-    timeless = dict(summary)
+def _without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """Return `record` without what a clock measured: the same fit writes the same file."""
+    timeless = dict(record)
     if "history" in timeless:
         clocked = ("seconds", "cells_per_second")
         timeless["history"] = {k: v for k, v in timeless["history"].items() if k not in clocked}

@@ -1,107 +1,24 @@
-"""The training loop: one-cycle learning rate, KL warm-up, validation, early stopping."""
+"""The training loop: steps, validation, early stopping, and what is done when something fails."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from scvae.core.objectives import elbo, warmup
+from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
 from scvae.errors import TrainingError
-from scvae.train.step import make_step
+from scvae.train.history import History
+from scvae.train.run import SLOWER, Run, State, snapshot
+from scvae.train.schedule import Schedule
+from scvae.train.step import NotFiniteError
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train. All of it is counted in steps, never in epochs, so that the
-    objective trained is the objective stated at every number of cells.
-
-    Attributes
-    ----------
-    steps
-        Steps at most.
-    learning_rate
-        Peak of the one-cycle rate: up over the first `rise` of the steps, down to 0 by cosine.
-    weight_decay
-        Decoupled weight decay (AdamW) of the posterior network alone; the likelihood is left free
-        to fit.
-    warmup
-        Share of the steps over which the KL weight rises from 0 to 1.
-    evaluations
-        How often the held-out ELBO is measured over all steps.
-    patience
-        Evaluations without a better held-out ELBO after which training stops.
-    """
-
-    steps: int
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.01
-    rise: float = 0.3
-    warmup: float = 0.1
-    evaluations: int = 40
-    patience: int = 8
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate at `step` (Smith, "Super-convergence", 2018; cosine form)."""
-        rise = self.rise * self.steps
-        if step < rise:
-            return self.learning_rate * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise)))
-        fall = (step - rise) / (self.steps - rise)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fall))
-
-    def beta(self, step: int) -> float:
-        """Return the KL weight at `step`."""
-        return warmup(step, round(self.warmup * self.steps))
-
-    @property
-    def every(self) -> int:
-        """Steps between two evaluations."""
-        return math.ceil(self.steps / self.evaluations)
-
-
-@dataclass
-class History:
-    """What was measured while training: one entry an evaluation, in nats per cell.
-
-    Attributes
-    ----------
-    step
-        Steps taken.
-    train, validation
-        ELBO of the training cells since the last entry (at the KL weight of the time), and of the
-        held-out cells (at KL weight 1).
-    beta
-        KL weight.
-    best_step
-        Step of the weights that were kept.
-    stopped_early, seconds, cells_per_second
-        How training ended, how long it took, and training cells seen per second.
-    """
-
-    step: list[int] = field(default_factory=list)
-    train: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-    beta: list[float] = field(default_factory=list)
-    best_step: int = 0
-    stopped_early: bool = False
-    seconds: float = 0.0
-    cells_per_second: float = 0.0
-
-    @property
-    def best(self) -> float:
-        """Held-out ELBO of the kept weights."""
-        return max(self.validation)
-
-
-def endless(epoch: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
-    """Yield the minibatches of one epoch after another."""
-    while True:
-        yield from epoch()
+MOST_ROLLBACKS = 3
 
 
 @torch.no_grad()
@@ -118,11 +35,6 @@ def evaluate(vae: VAE, batches: Iterable[Batch], seed: int = 0) -> float:
     return total.item() / n
 
 
-def snapshot(vae: VAE) -> dict[str, Tensor]:
-    """Return a copy of the weights."""
-    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
-
-
 @torch.enable_grad()
 def train(
     vae: VAE,
@@ -131,8 +43,15 @@ def train(
     schedule: Schedule,
     generator: Generator,
     report: Callable[[History], None] = lambda history: None,
+    *,
+    resume: State | None = None,
+    keep: Callable[[Run], None] = lambda run: None,
+    entry_name: Callable[[int], str] = str,
 ) -> History:
     """Maximise the ELBO and leave `vae` with the weights of the best held-out ELBO.
+
+    Ctrl-C ends training as if it were out of patience. A bound that is not finite sends it back to
+    the best weights so far, with a smaller learning rate and a warning.
 
     Parameters
     ----------
@@ -140,57 +59,106 @@ def train(
         The model, on the device of the minibatches.
     epoch, held_out
         Each call yields the minibatches of one pass over the training or the held-out cells.
+        `epoch` draws their order from `generator`.
     generator
         Source of the latent noise, on the same device.
     report
         Called after every evaluation.
+    resume
+        State of a run with the same arguments, to go on from.
+    keep
+        Called after every evaluation with the run, whose `state` it may write down.
+    entry_name
+        Name of an entry of x, for messages.
 
     Raises
     ------
     TrainingError
-        If the ELBO is no longer finite.
+        If the ELBO is not finite again and again; names step, term, entry and parameter.
     """
-    ascend = make_step(vae, schedule.weight_decay, generator)
-    history, best = History(), snapshot(vae)
-    start, cells, entry = time.perf_counter(), 0, (torch.zeros(()), 0)
+    run = Run(vae, epoch, schedule, generator)
+    if resume is not None:
+        run.restore(resume)
+    start = time.perf_counter() - run.history.seconds
     vae.train()
-    for step, batch in enumerate(endless(epoch), start=1):
-        beta = schedule.beta(step - 1)
-        bound = ascend(batch, schedule.rate(step - 1), beta)
-        # The sum stays on the device; it is read once an evaluation.
-        entry = (entry[0].to(bound.device) + bound, entry[1] + 1)
-        cells += len(batch.x)
-        if step % schedule.every and step < schedule.steps:
-            continue
-        history.step.append(step)
-        history.train.append(entry[0].item() / entry[1])
-        history.validation.append(evaluate(vae, held_out()))
-        history.beta.append(beta)
-        history.seconds = time.perf_counter() - start
-        history.cells_per_second = cells / history.seconds
-        entry = (torch.zeros(()), 0)
-        _check_finite(history)
-        if history.validation[-1] >= history.best:
-            best, history.best_step = snapshot(vae), step
-        report(history)
-        if step >= schedule.steps or _out_of_patience(history, schedule):
-            history.stopped_early = step < schedule.steps
-            break
-    vae.load_state_dict(best)
+    try:
+        while run.taken < schedule.steps and not _is_over(run):
+            _steps_to_evaluation(run, entry_name)
+            if _evaluate(run, held_out, start):
+                report(run.history)
+                keep(run)
+    except KeyboardInterrupt:
+        _stop_here(run, held_out, start)
+    run.history.stopped_early = run.taken < schedule.steps
+    vae.load_state_dict(run.best)
     vae.eval()
-    return history
+    return run.history
 
 
-def _check_finite(history: History) -> None:
-    if math.isfinite(history.train[-1]) and math.isfinite(history.validation[-1]):
-        return
-    raise TrainingError(
-        f"The ELBO is no longer finite at step {history.step[-1]} (training "
-        f"{history.train[-1]}, held-out {history.validation[-1]}). Nothing was written. Train with "
-        "a smaller rate: scvae.fit(adata, learning_rate=1e-3)"
+def _is_over(run: Run) -> bool:
+    if not run.history.step:
+        return False
+    since = (run.history.step[-1] - run.history.best_step) / run.schedule.every
+    return since >= run.schedule.patience
+
+
+def _steps_to_evaluation(run: Run, entry_name: Callable[[int], str]) -> None:
+    """Take steps until the next evaluation is due, going back where a bound is not finite."""
+    while True:
+        try:
+            run.step()
+            while run.taken % run.schedule.every and run.taken < run.schedule.steps:
+                run.step()
+            problem = None if math.isfinite(run.mean_bound) else "the training ELBO"
+        except NotFiniteError as error:
+            problem = error.described(entry_name)
+        if problem is None:
+            return
+        _roll_back(run, problem)
+
+
+def _roll_back(run: Run, problem: str) -> None:
+    is_last = run.taken >= run.schedule.steps and not run.history.step
+    if is_last or len(run.history.rollbacks) >= MOST_ROLLBACKS:
+        raise TrainingError(
+            f"Training failed {len(run.history.rollbacks) + 1} times; last, after step {run.taken}, "
+            f"{problem} was not finite. Nothing was written. Train with a smaller rate: "
+            "scvae.fit(adata, learning_rate=1e-3), and look at the data: scvae.check(adata)"
+        )
+    run.roll_back()
+    warnings.warn(
+        f"After step {run.taken}, {problem} was not finite; training goes on from the best weights "
+        f"(step {run.history.best_step}) at {SLOWER} of the learning rate.",
+        stacklevel=2,
     )
 
 
-def _out_of_patience(history: History, schedule: Schedule) -> bool:
-    since = (history.step[-1] - history.best_step) / schedule.every
-    return since >= schedule.patience
+def _evaluate(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> bool:
+    """Measure the held-out ELBO and keep the weights if it is the best; return if it is finite."""
+    history, value = run.history, evaluate(run.vae, held_out())
+    if not math.isfinite(value):
+        _roll_back(run, "the held-out ELBO")
+        return False
+    history.step.append(run.taken)
+    history.train.append(run.mean_bound)
+    history.validation.append(value)
+    history.beta.append(run.schedule.beta(run.taken - 1))
+    history.seconds = time.perf_counter() - start
+    history.cells_per_second = run.cells / history.seconds
+    run.forget_bounds()
+    if value >= history.best:
+        run.best, history.best_step = snapshot(run.vae), run.taken
+    return True
+
+
+def _stop_here(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> None:
+    """End a run at once, with the best weights so far; the first are the best if there are none."""
+    run.history.interrupted = True
+    if not run.history.step:
+        run.taken = max(run.taken, 1)
+        _evaluate(run, held_out, start)
+    warnings.warn(
+        f"Interrupted at step {run.taken}; the model has the best weights so far (step "
+        f"{run.history.best_step}).",
+        stacklevel=3,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,12 +48,97 @@ class Step:
             group["lr"] = rate
         return self._ascend(batch, beta)
 
+    def moments(self) -> dict[str, Tensor]:
+        """Return a copy of what the optimiser remembers of every parameter."""
+        remembered = self.optimizer.state_dict()["state"]
+        return {
+            f"{number}.{name}": value.detach().clone()
+            for number, of_one in remembered.items()
+            for name, value in of_one.items()
+        }
+
+    def restore(self, moments: dict[str, Tensor]) -> None:
+        """Put back what `moments` returned."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
     def _ascend(self, batch: Batch, beta: float | Tensor) -> Tensor:
         bound = elbo(self.vae.terms(batch, generator=self.generator), beta).mean()
         (-bound).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return bound.detach()
+
+
+class NotFiniteError(ArithmeticError):
+    """A step would have made the weights useless; they are as they were before it.
+
+    Attributes
+    ----------
+    term
+        "reconstruction" or "KL", if one of them was not finite.
+    entry
+        Column of x where the log-probability was not finite, if there is one.
+    parameter
+        Name of the first parameter whose gradient was not finite, if there is one.
+    """
+
+    def __init__(self, term: str | None, entry: int | None, parameter: str | None) -> None:
+        super().__init__(term, entry, parameter)
+        self.term, self.entry, self.parameter = term, entry, parameter
+
+    def described(self, entry_name: Callable[[int], str]) -> str:
+        """Return what was not finite, in words."""
+        words = [f"the {self.term}"] if self.term else []
+        words += [f"gene {entry_name(self.entry)!r}"] if self.entry is not None else []
+        words += [f"the gradient of {self.parameter!r}"] if self.parameter else []
+        return ", ".join(words)
+
+
+class CheckedStep(Step):
+    """The same step, which looks at every number before it touches the weights.
+
+    Raises `NotFiniteError`; asks the device for an answer at every step, so that it is slower.
+    """
+
+    def _ascend(self, batch: Batch, beta: float | Tensor) -> Tensor:
+        terms = self.vae.terms(batch, generator=self.generator)
+        bound = elbo(terms, beta).mean()
+        (-bound).backward()
+        parameter = self._wrong_gradient()
+        if parameter is not None or not bound.isfinite():
+            self.optimizer.zero_grad(set_to_none=True)
+            term = next(
+                (
+                    name
+                    for name, value in (("reconstruction", terms.reconstruction), ("KL", terms.kl))
+                    if not value.isfinite().all()
+                ),
+                None,
+            )
+            raise NotFiniteError(term, self._wrong_entry(terms.z, batch), parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return bound.detach()
+
+    def _wrong_gradient(self) -> str | None:
+        named = ((name, p.grad) for name, p in self.vae.named_parameters())
+        wrong = (name for name, grad in named if grad is not None and not grad.isfinite().all())
+        return next(wrong, None)
+
+    @torch.no_grad()
+    def _wrong_entry(self, z: Tensor, batch: Batch) -> int | None:
+        """Return the first column that is not finite itself, or whose log-probability is not."""
+        entry_log_prob = getattr(self.vae.decode(z, batch), "entry_log_prob", lambda x: x)
+        for values in (batch.x, entry_log_prob(batch.x)):
+            wrong = ~values.isfinite().flatten(0, -2).all(0)
+            if wrong.any():
+                return int(wrong.nonzero()[0])
+        return None
 
 
 class GraphedStep(Step):
@@ -86,6 +172,12 @@ class GraphedStep(Step):
             to.copy_(value, non_blocking=True)
         graph.replay()
         return bound.clone()
+
+    def restore(self, moments: dict[str, Tensor]) -> None:
+        """Put back what `moments` returned; what was captured would not know of it."""
+        super().restore(moments)
+        self.graphs.clear()
+        self.taken = 0
 
     def _on_the_side(self, batch: Batch) -> Tensor:
         """Take the step on another stream, as capturing asks of the steps before it."""

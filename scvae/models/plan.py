@@ -1,0 +1,126 @@
+"""A plan: all that a training run depends on; and its execution."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from scvae._version import __version__
+from scvae.core.vae import VAE
+from scvae.data.cells import Dataset
+from scvae.errors import ConfigError
+from scvae.models.checkpoint import Checkpoint, digest
+from scvae.models.prepare import Prepared, statistics_of
+from scvae.models.rna import Architecture, build_vae
+from scvae.train.history import History
+from scvae.train.loop import train
+from scvae.train.schedule import Schedule
+
+VERSIONS = {"scvae": __version__, "torch": str(torch.__version__)}
+HELD_OUT_SIZE = 512  # cells of a minibatch where the held-out ELBO is measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a training run depends on, but for the device's own arithmetic."""
+
+    prepared: Prepared
+    architecture: Architecture
+    schedule: Schedule
+    train_rows: Tensor
+    held_out_rows: Tensor
+    batch_size: int
+    seed: int
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the plan and of the versions of scvae and torch, in hexadecimal digits."""
+        read = self.prepared
+        return digest(
+            dataclasses.asdict(self.architecture),
+            dataclasses.asdict(self.schedule),
+            [self.batch_size, self.seed, self.train_rows.device.type, VERSIONS],
+            [read.genes, read.covariates.to_json(), read.layer],
+            *(read.counts.indptr, read.counts.indices, read.counts.data),
+            *(read.design, read.codes, read.library),
+            *(self.train_rows.cpu().numpy(), self.held_out_rows.cpu().numpy()),
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, the cells where it was trained, and how that went."""
+
+    vae: VAE
+    dataset: Dataset
+    history: History
+
+
+def train_plan(
+    plan: Plan,
+    generator: Generator,
+    *,
+    stream: bool | None,
+    checkpoint: Checkpoint | None,
+    report: Callable[[History], None],
+) -> Trained:
+    """Execute a plan. Where the GPU has too little memory, start again with streamed counts.
+
+    Raises
+    ------
+    ConfigError
+        If streaming does not help.
+    """
+    start = generator.get_state()
+    for streamed in (stream, True):
+        try:
+            return _execute(plan, generator, streamed, checkpoint, report)
+        except torch.cuda.OutOfMemoryError as error:
+            if streamed:
+                raise ConfigError(
+                    f"The GPU has too little memory for minibatches of {plan.batch_size} cells x "
+                    f"{plan.architecture.n_genes} genes. Nothing was written. Give a smaller one: "
+                    f"scvae.fit(adata, batch_size={max(2, plan.batch_size // 2)})"
+                ) from error
+        warnings.warn(
+            "The GPU ran out of memory; training starts again with the counts in host memory.",
+            stacklevel=3,
+        )
+        gc.collect()
+        torch.cuda.empty_cache()
+        generator.set_state(start)
+    raise AssertionError("one of two attempts returns or raises")
+
+
+def _execute(
+    plan: Plan,
+    generator: Generator,
+    stream: bool | None,
+    checkpoint: Checkpoint | None,
+    report: Callable[[History], None],
+) -> Trained:
+    read, device = plan.prepared, generator.device
+    statistics = statistics_of(read, plan.train_rows.cpu().numpy(), plan.architecture)
+    vae = build_vae(plan.architecture, statistics, Generator().manual_seed(plan.seed)).to(device)
+    dataset = Dataset.build(
+        read.counts, read.design, read.codes, read.library, device, stream=stream
+    )
+    history = train(
+        vae,
+        lambda: dataset.shuffled(plan.train_rows, plan.batch_size, generator),
+        lambda: dataset.batches(plan.held_out_rows, HELD_OUT_SIZE),
+        plan.schedule,
+        generator,
+        report,
+        resume=None if checkpoint is None else checkpoint.read(),
+        keep=(lambda run: None) if checkpoint is None else checkpoint.keep,
+        entry_name=lambda entry: read.genes[entry],
+    )
+    return Trained(vae, dataset, history)

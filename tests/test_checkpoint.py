@@ -1,0 +1,246 @@
+"""A killed fit goes on to the same bits; a checkpoint that cannot be written stops nobody."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+import scvae
+from scvae.errors import ConfigError, FileError
+from scvae.io import read_file
+from scvae.models import checkpoint as module
+from scvae.models import plan
+from scvae.models.checkpoint import NAME, digest
+
+KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
+OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
+
+
+def simulated() -> AnnData:
+    return scvae.simulate(n_cells=400, n_genes=60, seed=3)
+
+
+def fit(checkpoint: Path | None = None, **options: Any) -> tuple[AnnData, scvae.Model]:
+    adata = simulated()
+    return adata, scvae.fit(adata, batch="batch", checkpoint=checkpoint, **{**OPTIONS, **options})
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a checkpoint at every evaluation."""
+    monkeypatch.setattr(module, "SECONDS_BETWEEN", 0.0)
+
+
+PROGRAM = f"""
+import sys, numpy as np, torch, scvae
+from pathlib import Path
+from scvae.models import checkpoint
+torch.set_num_threads(1)
+checkpoint.SECONDS_BETWEEN = 0.0
+adata = scvae.simulate(n_cells=400, n_genes=60, seed=3)
+print("begins", flush=True)
+model = scvae.fit(adata, batch="batch", checkpoint=sys.argv[1], **{OPTIONS!r})
+model.save(sys.argv[1] + "/model")
+np.save(sys.argv[1] + "/embedding.npy", adata.obsm["X_scvae"])
+"""
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def results(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "model").read_bytes(), (folder / "embedding.npy").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_fit_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    whole = started(tmp_path / "whole")
+    assert whole.wait(120) == 0
+    lasts = time.perf_counter() - start
+    moments = random.Random(0)
+    for kill in range(KILLS):
+        folder = tmp_path / str(kill)
+        for _ in range(2):
+            process = started(folder)
+            time.sleep(moments.random() * lasts * 0.6)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert started(folder).wait(120) == 0
+        assert results(folder) == results(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_same_call_ends_where_it_ended(tmp_path: Path) -> None:
+    first, one = fit(tmp_path)
+    before = (tmp_path / NAME).read_bytes()
+    second, two = fit(tmp_path)
+    np.testing.assert_array_equal(first.obsm["X_scvae"], second.obsm["X_scvae"])
+    assert one.record["history"]["step"] == two.record["history"]["step"]
+    assert (tmp_path / NAME).read_bytes() == before  # nothing was left to do
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    kept, bare = fit(tmp_path)[0], fit()[0]
+    np.testing.assert_array_equal(kept.obsm["X_scvae"], bare.obsm["X_scvae"])
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"n_hidden": 17}, {"max_steps": 151}, {"batch": None}]
+)
+def test_the_checkpoint_of_another_fit_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    fit(tmp_path)
+    before = (tmp_path / NAME).read_bytes()
+    adata = simulated()
+    with pytest.raises(FileError, match="checkpoint of another fit"):
+        scvae.fit(adata, checkpoint=tmp_path, **{"batch": "batch", **OPTIONS, **options})
+    assert "X_scvae" not in adata.obsm
+    assert (tmp_path / NAME).read_bytes() == before
+
+
+@pytest.mark.usefixtures("eager")
+def test_other_counts_are_another_fit(tmp_path: Path) -> None:
+    fit(tmp_path)
+    adata = simulated()
+    adata.X[0, 0] += 1
+    with pytest.raises(FileError, match="other data"):
+        scvae.fit(adata, batch="batch", checkpoint=tmp_path, **OPTIONS)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    fit(tmp_path)
+    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:-100])
+    with pytest.raises(FileError, match=NAME):
+        fit(tmp_path)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_fit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = 0
+    kept = Path.write_bytes
+
+    def filling(path: Path, data: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes > 2:
+            kept(path, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        return kept(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", filling)
+    with pytest.warns(UserWarning, match=r"No checkpoint at step \d+: .*No space left"):
+        adata, _ = fit(tmp_path)
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], fit()[0].obsm["X_scvae"])
+    _, header = read_file(tmp_path / NAME)
+    assert header["numbers"]["taken"] == 8  # of the second write
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="cannot be made a folder"):
+        fit(tmp_path / "file" / "folder")
+
+
+def test_ctrl_c_gives_a_model_and_an_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    kept = scvae.data.cells.Dataset.cells
+
+    def interrupted(dataset: Any, rows: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+        return kept(dataset, rows)
+
+    monkeypatch.setattr(scvae.data.cells.Dataset, "cells", interrupted)
+    with pytest.warns(UserWarning, match="Interrupted at step"):
+        adata, model = fit()
+    assert model.record["history"]["interrupted"]
+    assert np.isfinite(adata.obsm["X_scvae"]).all()
+
+
+# -- a GPU without room, as its errors would arrive ------------------------------------------------
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, times: int) -> list[bool | None]:
+    """Let the first executions of a plan fail; return how each was told to hold the counts."""
+    streams: list[bool | None] = []
+    kept = plan._execute
+
+    def execute(plan_: Any, generator: Any, stream: bool | None, *given: Any) -> Any:
+        streams.append(stream)
+        if len(streams) <= times:
+            torch.rand(3, generator=generator)  # an attempt leaves traces
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return kept(plan_, generator, stream, *given)
+
+    monkeypatch.setattr(plan, "_execute", execute)
+    return streams
+
+
+def test_a_full_gpu_starts_again_with_streamed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fit()[0].obsm["X_scvae"]
+    streams = short_of_memory(monkeypatch, 1)
+    with pytest.warns(UserWarning, match="ran out of memory"):
+        adata, _ = fit()
+    assert streams == [None, True]
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], expected)
+
+
+def test_a_gpu_too_small_for_a_minibatch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, 2)
+    adata = simulated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ConfigError, match=r"128 cells x 60 genes.*batch_size=64"):
+            scvae.fit(adata, **OPTIONS)
+    assert "X_scvae" not in adata.obsm
+
+
+# -- digests ---------------------------------------------------------------------------------------
+
+
+def test_a_digest_tells_types_shapes_order_and_values_apart() -> None:
+    a = np.arange(6)
+    parts: list[tuple[Any, ...]] = [
+        (a,),
+        (a.astype(np.int32),),
+        (a.reshape(2, 3),),
+        (a[::-1],),
+        (a, a),
+        (["a", "b"],),
+        (["b", "a"],),
+        ({"x": 1},),
+        (np.zeros(0), a),
+    ]
+    assert len({digest(*part) for part in parts}) == len(parts)
+    assert digest({"x": 1, "y": 2}) == digest({"y": 2, "x": 1})
+    assert digest(a[::2]) == digest(a[::2].copy())
+
+
+def test_the_digest_is_that_of_the_run() -> None:
+    one, other = fit()[1], fit(seed=1)[1]
+    assert one.record["digest"] == fit()[1].record["digest"] != other.record["digest"]
