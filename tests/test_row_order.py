@@ -131,7 +131,7 @@ def test_other_answers_follow_their_rows(
     whole, taken = (np.asarray(ask(a, **options)) for a in (adata, adata[rows]))
     # The noise of the samples differs from row to row; cells differ by far more.
     assert likeness(taken, whole[rows]) > 0.99
-    assert likeness(taken, whole) < 0.9
+    assert likeness(taken, whole) < 0.95
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> float:
