@@ -16,6 +16,7 @@ from scvae._version import __version__
 if TYPE_CHECKING:
     from scvae import core, datasets, plot
     from scvae.errors import ConfigError, DataError, FileError, ScvaeError, TrainingError
+    from scvae.models.check import check
     from scvae.models.fit import fit
     from scvae.models.model import Model, load
     from scvae.simulation import simulate
@@ -28,6 +29,7 @@ __all__ = [
     "ScvaeError",
     "TrainingError",
     "__version__",
+    "check",
     "core",
     "datasets",
     "fit",
@@ -42,6 +44,7 @@ _HOME = {
     "FileError": "scvae.errors",
     "ScvaeError": "scvae.errors",
     "TrainingError": "scvae.errors",
+    "check": "scvae.models.check",
     "fit": "scvae.models.fit",
     "Model": "scvae.models.model",
     "load": "scvae.models.model",

@@ -178,7 +178,8 @@ def _outcome(output: Path, adata: AnnData, model: Model) -> str:
 def _facts(model: Model) -> dict[str, Any]:
     """Return what `scvae info` tells; None where the file does not say."""
     a, origin, record = model.architecture, model.origin, model.record
-    history = record.get("history", {})
+    history, held_out = record.get("history", {}), record.get("held_out", {})
+    summary = model.summary()
     return {
         "genes": a.n_genes,
         "latents": a.n_latent,
@@ -195,10 +196,15 @@ def _facts(model: Model) -> dict[str, Any]:
         "training_cells": record.get("n_train"),
         "held_out_cells": record.get("n_held_out"),
         "held_out_elbo": record.get("elbo_held_out"),
+        "reconstruction": held_out.get("reconstruction"),
+        "kl": held_out.get("kl"),
+        "active_latents": held_out.get("active"),
         "steps": (history.get("step") or [None])[-1],
         "kept_step": history.get("best_step"),
+        "convergence": summary.convergence.text,
         "seed": record.get("seed"),
         "versions": record.get("versions", {}),
+        "warnings": list(summary.warnings),
     }
 
 
@@ -210,11 +216,14 @@ def _covariates(model: Model) -> list[str]:
 
 def _table(facts: dict[str, Any]) -> str:
     width = max(map(len, facts)) + 2
-    return "\n".join(f"{_label(name):<{width}}{_shown(name, facts[name])}" for name in facts)
+    lines = (f"{_label(name):<{width}}{_shown(name, facts[name])}" for name in facts)
+    return "\n".join(map(_printable, lines))
 
 
 def _label(name: str) -> str:
-    return name.replace("held_out", "held-out").replace("_", " ").replace("elbo", "ELBO")
+    for word, written in (("held_out", "held-out"), ("_", " "), ("elbo", "ELBO"), ("kl", "KL")):
+        name = name.replace(word, written)
+    return name
 
 
 def _shown(name: str, value: Any) -> str:
@@ -224,8 +233,10 @@ def _shown(name: str, value: Any) -> str:
         return f"{len(value)}: {', '.join(value[:8])}{', ...' if len(value) > 8 else ''}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
-    if name == "held_out_elbo":
+    if name in ("held_out_elbo", "reconstruction", "kl"):
         return f"{value:,.2f} nats per cell"
+    if name == "warnings":
+        return " ".join(value)
     return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
 
 
@@ -239,8 +250,8 @@ def _read(path: Path) -> AnnData:
 
     try:
         return read_h5ad(path)
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise FileError(f"{path} needs more memory than there is. {error}") from error
     except Exception as error:  # a damaged file can make h5py and anndata raise anything
         raise FileError(f"{path} cannot be read as an h5ad file: {error}") from error
 
@@ -291,7 +302,12 @@ def _same(one: Path, other: Path) -> bool:
 
 def _say(text: str) -> None:
     """Print one line to stderr, whatever line breaks `text` has."""
-    print("scvae:", " ".join(text.split()), file=sys.stderr)
+    print("scvae:", _printable(" ".join(text.split())), file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Return `text` with escapes for characters that a terminal would obey: names are of files."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _tell(quiet: bool, text: str) -> None:

@@ -1,7 +1,8 @@
-"""Pictures of an embedding and of a fit, each a matplotlib Figure of its own.
+"""Pictures of an embedding and of a fit, each a matplotlib Figure of its own, or in your own Axes.
 
 Figures are made without pyplot: no window opens, no backend is chosen, and there is no figure that
-somebody has to close. In a notebook a Figure shows itself when it is the last line of a cell.
+somebody has to close. In a notebook a Figure shows itself when it is the last line of a cell, and
+so do the Axes that are returned here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from scvae.models.model import Model
 
-__all__ = ["history", "neighbors", "scatter", "umap"]
+__all__ = ["fit_check", "history", "neighbors", "scatter", "umap"]
 
 Legend = Literal["auto", "beside", "on"]
 
@@ -44,6 +47,12 @@ PANEL = (5.2, 3.9)  # inches; two panels side by side are 1,560 pixels wide
 MOST_COLUMNS = 2
 LEGEND_ROWS, MOST_IN_LEGEND = 18, 54
 SHORT_LABEL, LONGEST_LABEL = 3, 28
+# Columns of a predictive check, in the order of the panels; what they are called; on a log scale?
+CHECKED = (
+    ("mean", "mean", True),
+    ("variance", "variance", True),
+    ("zeros", "share of zeros", False),
+)
 
 
 def umap(
@@ -171,20 +180,24 @@ def scatter(
     return ax
 
 
-def history(model: Model, *, path: str | os.PathLike[str] | None = None) -> Figure:
+def history(
+    model: Model, *, ax: Axes | None = None, path: str | os.PathLike[str] | None = None
+) -> Axes:
     """Draw the ELBO of training and held-out cells against the step, and mark the kept weights.
 
     Parameters
     ----------
     model
         A fitted or loaded model.
+    ax
+        Axes to draw on; None makes a Figure.
     path
-        File to save to, whole or not at all; the suffix chooses the format.
+        File to save the Figure to, whole or not at all; the suffix chooses the format.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        With one panel.
+    matplotlib.axes.Axes
+        `ax`, or Axes that a notebook shows. Its ``figure`` is the Figure.
 
     Raises
     ------
@@ -196,17 +209,82 @@ def history(model: Model, *, path: str | os.PathLike[str] | None = None) -> Figu
     >>> import scvae
     >>> adata = scvae.simulate(n_cells=100, n_genes=30)
     >>> model = scvae.fit(adata, max_steps=20, progress=False)
-    >>> scvae.plot.history(model).axes[0].get_xlabel()
+    >>> scvae.plot.history(model).get_xlabel()
     'training step'
     """
-    from matplotlib.figure import Figure
-
     if path is not None:
         check_picture(path)
-    figure = Figure(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")
-    _draw_history(figure.subplots(), _history_of(model))
-    _save(figure, path)
-    return figure
+    held = _history_of(model)
+    panel = _own_axes((6.4, 4.0), 1)[0] if ax is None else ax
+    _draw_history(panel, held)
+    _save(_figure_of(panel), path)
+    return panel
+
+
+def fit_check(
+    model: Model,
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    samples: int = 1,
+    max_cells: int = 5_000,
+    seed: int = 0,
+    axes: Sequence[Axes] | np.ndarray | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> np.ndarray:
+    """Draw what the model predicts of every gene against what was counted: a posterior predictive
+    check.
+
+    Three panels, a point a gene: mean and variance over cells, on logarithmic scales, and the share
+    of cells without a count. A model of the right law has its points about the line of identity.
+    The titles tell the correlation, on the panel's scale, and the median of predicted over
+    observed, of the genes where both are above zero.
+
+    Parameters
+    ----------
+    model
+        A fitted or loaded model.
+    adata
+        Cells with raw counts of its genes; best such as were not trained on.
+    layer, samples, max_cells, seed
+        As in `Model.predictive_check`, whose table is drawn.
+    axes
+        Three Axes to draw on; None makes a Figure.
+    path
+        File to save the Figure to, whole or not at all; the suffix chooses the format.
+
+    Returns
+    -------
+    numpy.ndarray
+        The three Axes, ``(3,)``: mean, variance, zeros. ``axes[0].figure`` is the Figure.
+
+    Raises
+    ------
+    ConfigError
+        If there are not three Axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=100, n_genes=30)
+    >>> model = scvae.fit(adata, max_steps=20, progress=False)
+    >>> [ax.get_xlabel() for ax in scvae.plot.fit_check(model, adata)]
+    ['observed mean', 'observed variance', 'observed share of zeros']
+    """
+    if path is not None:
+        check_picture(path)
+    given = None if axes is None else _object_array(np.ravel(np.asarray(axes, dtype=object)))
+    if given is not None and len(given) != len(CHECKED):
+        raise ConfigError(f"axes holds {len(given)} Axes, but {len(CHECKED)} are drawn on.")
+    table = model.predictive_check(
+        adata, layer=layer, samples=samples, max_cells=max_cells, seed=seed
+    )
+    panels = _own_axes((12.0, 4.3), len(CHECKED)) if given is None else given
+    for ax, (name, label, is_log) in zip(panels, CHECKED, strict=True):
+        observed, predicted = (table[f"{which}_{name}"] for which in ("observed", "predicted"))
+        _draw_check(ax, observed.to_numpy(), predicted.to_numpy(), label, is_log)
+    _save(_figure_of(panels[0]), path)
+    return panels
 
 
 def neighbors(adata: AnnData, key: str = "X_scvae", *, seed: int = 0) -> AnnData:
@@ -420,6 +498,91 @@ def _window(held: dict[str, Any]) -> tuple[float, float]:
     after = both[:, both.shape[1] // 10 :]
     margin = 0.08 * max(float(np.ptp(after)), 1e-3)
     return float(after.min()) - margin, float(both.max()) + margin
+
+
+def _draw_check(
+    ax: Axes, observed: np.ndarray, predicted: np.ndarray, label: str, is_log: bool
+) -> None:
+    """Draw a point a gene, and the line of identity."""
+    above = (observed > 0) & (predicted > 0)
+    correlation, ratio = _agreement(observed[above], predicted[above], is_log)
+    title = f"{label}\ncorrelation {correlation:.3f}, median ratio {ratio:.3f}"
+    low, high = _square_limits(np.concatenate([observed, predicted]), is_log)
+    off = int(((observed <= 0) | (predicted <= 0)).sum()) if is_log else 0
+    if off:
+        title += f"\n{off:,} {'gene' if off == 1 else 'genes'} at zero, on the edge"
+    # A logarithmic scale has no zero: those genes go to its lower edge, and the title counts them.
+    x, y = (np.clip(values, low, None) if is_log else values for values in (observed, predicted))
+    ax.plot((low, high), (low, high), color=PALETTE[7], linewidth=1, linestyle="--", zorder=3)
+    _draw(ax, np.column_stack([x, y]), np.full(len(x), PALETTE[0]), alpha=0.5, clip_on=False)
+    if is_log:
+        ax.set(xscale="log", yscale="log")
+    ax.set(xlabel=f"observed {label}", ylabel=f"predicted {label}", title=title)
+    ax.set(xlim=(low, high), ylim=(low, high))
+    ax.set_box_aspect(1)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _agreement(observed: np.ndarray, predicted: np.ndarray, is_log: bool) -> tuple[float, float]:
+    """Return Pearson's correlation on the panel's scale, and the median of predicted / observed."""
+    if len(observed) == 0:
+        return math.nan, math.nan
+    scaled = np.log([observed, predicted]) if is_log else np.array([observed, predicted])
+    varies = len(observed) > 1 and (scaled.std(axis=1) > 0).all()
+    correlation = float(np.corrcoef(scaled)[0, 1]) if varies else math.nan
+    return correlation, float(np.median(predicted / observed))
+
+
+def _square_limits(values: np.ndarray, is_log: bool) -> tuple[float, float]:
+    """Return limits, the same of both axes, with room around all values that can be drawn."""
+    if not is_log:
+        return -0.02, 1.02
+    above = values[np.isfinite(values) & (values > 0)]
+    if len(above) == 0:
+        return 0.1, 1.0
+    return float(above.min()) / 1.6, float(above.max()) * 1.6
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+class _Panels(np.ndarray):
+    """Axes of one Figure, which a notebook shows as that Figure."""
+
+    def _repr_png_(self) -> bytes | None:
+        return _png(self.flat[0]) if self.size else None
+
+
+def _object_array(axes: Sequence[Axes] | np.ndarray) -> np.ndarray:
+    array = np.empty(len(axes), dtype=object)
+    array[:] = list(axes)
+    return array
+
+
+def _own_axes(size: tuple[float, float], n: int) -> np.ndarray:
+    """Return `n` Axes side by side in a new Figure; a notebook shows them, and each of them.
+
+    It shows the figures of pyplot, of which this is none, and what has a ``_repr_png_``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes = _object_array(figure.subplots(1, n, squeeze=False)[0])
+    for ax in axes:
+        ax._repr_png_ = partial(_png, ax)
+    return axes.view(_Panels)
+
+
+def _figure_of(ax: Axes) -> Figure:
+    """Return the Figure that `ax` is in, at any depth of subfigures."""
+    figure: Figure = ax.figure.figure
+    return figure
+
+
+def _png(ax: Axes) -> bytes:
+    """Return the Figure of `ax` as a PNG."""
+    file = BytesIO()
+    _figure_of(ax).savefig(file, format="png", bbox_inches="tight", pad_inches=0.1)
+    return file.getvalue()
 
 
 # -- files ---------------------------------------------------------------------------------------

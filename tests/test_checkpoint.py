@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_fit_goes_on(
     with pytest.warns(UserWarning, match=r"No checkpoint at step \d+: .*No space left"):
         adata, _ = fit(tmp_path)
     np.testing.assert_array_equal(adata.obsm["X_scvae"], fit()[0].obsm["X_scvae"])
-    _, header = read_file(tmp_path / NAME)
+    _, header = read_file(tmp_path / NAME, "checkpoint")
     assert header["numbers"]["taken"] == 8  # of the second write
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 

@@ -1,4 +1,4 @@
-"""What the documentation shows runs: docstring examples of the engine, and code on its page."""
+"""What the documentation shows runs: docstring examples, and code on the engine's page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
+import scvae
 from scvae import core
+from scvae.data.association import cramers_v
+from scvae.data.report import Finding, Report
 
 ROOT = Path(__file__).parent.parent
 NAMES = {name: getattr(core, name) for name in core.__all__}
-EXAMPLES = {name: thing for name, thing in NAMES.items() if ">>>" in (inspect.getdoc(thing) or "")}
+# The modules among the public names are tested by themselves.
+PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
+PUBLIC = {name: thing for name, thing in PUBLIC.items() if not inspect.ismodule(thing)}
+FURTHER = {"Report": Report, "Finding": Finding, "cramers_v": cramers_v}
+EXAMPLES = {
+    name: thing
+    for name, thing in (NAMES | PUBLIC | FURTHER).items()
+    if ">>>" in (inspect.getdoc(thing) or "")
+}
 PAGE = (ROOT / "docs" / "core.md").read_text(encoding="utf-8")
 
 
@@ -23,7 +34,7 @@ def test_docstring_examples_give_what_they_show(name: str) -> None:
     finder = doctest.DocTestFinder(recurse=False)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     with torch.random.fork_rng():
-        for example in finder.find(EXAMPLES[name], name, globs=NAMES | {"torch": torch}):
+        for example in finder.find(EXAMPLES[name], name, globs=NAMES | FURTHER | {"torch": torch}):
             runner.run(example)
     assert runner.tries > 0
     assert runner.failures == 0

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -247,7 +248,9 @@ def test_colours_are_distinct():
 
 def test_history_shows_both_curves_and_the_kept_step(tmp_path):
     path = tmp_path / "history.png"
-    (axes,) = plot.history(SimpleNamespace(record={"history": HISTORY}), path=path).axes
+    axes = plot.history(SimpleNamespace(record={"history": HISTORY}), path=path)
+    assert isinstance(axes, Axes)
+    assert isinstance(axes.figure, Figure)
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY["train"])
     np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY["step"])
@@ -262,7 +265,7 @@ def test_history_of_a_fit_and_of_the_same_model_loaded(adata, tmp_path):
     model = scvae.fit(adata, max_steps=20, progress=False)
     model.save(tmp_path / "m.scvae")
     for one in (model, scvae.load(tmp_path / "m.scvae")):
-        (axes,) = plot.history(one).axes
+        axes = plot.history(one)
         kept = axes.lines[-1].get_xydata()[0]
         assert kept[1] == pytest.approx(model.record["elbo_held_out"])
         low, high = axes.get_ylim()
@@ -274,12 +277,145 @@ def test_a_model_without_history_says_so():
         plot.history(SimpleNamespace(record={}))
 
 
+def test_history_goes_where_it_is_asked_to(tmp_path):
+    figure = Figure()
+    left, right = figure.subfigures(1, 2)
+    other, ax = left.subplots(), right.subplots()
+    model = SimpleNamespace(record={"history": HISTORY})
+    assert plot.history(model, ax=ax, path=tmp_path / "both.png") is ax
+    assert len(ax.lines) == 4
+    assert len(other.lines) == 0
+    assert imread(tmp_path / "both.png").std() > 0.01
+
+
+# -- fit_check -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(adata):
+    return scvae.fit(adata, max_steps=20, progress=False)
+
+
+class Known:
+    """A model whose check is a given table."""
+
+    def __init__(self, table):
+        self.table = pd.DataFrame(table)
+
+    def predictive_check(self, adata, **given):
+        self.given = given
+        return self.table
+
+
+TABLE = {
+    "observed_mean": [1.0, 10.0, 100.0, 0.0],
+    "predicted_mean": [2.0, 20.0, 200.0, 0.5],
+    "observed_variance": [3.0, 3.0, 30.0, 0.0],
+    "predicted_variance": [3.0, 6.0, 15.0, 0.7],
+    "observed_zeros": [0.5, 0.25, 0.0, 1.0],
+    "predicted_zeros": [0.6, 0.2, 0.1, 0.9],
+}
+
+
+def points_of(axes):
+    """Return the points in the order of the genes; they are drawn in random order."""
+    offsets, _ = drawn(axes)
+    order = np.random.default_rng(0).permutation(len(offsets))
+    return offsets[np.argsort(order)]
+
+
+def test_fit_check_draws_the_table_of_the_model(adata, model, tmp_path):
+    axes = plot.fit_check(model, adata, samples=2, max_cells=50, seed=3, path=tmp_path / "c.png")
+    table = model.predictive_check(adata, samples=2, max_cells=50, seed=3)
+    assert axes.shape == (3,)
+    assert all(isinstance(ax, Axes) and ax.figure is axes[0].figure for ax in axes)
+    assert isinstance(axes[0].figure, Figure)
+    for ax, name in zip(axes, ["mean", "variance", "zeros"], strict=True):
+        expected = table[[f"observed_{name}", f"predicted_{name}"]].to_numpy()
+        np.testing.assert_allclose(points_of(ax), expected)
+        low, high = ax.get_xlim()
+        assert ax.get_ylim() == (low, high)
+        assert low < expected.min()
+        assert expected.max() < high
+        assert ax.get_xscale() == ax.get_yscale() == ("linear" if name == "zeros" else "log")
+        x, y = ax.lines[0].get_xydata().T
+        np.testing.assert_array_equal(x, y)  # the line of identity, from edge to edge
+        np.testing.assert_array_equal(x, (low, high))
+    assert imread(tmp_path / "c.png").std() > 0.05
+
+
+def test_fit_check_tells_correlation_and_ratio_of_genes_above_zero(adata):
+    mean, variance, zeros = (ax.get_title() for ax in plot.fit_check(Known(TABLE), adata))
+    assert "correlation 1.000, median ratio 2.000" in mean
+    r = np.corrcoef(np.log([[3, 3, 30], [3, 6, 15]]))[0, 1]
+    assert f"correlation {r:.3f}, median ratio 1.000" in variance
+    r = np.corrcoef([[0.5, 0.25, 1.0], [0.6, 0.2, 0.9]])[0, 1]
+    assert f"correlation {r:.3f}, median ratio 0.900" in zeros
+    assert "1 gene at zero, on the edge" in mean
+    assert "edge" not in zeros
+
+
+def test_genes_at_zero_lie_on_the_edge_of_a_logarithmic_panel(adata):
+    mean, variance, zeros = plot.fit_check(Known(TABLE), adata)
+    np.testing.assert_allclose(points_of(mean)[3], [mean.get_xlim()[0], 0.5])
+    np.testing.assert_allclose(points_of(variance)[3], [variance.get_xlim()[0], 0.7])
+    np.testing.assert_array_equal(points_of(zeros)[2], [0.0, 0.1])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_fit_check_of_what_has_no_correlation(adata, n):
+    flat = {name: [0.0 if "mean" in name else 0.5] * n for name in TABLE}
+    flat |= {"observed_variance": [np.nan] * n, "predicted_variance": [np.nan] * n}
+    axes = plot.fit_check(Known(flat), adata)
+    assert "nan" in axes[0].get_title()
+    axes[0].figure.draw_without_rendering()
+
+
+def test_fit_check_goes_where_it_is_asked_to(adata):
+    figure = Figure()
+    grid = figure.subplots(2, 3)
+    axes = plot.fit_check(Known(TABLE), adata, axes=grid[1])
+    assert isinstance(axes, np.ndarray)
+    assert list(axes) == list(grid[1])
+    assert all(len(ax.collections) == 1 for ax in grid[1])
+    assert not any(ax.collections for ax in grid[0])
+    assert list(plot.fit_check(Known(TABLE), adata, axes=list(grid[0]))) == list(grid[0])
+
+
+def test_fit_check_passes_on_what_it_is_given(adata):
+    known = Known(TABLE)
+    plot.fit_check(known, adata, layer="counts", samples=7, max_cells=9, seed=2)
+    assert known.given == {"layer": "counts", "samples": 7, "max_cells": 9, "seed": 2}
+
+
+def test_errors_of_fit_check_come_before_the_work(adata, tmp_path):
+    with pytest.raises(ConfigError, match="axes holds 2 Axes, but 3"):
+        plot.fit_check(None, adata, axes=Figure().subplots(1, 2))
+    with pytest.raises(ConfigError, match=r"c\.h5ad is not the name of a picture"):
+        plot.fit_check(None, adata, path=tmp_path / "c.h5ad")
+
+
+def test_a_notebook_shows_axes_as_their_figure(adata):
+    """It asks an object for its PNG; the figures of pyplot, which it shows too, are not these."""
+    one = plot.history(SimpleNamespace(record={"history": HISTORY}))
+    three = plot.fit_check(Known(TABLE), adata)
+    for shown in (one, three, three[1]):
+        pixels = imread(BytesIO(shown._repr_png_()))
+        assert pixels[..., :3].std() > 0.05
+        assert pixels.shape[1] > 800
+    own = Figure().subplots()  # shown by whoever made it, and not twice
+    assert not hasattr(
+        plot.history(SimpleNamespace(record={"history": HISTORY}), ax=own), "_repr_png_"
+    )
+
+
 # -- files and state -----------------------------------------------------------------------------
 
 
 def test_pyplot_learns_of_no_figure(adata):
     plot.umap(adata, "batch")
     plot.history(SimpleNamespace(record={"history": HISTORY}))
+    plot.fit_check(Known(TABLE), adata)
     assert pyplot.get_fignums() == []
 
 

@@ -35,8 +35,12 @@ def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.
     DataError
         If a cell is empty, or the column has values below the cell's own counts.
     """
-    sums = row_sums(counts)
-    _check_empty(adata, sums)
+    return sizes_of(adata, row_sums(counts), source)
+
+
+def sizes_of(adata: AnnData, sums: np.ndarray, source: str) -> np.ndarray:
+    """Do as `library_sizes`, knowing the sum of every cell over the fitted genes."""
+    check_not_empty(adata, sums)
     if source in FROM_COUNTS:
         return sums
     if source not in adata.obs:
@@ -61,7 +65,8 @@ def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.
     return totals
 
 
-def _check_empty(adata: AnnData, sums: np.ndarray) -> None:
+def check_not_empty(adata: AnnData, sums: np.ndarray) -> None:
+    """Raise if a cell has no counts in the fitted genes."""
     empty = sums == 0
     if empty.any():
         raise DataError(

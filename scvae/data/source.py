@@ -11,12 +11,14 @@ import numpy as np
 from scipy import sparse
 
 from scvae.data.counts import narrowest
+from scvae.data.structure import check_structure
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 BLOCK_VALUES = 2**25  # dense values converted at a time: 128 MiB of float32
+CALL = "scvae.fit(adata"  # the user's call, for the remedies
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def where_named(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _matrix(adata: AnnData, layer: str | None) -> Any:
+def matrix_of(adata: AnnData, layer: str | None) -> Any:
+    """Return adata.X or the layer, as it is; None where X is empty."""
     if layer is None:
         return adata.X
     if layer not in adata.layers:
@@ -53,22 +56,26 @@ def _matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.layers[layer]
 
 
-def _blocks(matrix: Any) -> Iterator[sparse.csr_matrix]:
-    """Yield consecutive rows as CSR, few enough at a time to bound the memory of a dense block."""
+def blocks(matrix: Any) -> Iterator[sparse.csr_matrix]:
+    """Yield consecutive rows as CSR, few enough at a time to bound the memory of a dense block.
+
+    Raises DataError if `matrix` is broken."""
     kind = getattr(matrix, "format", None)  # None: dense, in memory or in a file
     in_memory = sparse.issparse(matrix)
     if kind == "csc" or (kind == "csr" and in_memory):
         whole: Any = matrix if in_memory else matrix.to_memory()
+        check_structure(whole)
         yield sparse.csr_matrix(whole)
         return
     n, g = matrix.shape
     step = max(1, BLOCK_VALUES // max(g, 1))
     for start in range(0, max(n, 1), step):
         rows = matrix[start : start + step]
+        check_structure(rows)
         yield sparse.csr_matrix(rows.astype(np.float32) if rows.dtype == np.float16 else rows)
 
 
-def _canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
+def canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return `block` sorted, without duplicates or stored zeros, never touching the user's own."""
     clean = block.has_canonical_format and bool(np.all(block.data))
     if clean:
@@ -79,34 +86,42 @@ def _canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
     return block
 
 
+def are_counts(values: np.ndarray) -> np.ndarray:
+    """Return, for every value, whether it can be a count: whole and zero or more."""
+    if values.dtype.kind == "b" or (values.dtype.kind == "u" and values.dtype.itemsize < 8):
+        return np.ones(len(values), dtype=bool)
+    if values.dtype.kind == "i":
+        return values >= 0
+    with np.errstate(invalid="ignore"):
+        # NaN and infinity fail the comparison with their own floor, too, or with the bound.
+        return (values >= 0) & (values == np.floor(values)) & (values < 2**63)
+
+
 def _first_wrong(data: np.ndarray) -> int | None:
     """Return the position of the first value that cannot be a count, if there is one."""
     for start in range(0, len(data), BLOCK_VALUES):
-        part = data[start : start + BLOCK_VALUES]
-        with np.errstate(invalid="ignore"):
-            # One pass decides; NaN and infinity fail the comparison with their own floor, too.
-            good = (part >= 0) & (part == np.floor(part)) & (part < 2**63)
+        good = are_counts(data[start : start + BLOCK_VALUES])
         if not good.all():
             return start + int(np.argmin(good))
     return None
 
 
 def _fault(block: sparse.csr_matrix, offset: int) -> Fault | None:
-    data = block.data
-    if data.dtype.kind == "b" or data.size == 0:
-        return None
-    position = _first_wrong(data)
-    if position is None:
-        return None
+    position = _first_wrong(block.data)
+    return None if position is None else fault_at(block, position, offset)
+
+
+def fault_at(block: sparse.csr_matrix, position: int, offset: int) -> Fault:
+    """Return the value at `position` of a block that starts at row `offset` of the matrix."""
     row = int(np.searchsorted(block.indptr, position, side="right")) - 1
-    return Fault(offset + row, int(block.indices[position]), float(data[position]))
+    return Fault(offset + row, int(block.indices[position]), float(block.data[position]))
 
 
 def _read(matrix: Any, columns: np.ndarray | None) -> sparse.csr_matrix | Fault:
     """Read `matrix` as CSR of the narrowest integers, or return its first fault."""
     parts, offset = [], 0
-    for block in _blocks(matrix):
-        block = _canonical(block)
+    for block in blocks(matrix):
+        block = canonical(block)
         fault = _fault(block, offset)
         if fault is not None:
             return fault
@@ -122,24 +137,56 @@ def _read(matrix: Any, columns: np.ndarray | None) -> sparse.csr_matrix | Fault:
 
 
 def _holds_counts(matrix: Any) -> bool:
-    found = None if matrix is None else _read(matrix, None)
-    return isinstance(found, sparse.csr_matrix) and found.nnz > 0
+    stored = 0
+    try:
+        for block in blocks(matrix) if matrix is not None else ():
+            block = canonical(block)
+            if _fault(block, 0) is not None:
+                return False
+            stored += block.nnz
+    except DataError:  # it is broken, or of strings
+        return False
+    return stored > 0
 
 
-def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
+def candidates(adata: AnnData, besides: str | None) -> list[str]:
+    """Return the other layers, those first whose names promise counts."""
     names = [name for name in adata.layers if name != besides]
-    names.sort(key=lambda name: name not in ("counts", "raw_counts", "raw"))
+    return sorted(names, key=lambda name: name not in ("counts", "raw_counts", "raw"))
+
+
+def layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
+    """Return the first other layer that holds counts, if there is one."""
+    names = candidates(adata, besides)
     return next((name for name in names if _holds_counts(adata.layers[name])), None)
 
 
-def _not_counts(adata: AnnData, layer: str | None, fault: Fault, call: str) -> DataError:
+def no_counts(call: str = CALL) -> DataError:
+    """Return the error of an empty X without a layer that holds counts."""
+    return DataError(
+        f"adata.X is empty and no layer holds counts. Give raw counts: {call}, layer=...)."
+    )
+
+
+def instead_of_x(fault: Fault | None, other: str, call: str = CALL) -> str:
+    """Say that the counts of another layer are used, because X has a fault or is empty."""
+    state = "is empty" if fault is None else f"holds {fault.kind} values"
+    return (
+        f"adata.X {state}; using the raw counts in adata.layers[{other!r}]. "
+        f"To choose and silence this: {call}, layer={other!r})."
+    )
+
+
+def not_counts(
+    adata: AnnData, layer: str | None, fault: Fault, other: str | None, call: str = CALL
+) -> DataError:
+    """Return the error of a matrix with a fault; `other` is a layer that holds counts."""
     cell, gene = adata.obs_names[fault.row], adata.var_names[fault.column]
     problem = (
         f"{where_named(layer)} has {fault.kind} values "
         f"(first: {fault.value:.6g} at cell {cell!r}, gene {gene!r}). "
         "The counts model needs raw counts: whole numbers, zero or more"
     )
-    other = _layer_with_counts(adata, layer)
     if other is not None:
         return DataError(
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
@@ -154,12 +201,41 @@ def _not_counts(adata: AnnData, layer: str | None, fault: Fault, call: str) -> D
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")
 
 
+@dataclass(frozen=True)
+class Found:
+    """Raw counts, the layer where they were (None: X), and what the user should know of it."""
+
+    counts: sparse.csr_matrix
+    layer: str | None
+    note: str | None = None
+
+
+def find_counts(
+    adata: AnnData,
+    layer: str | None = None,
+    columns: np.ndarray | None = None,
+    *,
+    call: str = CALL,
+) -> Found:
+    """Return the raw counts of `adata`, as `read_counts` does, with its warning as a note."""
+    matrix = matrix_of(adata, layer)
+    read = None if matrix is None else _read(matrix, columns)
+    if isinstance(read, sparse.csr_matrix):
+        return Found(read, layer)
+    other = layer_with_counts(adata, layer)
+    if layer is None and other is not None:
+        counts = _read(adata.layers[other], columns)
+        assert isinstance(counts, sparse.csr_matrix)
+        return Found(counts, other, instead_of_x(read, other, call))
+    raise no_counts(call) if read is None else not_counts(adata, layer, read, other, call)
+
+
 def read_counts(
     adata: AnnData,
     layer: str | None = None,
     columns: np.ndarray | None = None,
     *,
-    call: str = "scvae.fit(adata",
+    call: str = CALL,
 ) -> tuple[sparse.csr_matrix, str | None]:
     """Return the raw counts of `adata` as CSR, and the layer where they were (None: X).
 
@@ -181,26 +257,7 @@ def read_counts(
     DataError
         If the values are not counts; the message names value, cell, gene and remedy.
     """
-    matrix = _matrix(adata, layer)
-    if matrix is None:
-        found: sparse.csr_matrix | Fault | None = None
-    else:
-        found = _read(matrix, columns)
-    if isinstance(found, sparse.csr_matrix):
-        return found, layer
-    other = _layer_with_counts(adata, layer) if layer is None else None
-    if other is None:
-        if found is None:
-            raise DataError(
-                f"adata.X is empty and no layer holds counts. Give raw counts: {call}, layer=...)."
-            )
-        raise _not_counts(adata, layer, found, call)
-    counts = _read(adata.layers[other], columns)
-    assert isinstance(counts, sparse.csr_matrix)
-    state = "is empty" if found is None else f"holds {found.kind} values"
-    warnings.warn(
-        f"adata.X {state}; using the raw counts in adata.layers[{other!r}]. "
-        f"To choose and silence this: {call}, layer={other!r}).",
-        stacklevel=4,
-    )
-    return counts, other
+    found = find_counts(adata, layer, columns, call=call)
+    if found.note is not None:
+        warnings.warn(found.note, stacklevel=4)
+    return found.counts, found.layer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import numpy as np
 
 from scvae.errors import FileError
 from scvae.io import read_file, write_file
-from scvae.train.run import Run, State
+from scvae.models.rna import Architecture
+from scvae.models.weights import check_tensors, weight_shapes
+from scvae.train.run import Run, State, StateError, under
 
 NAME = "checkpoint.safetensors"
 SECONDS_BETWEEN = 10.0
@@ -30,6 +34,15 @@ def digest(*parts: Any) -> str:
         else:
             total.update(json.dumps(part, sort_keys=True, default=str).encode())
     return total.hexdigest()
+
+
+def _check_weights(state: State, a: Architecture) -> None:
+    """Raise StateError unless the weights of `state` can be those of a network."""
+    for prefix in ("weights", "best"):
+        try:
+            check_tensors(under(prefix, state.tensors), weight_shapes(a))
+        except ValueError as error:
+            raise StateError(str(error)) from error
 
 
 class Checkpoint:
@@ -53,23 +66,39 @@ class Checkpoint:
             ) from error
         self.written = time.monotonic()
 
-    def read(self) -> State | None:
-        """Return the state to go on from, if there is one.
+    def read(self, a: Architecture) -> State | None:
+        """Return the state to go on from, if there is one, for a network of this architecture.
 
         Raises
         ------
         FileError
             If the checkpoint is damaged or of another fit.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
-        tensors, header = read_file(self.path)
-        if header.get("digest") != self.digest:
+        tensors, content = read_file(self.path, "checkpoint")
+        if content.get("digest") != self.digest:
             raise FileError(
                 f"{self.path} is the checkpoint of another fit: other data, arguments, seed, or "
                 "versions of scvae or torch. Give another folder, or remove the file."
             )
-        return State(tensors, header["numbers"])
+        with self.naming_itself():
+            if not isinstance(numbers := content.get("numbers"), dict):
+                raise StateError("it has no numbers")
+            state = State(tensors, numbers)
+            _check_weights(state, a)
+        return state
+
+    @contextlib.contextmanager
+    def naming_itself(self) -> Iterator[None]:
+        """Turn the error of a state that is none into one that names the file."""
+        try:
+            yield
+        except StateError as error:
+            raise FileError(
+                f"{self.path} is damaged: {error}. Remove it, and the fit starts from the "
+                "beginning."
+            ) from error
 
     def keep(self, run: Run) -> None:
         """Write the run down, if the last time was long enough ago.
@@ -79,7 +108,8 @@ class Checkpoint:
             return
         state = run.state()
         try:
-            write_file(self.path, state.tensors, {"digest": self.digest, "numbers": state.numbers})
+            content = {"digest": self.digest, "numbers": state.numbers}
+            write_file(self.path, state.tensors, content, "checkpoint")
         except FileError as error:
             warnings.warn(
                 f"No checkpoint at step {run.taken}: {error} Training goes on.", stacklevel=2

@@ -10,6 +10,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from scvae.data.library import FROM_COUNTS
 from scvae.errors import ConfigError, DataError
 from scvae.models.axes import expression_axes
 from scvae.models.checkpoint import Checkpoint
-from scvae.models.model import Model, Origin, pick_device
-from scvae.models.plan import VERSIONS, Plan, Trained, train_plan
+from scvae.models.held_out import measure_held_out
+from scvae.models.model import Model, pick_device
+from scvae.models.origin import Origin
+from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, train_plan
 from scvae.models.prepare import batch_shares, prepare
 from scvae.models.rna import (
     DISPERSIONS,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
+VALIDATION = 0.1  # share of the cells held out
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 30, 500, 10_000
 
 
@@ -59,7 +63,7 @@ def fit(
     n_layers: int = 1,
     encode_covariates: bool = True,
     prior: LatentPrior = "mixture",
-    validation: float | str = 0.1,
+    validation: float | str = VALIDATION,
     batch_size: int | None = None,
     max_steps: int | None = None,
     learning_rate: float = 4e-3,
@@ -144,7 +148,8 @@ def fit(
         ``obsm[key_added]``
             Embedding, float32 ``(n, n_latent)``, rows in the order of the cells.
         ``uns["scvae"]``
-            Configuration, seed, versions, history, and final KL weight.
+            Configuration, seed, versions, history, final KL weight, and the warnings of
+            `scvae.check`.
 
     Raises
     ------
@@ -255,9 +260,13 @@ def _split(adata: AnnData, validation: float | str, generator: Generator) -> tup
         raise ConfigError(
             f"validation={validation}, but it is a share between 0 and 1: validation=0.1"
         )
-    held_out = min(max(1, round(validation * n)), MOST_HELD_OUT, n - 2)
+    held_out = _number_held_out(validation, n)
     order = torch.randperm(n, generator=generator, device=generator.device)
     return order[held_out:], order[:held_out]
+
+
+def _number_held_out(share: float, n: int) -> int:
+    return min(max(1, round(share * n)), MOST_HELD_OUT, n - 2)
 
 
 def _marked(adata: AnnData, name: str) -> np.ndarray:
@@ -284,11 +293,31 @@ def _batch_size(asked: int | None, n_train: int) -> int:
     return asked
 
 
+def _steps(n_train: int, size: int) -> int:
+    return round(min(MOST_STEPS, max(FEWEST_STEPS, EPOCHS * n_train / size)))
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """The size of a training run."""
+
+    n_held_out: int
+    batch_size: int
+    steps: int
+
+
+def usual_run(n: int) -> RunSize:
+    """Return the size of the run of `fit` on `n` cells without further arguments."""
+    held_out = _number_held_out(VALIDATION, n)
+    size = _batch_size(None, n - held_out)
+    return RunSize(held_out, size, _steps(n - held_out, size))
+
+
 def _schedule(
     max_steps: int | None, n_train: int, size: int, learning_rate: float, early_stopping: bool
 ) -> Schedule:
     if max_steps is None:
-        max_steps = round(min(MOST_STEPS, max(FEWEST_STEPS, EPOCHS * n_train / size)))
+        max_steps = _steps(n_train, size)
     max_steps = _count(max_steps=max_steps)
     learning_rate = float(learning_rate)
     if not 0 < learning_rate < math.inf:
@@ -333,10 +362,12 @@ def _record(plan: Plan, trained: Trained) -> dict[str, Any]:
         "n_held_out": len(plan.held_out_rows),
         "final_beta": history.beta[-1],
         "elbo_held_out": history.best,
+        "held_out": measure_held_out(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE),
         "history": dataclasses.asdict(history),
         "device": str(dataset.device),
         "counts": "streamed from host memory" if dataset.is_streamed else "on the device",
         "digest": plan.digest,
+        "warnings": plan.prepared.warnings,
         "versions": {**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
     }
 

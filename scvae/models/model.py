@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,55 +12,25 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor
 
-from scvae.core.objectives import elbo, importance_weighted_bound
+from scvae.core.objectives import elbo, log_evidence
 from scvae.core.vae import VAE
 from scvae.data.cells import Cells, Dataset
-from scvae.data.covariates import Covariates
-from scvae.data.genes import match_genes
+from scvae.data.genes import check_unique, match_genes
 from scvae.data.library import library_sizes
 from scvae.data.source import read_counts
-from scvae.errors import ConfigError, FileError
-from scvae.io import read_file, write_file
-from scvae.models.rna import (
-    DISPERSIONS,
-    LIKELIHOODS,
-    Architecture,
-    Decoder,
-    Prior,
-    Statistics,
-    build_vae,
-)
+from scvae.errors import ConfigError, DataError
+from scvae.models.evidence import MeanLogLikelihood, mean_over_cells
+from scvae.models.files import Parts, read_model, write_model
+from scvae.models.origin import Origin
+from scvae.models.predictive import predictive_statistics
+from scvae.models.rna import Architecture, Decoder, Prior
+from scvae.models.summary import Summary, summarise
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-AXES = "axes"  # name of the axes in a file, beside the weights
 CHUNK_VALUES = 2**22  # dense values of one inference minibatch: 16 MiB of float32
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model's data came from, so that other data are read the same way.
-
-    Attributes
-    ----------
-    genes
-        Names of the fitted genes, in the order of the network.
-    covariates
-        Batch and covariates, and their encoding.
-    layer
-        Layer that held the counts; None for X.
-    library_size
-        "observed", "latent", or the column of adata.obs with total counts.
-    batch_shares
-        Share of the training cells in every batch, ``(b,)``.
-    """
-
-    genes: list[str]
-    covariates: Covariates
-    layer: str | None
-    library_size: str
-    batch_shares: list[float]
+DRAWS = 100  # of z at once, of every cell
 
 
 class Model:
@@ -174,28 +142,113 @@ class Model:
         seed
             Of those samples.
         """
-        return self._bound(self._dataset(adata, layer), elbo, samples, seed)
+        generator = self._generator(samples, seed)
+
+        def bound(cells: Cells) -> Tensor:
+            return elbo(self.vae.terms(cells, samples, generator))[:, None]
+
+        return self._per_cell(self._dataset(adata, layer), bound, samples)[:, 0]
 
     def log_likelihood(
-        self, adata: AnnData, *, layer: str | None = None, samples: int = 100, seed: int = 0
-    ) -> np.ndarray:
-        """Return an importance-sampled estimate of log p(x) of every cell, in nats, ``(n,)``.
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        samples: int = 100,
+        seed: int = 0,
+        return_error: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        r"""Return an importance-sampled estimate of log p(x) of every cell, in nats, ``(n,)``.
 
-        A lower bound in expectation that rises to log p(x) with `samples` (Burda et al., 2016).
+        .. math:: \hat\ell = \log \frac1k \sum_k w_k, \quad
+                  w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad
+                  \mathrm{error} = \frac{1}{\sqrt k}\,\mathrm{sd}\!\left(w_k / \bar w\right)
+
+        A lower bound in expectation that rises to log p(x) with `samples` (Burda, Grosse and
+        Salakhutdinov, "Importance weighted autoencoders", ICLR 2016). Compare models by estimates
+        of equally many.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes.
+        layer
+            Where the counts are; None looks where they were in the fit, then in X.
+        samples
+            Draws k of z from the posterior of every cell.
+        seed
+            Of those draws.
+        return_error
+            Also return the Monte Carlo standard error of every estimate, ``(n,)``, in nats, by the
+            delta method. It knows the weights that were drawn: rare large ones are missing from it,
+            so that with tens of latent dimensions other seeds differ by half as much again. It is
+            at most 1, where a single draw carries all the weight.
+
+        Raises
+        ------
+        ConfigError
+            If there are no samples, or too few (one) to tell an error.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> value, error = model.log_likelihood(adata, return_error=True)
+        >>> value.shape, error.shape
+        ((200,), (200,))
         """
-        return self._bound(self._dataset(adata, layer), importance_weighted_bound, samples, seed)
+        generator = self._generator(samples, seed)
+        if return_error and samples < 2:
+            raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
+        value, error = self._evidence(self._dataset(adata, layer), samples, generator)
+        return (value, error) if return_error else value
 
-    def _bound(
-        self, dataset: Dataset, bound: Callable[..., Tensor], samples: int, seed: int
-    ) -> np.ndarray:
+    def mean_log_likelihood(
+        self, adata: AnnData, *, layer: str | None = None, samples: int = 100, seed: int = 0
+    ) -> MeanLogLikelihood:
+        """Return the mean of log p(x) over cells, in nats per cell, with its standard errors.
+
+        Every cell counts the same. For the parameters and what is estimated see `log_likelihood`.
+        The Monte Carlo error comes from two halves of the samples, cell by cell, which unlike the
+        delta method see it when a large weight is in one of them alone.
+
+        Returns
+        -------
+        MeanLogLikelihood
+            ``value``; ``monte_carlo_error``, what other draws would change; ``sampling_error``,
+            what other cells of the same kind would change, which holds the first; ``n_cells``.
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer than two samples.
+        DataError
+            If there are no cells.
+        """
+        generator = self._generator(samples, seed)
+        if samples < 2:
+            raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
+        dataset = self._dataset(adata, layer)
+        first, second = (self._evidence(dataset, samples // 2, generator)[0] for _ in range(2))
+        return mean_over_cells(first, second)
+
+    def _evidence(
+        self, dataset: Dataset, samples: int, generator: Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return estimates of log p(x) of all cells, and their standard errors, ``(n,)``."""
+
+        def estimate(cells: Cells) -> Tensor:
+            found = log_evidence(self.vae, cells, samples, generator, chunk=DRAWS)
+            return torch.stack([found.value, found.standard_error], dim=-1)
+
+        both = self._per_cell(dataset, estimate, min(samples, DRAWS))
+        return both[:, 0].copy(), both[:, 1].copy()
+
+    def _generator(self, samples: int, seed: int) -> Generator:
         if samples < 1:
             raise ConfigError(f"samples={samples}, but at least one is needed: samples=1")
-        generator = Generator(self.device).manual_seed(seed)
-
-        def per_cell(cells: Cells) -> Tensor:
-            return bound(self.vae.terms(cells, samples, generator))[:, None]
-
-        return self._per_cell(dataset, per_cell, samples)[:, 0]
+        return Generator(self.device).manual_seed(seed)
 
     def normalized(
         self,
@@ -315,6 +368,83 @@ class Model:
         counts = self._decoder()(z, cells).sample(generator=generator)
         return z[:, : self.architecture.n_latent] @ self.axes, counts
 
+    # -- how good it is ----------------------------------------------------------------------
+
+    def summary(self) -> Summary:
+        """Return a report of the model that prints itself: data, network, objective, and the fit.
+
+        With warnings, if training had not converged, if few latent dimensions are active, or if
+        the weights are of a time at which the KL weight was still rising.
+        """
+        n_parameters = sum(parameter.numel() for parameter in self.vae.parameters())
+        return summarise(self.architecture, self.origin, self.record, n_parameters)
+
+    def predictive_check(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        samples: int = 1,
+        max_cells: int = 5_000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        r"""Compare counts with those that the model draws for the same cells, gene by gene.
+
+        .. math:: z_n \sim q(z \mid x_n, s_n), \qquad \tilde x_n \sim p(x \mid z_n, l_n, s_n)
+
+        A posterior predictive check (Gelman, Meng and Stern, "Posterior predictive assessment of
+        model fitness via realized discrepancies", Statistica Sinica 1996). The drawn cells take
+        latent vector, library size and covariates from the measured ones, so that it tests the
+        law of the counts more than the latent space. `scvae.plot.fit_check` draws it.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes; best such as were not trained on.
+        layer
+            Where the counts are; None looks where they were in the fit, then in X.
+        samples
+            Draws of every cell; statistics are averaged over them, not taken of all together.
+        max_cells
+            Of more cells, take so many at random.
+        seed
+            Of the cells taken and of the draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a gene: ``observed_mean`` and ``predicted_mean`` (counts a cell),
+            ``observed_variance`` and ``predicted_variance`` (over cells), ``observed_zeros`` and
+            ``predicted_zeros`` (share of the cells without a count).
+
+        Raises
+        ------
+        DataError
+            If there are no cells.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> model.predictive_check(adata).shape
+        (50, 6)
+        """
+        check_unique(adata)
+        generator = self._generator(samples, seed)
+        if min(adata.n_obs, max_cells) < 1:
+            raise DataError(f"{adata.n_obs} cells, max_cells={max_cells}: nothing to compare.")
+        if adata.n_obs > max_cells:
+            chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
+            adata = adata[np.sort(chosen)]
+        dataset = self._dataset(adata, layer)
+        batches = dataset.batches(
+            torch.arange(len(dataset), device=self.device), self._chunk(samples)
+        )
+        return predictive_statistics(
+            self.vae, batches, self.origin.genes, generator, samples=samples
+        )
+
     # -- files -------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -325,15 +455,8 @@ class Model:
         FileError
             If `path` cannot be written; what was there before is left as it was.
         """
-        header = {
-            "architecture": dataclasses.asdict(self.architecture),
-            "origin": {
-                **dataclasses.asdict(self.origin),
-                "covariates": self.origin.covariates.to_json(),
-            },
-            "record": _without_times(self.record),
-        }
-        write_file(path, {**self.vae.state_dict(), AXES: self.axes}, header)
+        parts = Parts(self.vae, self.axes, self.architecture, self.origin, self.record)
+        write_model(path, parts)
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -424,45 +547,14 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
         If the file is missing, damaged, or not a model of scvae.
     """
     chosen = pick_device(device)
-    tensors, header = read_file(path)
-    try:
-        architecture = Architecture(**header["architecture"])
-        fields = header["origin"]
-        origin = Origin(**{**fields, "covariates": Covariates.from_json(fields["covariates"])})
-        vae = build_vae(architecture, _blank(architecture), Generator())
-        axes = tensors.pop(AXES)
-        _check_header(architecture, origin, axes)
-        vae.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise FileError(
-            f"{path} is damaged: its header and its tensors disagree ({error})."
-        ) from error
-    vae.to(chosen).eval()
-    return Model(vae, axes.to(chosen), architecture, origin, header.get("record", {}))
-
-
-def _without_times(record: dict[str, Any]) -> dict[str, Any]:
-    """Return `record` without what a clock measured: the same fit writes the same file."""
-    timeless = dict(record)
-    if "history" in timeless:
-        clocked = ("seconds", "cells_per_second")
-        timeless["history"] = {k: v for k, v in timeless["history"].items() if k not in clocked}
-    return timeless
-
-
-def _check_header(a: Architecture, origin: Origin, axes: Tensor) -> None:
-    """Raise ValueError if the parts of a file contradict each other."""
-    if a.likelihood not in LIKELIHOODS or a.dispersion not in DISPERSIONS:
-        raise ValueError(f"unknown likelihood {a.likelihood!r} or dispersion {a.dispersion!r}")
-    if len(origin.genes) != a.n_genes or axes.shape != (a.n_latent, a.n_latent):
-        raise ValueError(f"{len(origin.genes)} gene names, axes of shape {tuple(axes.shape)}")
-    if origin.covariates.width != a.n_covariates or origin.covariates.n_batches != a.n_batches:
-        raise ValueError("the covariates are not those of the network")
-
-
-def _blank(a: Architecture) -> Statistics:
-    batches = torch.zeros(a.n_batches)
-    return Statistics(torch.zeros(a.n_genes + a.outside), batches, batches)
+    parts = read_model(path)
+    return Model(
+        parts.vae.to(chosen),
+        parts.axes.to(chosen),
+        parts.architecture,
+        parts.origin,
+        parts.record,
+    )
 
 
 def pick_device(device: str | None) -> torch.device:

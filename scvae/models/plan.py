@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import warnings
@@ -112,15 +113,16 @@ def _execute(
     dataset = Dataset.build(
         read.counts, read.design, read.codes, read.library, device, stream=stream
     )
-    history = train(
-        vae,
-        lambda: dataset.shuffled(plan.train_rows, plan.batch_size, generator),
-        lambda: dataset.batches(plan.held_out_rows, HELD_OUT_SIZE),
-        plan.schedule,
-        generator,
-        report,
-        resume=None if checkpoint is None else checkpoint.read(),
-        keep=(lambda run: None) if checkpoint is None else checkpoint.keep,
-        entry_name=lambda entry: read.genes[entry],
-    )
+    with contextlib.nullcontext() if checkpoint is None else checkpoint.naming_itself():
+        history = train(
+            vae,
+            lambda: dataset.shuffled(plan.train_rows, plan.batch_size, generator),
+            lambda: dataset.batches(plan.held_out_rows, HELD_OUT_SIZE),
+            plan.schedule,
+            generator,
+            report,
+            resume=None if checkpoint is None else checkpoint.read(plan.architecture),
+            keep=(lambda run: None) if checkpoint is None else checkpoint.keep,
+            entry_name=lambda entry: read.genes[entry],
+        )
     return Trained(vae, dataset, history)

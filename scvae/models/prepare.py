@@ -12,10 +12,13 @@ import torch
 from scipy import sparse
 
 from scvae.data.covariates import Covariates, learn_covariates
+from scvae.data.examine import SILENT, examine, fitted_counts
 from scvae.data.genes import check_unique, choose_genes
 from scvae.data.library import library_sizes
-from scvae.data.source import read_counts
+from scvae.data.report import warning_texts
+from scvae.data.source import find_counts
 from scvae.data.sums import column_sums
+from scvae.data.survey import survey_counts
 from scvae.errors import DataError
 from scvae.models.rna import Architecture, Statistics
 
@@ -36,6 +39,7 @@ class Prepared:
     codes: np.ndarray
     library: np.ndarray
     layer: str | None
+    warnings: list[str]
 
 
 def prepare(
@@ -47,43 +51,56 @@ def prepare(
     library_size: str,
 ) -> Prepared:
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
-    check_unique(adata)
-    if adata.isbacked and adata.is_view:
-        raise DataError(
-            "adata is a view of a file, which cannot take an embedding. "
-            "Bring it to memory: adata = adata.to_memory()"
-        )
-    if adata.n_obs < FEWEST_CELLS:
-        raise DataError(f"adata has {adata.n_obs} cells; a fit needs at least {FEWEST_CELLS}.")
-    if adata.n_vars < 2:
-        raise DataError(f"adata has {adata.n_vars} genes; a fit needs at least 2.")
+    for demand in DOOR:
+        demand(adata)
     columns = choose_genes(adata, genes)
     learned = learn_covariates(adata.obs, batch, covariates)
-    counts, found = read_counts(adata, layer, columns)
-    library = library_sizes(adata, counts, library_size)
+    found = find_counts(adata, layer, columns)
+    if found.note is not None:
+        warnings.warn(found.note, stacklevel=3)
+    library = library_sizes(adata, found.counts, library_size)
     names = adata.var_names if columns is None else adata.var_names[columns]
-    _warn_of_silent_genes(counts, list(names))
+    place = fitted_counts(found.layer, None if columns is None else genes)
+    findings = examine(survey_counts(found.counts), adata.obs, names, learned, place)
+    for text in (finding.text for finding in findings if finding.what == SILENT):
+        warnings.warn(text, stacklevel=3)
     return Prepared(
-        counts,
+        found.counts,
         list(names),
         learned,
         learned.design(adata.obs),
         learned.codes(adata.obs),
         library,
-        found,
+        found.layer,
+        ([] if found.note is None else [found.note]) + warning_texts(findings),
     )
 
 
-def _warn_of_silent_genes(counts: sparse.csr_matrix, names: list[str]) -> None:
-    seen = np.zeros(counts.shape[1], dtype=bool)
-    seen[counts.indices] = True
-    if not seen.all():
-        silent = np.flatnonzero(~seen)
-        warnings.warn(
-            f"{len(silent)} genes have no counts (first: {names[silent[0]]!r}); they are kept and "
-            "modelled as near zero. To leave them out: sc.pp.filter_genes(adata, min_cells=1)",
-            stacklevel=4,
+def _check_not_a_view_of_a_file(adata: AnnData) -> None:
+    if adata.isbacked and adata.is_view:
+        raise DataError(
+            "adata is a view of a file, which cannot take an embedding. "
+            "Bring it to memory: adata = adata.to_memory()"
         )
+
+
+def _check_number_of_cells(adata: AnnData) -> None:
+    if adata.n_obs < FEWEST_CELLS:
+        raise DataError(f"adata has {adata.n_obs} cells; a fit needs at least {FEWEST_CELLS}.")
+
+
+def _check_number_of_genes(adata: AnnData) -> None:
+    if adata.n_vars < 2:
+        raise DataError(f"adata has {adata.n_vars} genes; a fit needs at least 2.")
+
+
+# What an AnnData must be before anything of it is read; the first makes sure that it is one.
+DOOR = (
+    check_unique,
+    _check_not_a_view_of_a_file,
+    _check_number_of_cells,
+    _check_number_of_genes,
+)
 
 
 def statistics_of(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Statistics:

@@ -121,9 +121,9 @@ def _roll_back(run: Run, problem: str) -> None:
     is_last = run.taken >= run.schedule.steps and not run.history.step
     if is_last or len(run.history.rollbacks) >= MOST_ROLLBACKS:
         raise TrainingError(
-            f"Training failed {len(run.history.rollbacks) + 1} times; last, after step {run.taken}, "
-            f"{problem} was not finite. Nothing was written. Train with a smaller rate: "
-            "scvae.fit(adata, learning_rate=1e-3), and look at the data: scvae.check(adata)"
+            f"Training failed {len(run.history.rollbacks) + 1} times; last, after step "
+            f"{run.taken}, {problem} was not finite. Nothing was written. Train with a smaller "
+            "rate: scvae.fit(adata, learning_rate=1e-3), and look at the data: scvae.check(adata)"
         )
     run.roll_back()
     warnings.warn(

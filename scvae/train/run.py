@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.vae import VAE, Batch
-from scvae.train.history import History
+from scvae.train.history import History, read_history
 from scvae.train.schedule import Schedule
 from scvae.train.step import CheckedStep, Step, make_step
 
@@ -32,6 +32,10 @@ class State:
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
+
+
+class StateError(ValueError):
+    """A state is not one of the run that is to go on from it."""
 
 
 def snapshot(vae: VAE) -> dict[str, Tensor]:
@@ -119,34 +123,93 @@ class Run:
 
         Raises
         ------
-        KeyError, RuntimeError, TypeError
-            If the state is not one of such a run.
+        StateError
+            If the state is not one of such a run, which is then of no more use.
         """
-        for name in COUNTERS:
-            setattr(self, name, state.numbers[name])
-        self.history = History(**state.numbers["history"])
+        try:
+            self._put_back(state)
+        except ValueError as error:
+            raise StateError(str(error)) from error
+
+    def _put_back(self, state: State) -> None:
+        weights, best = (under(name, state.tensors) for name in ("weights", "best"))
+        moments = under("optimizer", state.tensors)
+        bounds, now, epoch_start = self._singles(state.tensors, weights, best, moments)
+        for name, value in _counters(state.numbers, self.schedule.steps).items():
+            setattr(self, name, value)
+        self.history = read_history(state.numbers["history"], self.taken)
         if self.history.rollbacks:
             self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.generator)
-        self.vae.load_state_dict(_under("weights", state.tensors))
-        self.best = _under("best", state.tensors)
-        self.ascend.restore(_under("optimizer", state.tensors))
-        self.bounds = state.tensors["bounds"].to(self.bounds.device)
-        self._find_place(state.tensors["random.epoch"])
-        self.generator.set_state(state.tensors["random.now"])
+        for of_all in (weights, best):
+            _check_like(of_all, self.vae.state_dict())
+        self.vae.load_state_dict(weights)
+        self.best = best
+        self.ascend.restore(moments)
+        self.bounds = bounds.to(self.bounds.device)
+        self._find_place(epoch_start)
+        _set_state(self.generator, now)
+
+    def _singles(
+        self, tensors: dict[str, Tensor], *groups: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tensors outside of the groups; there must be these and no others."""
+        singles = [tensors.get(name) for name in SINGLES]
+        bounds, now, epoch_start = singles
+        if bounds is None or now is None or epoch_start is None:
+            raise ValueError(f"it lacks one of {', '.join(SINGLES)}")
+        if len(tensors) != len(singles) + sum(map(len, groups)):
+            raise ValueError("it has tensors that no run has")
+        _check_like({"bounds": bounds}, {"bounds": self.bounds.to(bounds.dtype)})
+        return bounds, now, epoch_start
 
     def _find_place(self, epoch_start: Tensor) -> None:
         """Draw the order of the epoch again, and leave out what was seen of it."""
         self.epoch_start = epoch_start
-        self.generator.set_state(epoch_start)
+        _set_state(self.generator, epoch_start)
         self._batches = iter(self.epoch() if self.position else ())
         for _ in range(self.position):
-            next(self._batches)
+            if next(self._batches, None) is None:
+                raise ValueError(f"an epoch has fewer than {self.position} minibatches")
 
 
 COUNTERS = ("taken", "cells", "summed", "position", "scale")
+SINGLES = ("bounds", "random.now", "random.epoch")
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _counters(numbers: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the counters of a run of at most so many steps."""
+    if numbers.keys() != {*COUNTERS, "history"}:
+        raise ValueError("it lacks a counter or has an unknown one")
+    found = {name: numbers[name] for name in COUNTERS}
+    scale = found.pop("scale")
+    if type(scale) is not float or not 0 < scale <= 1:
+        raise ValueError("its learning rate is scaled by no share")
+    if not all(type(value) is int and value >= 0 for value in found.values()):
+        raise ValueError("its counters are not whole numbers")
+    if not found["summed"] <= found["taken"] <= steps:
+        raise ValueError(f"its counters contradict each other, or the {steps} steps of the fit")
+    return {**found, "scale": scale}
+
+
+def _check_like(tensors: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `tensors` have names, shapes and types of `like`, and are finite."""
+    if tensors.keys() != like.keys():
+        raise ValueError("it has other tensors than the network")
+    for name, value in tensors.items():
+        if value.shape != like[name].shape or value.dtype != like[name].dtype:
+            raise ValueError(f"{name} has another shape or type than the network's")
+        if not value.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
+
+
+def _set_state(generator: Generator, state: Tensor) -> None:
+    try:
+        generator.set_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError("its random states are none of this device") from error
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose name begins with `prefix` and a dot, without it."""
     start = f"{prefix}."
     return {

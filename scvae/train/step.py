@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 EAGER_STEPS = 3  # before a graph is captured: libraries choose their kernels and workspaces
 
 
@@ -58,11 +59,27 @@ class Step:
         }
 
     def restore(self, moments: dict[str, Tensor]) -> None:
-        """Put back what `moments` returned."""
+        """Put back what `moments` returned.
+
+        Raises
+        ------
+        ValueError
+            If they are not those of the parameters; the fused optimiser, which looks at no shapes,
+            would write past their ends.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            number, name = key.split(".")
-            state.setdefault(int(number), {})[name] = value
+        left = dict(moments)
+        for number, parameter in enumerate(parameters):
+            keys = {name: f"{number}.{name}" for name in MOMENTS}
+            if not any(key in left for key in keys.values()):
+                continue  # no gradient came to it yet
+            of_one = {name: left.pop(key, None) for name, key in keys.items()}
+            state[number] = {
+                name: _moment(name, value, parameter) for name, value in of_one.items()
+            }
+        if left:
+            raise ValueError(f"no parameter has the moment {next(iter(left))!r:.60}")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -72,6 +89,16 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return bound.detach()
+
+
+def _moment(name: str, value: Tensor | None, parameter: Tensor) -> Tensor:
+    """Return `value`, if it can be what the optimiser remembers of `parameter`."""
+    like = torch.zeros((), dtype=torch.float32) if name == "step" else parameter
+    if value is None or value.shape != like.shape or value.dtype != like.dtype:
+        raise ValueError(f"{name} is not that of a parameter of shape {tuple(parameter.shape)}")
+    if not value.isfinite().all() or (name != "exp_avg" and (value < 0).any()):
+        raise ValueError(f"{name} of a parameter has impossible values")
+    return value
 
 
 class NotFiniteError(ArithmeticError):

@@ -1,0 +1,102 @@
+"""Values that cannot be counts: how many, of which kind, and how they came about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scvae.data.normalisation import Normalisation, recognise
+from scvae.data.report import Finding, Level
+from scvae.data.source import where_named
+from scvae.data.survey import Survey
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+CENTRED = 0.05  # share of negative values from where on they are no slip
+
+
+def explain(
+    adata: AnnData, layer: str | None, seen: Survey, other: str | None, *, used: bool
+) -> list[Finding]:
+    """Find how many values of which kind cannot be counts, and how they came about.
+
+    Parameters
+    ----------
+    layer
+        Where they are; None is X.
+    seen
+        Survey of them.
+    other
+        A layer that holds counts, if there is one.
+    used
+        Whether these values would be fitted, for want of others.
+    """
+    place = where_named(layer)
+    kinds = [
+        f"{tally.number:,} {kind} (first: {tally.first.value:.6g} at cell "
+        f"{adata.obs_names[tally.first.row]!r}, gene {adata.var_names[tally.first.column]!r})"
+        for kind, tally in seen.tallies.items()
+    ]
+    text = f"Of {seen.stored:,} values of {place} that are not zero, {'; '.join(kinds)}."
+    level: Level = "warning" if used else "info"
+    history = _history(adata, place, seen, other)
+    origin = [Finding(level, "normalisation", history)] if history else []
+    return [Finding("info", "values", text), *origin]
+
+
+def _history(adata: AnnData, place: str, seen: Survey, other: str | None) -> str | None:
+    negative = seen.tallies.get("negative")
+    if negative is not None and negative.number > CENTRED * seen.stored:
+        return (
+            f"{negative.number / seen.stored:.0%} of the values of {place} that are not zero are "
+            "negative, as z-scores and residuals are; counts cannot be had back from them. "
+            f"{_remedy(adata, other, None)}"
+        )
+    if seen.traces is None:
+        return None
+    was = recognise(seen.traces, adata.n_obs)
+    if was is not None:
+        return f"{_deed(place, was)} {_remedy(adata, other, _undo(place, was))}"
+    if set(seen.tallies) != {"non-integer"} or other is not None:
+        return None
+    return (
+        f"{place} shows no sign of normalisation. Estimates of counts (of salmon, RSEM, SoupX, "
+        f"CellBender) may be rounded: adata.layers['counts'] = np.rint({place})"
+    )
+
+
+def _deed(place: str, was: Normalisation) -> str:
+    values = f"exp({place}) - 1" if was.logarithm else place
+    done = "log-normalised" if was.logarithm else "normalised"
+    if was.total is not None:
+        return f"{place} looks {done}: {values} sums to {was.total:,.6g} in every cell."
+    return (
+        f"{place} looks {done}, with genes left out afterwards: {values} holds multiples of one "
+        "number in every cell."
+    )
+
+
+def _undo(place: str, was: Normalisation) -> str | None:
+    """Return the code that makes counts of normalised values, if there is a way."""
+    if not was.scaled:
+        return None
+    layer = "" if place == "adata.X" else place.removeprefix("adata.layers[").removesuffix("]")
+    frame = f"adata.to_df({layer})"
+    values = f"np.expm1({frame})" if was.logarithm else frame
+    return (
+        f"x = {values}; "
+        "adata.layers['counts'] = x.div(x[x > 0].min(axis=1), axis=0).round().fillna(0).to_numpy()"
+    )
+
+
+def _remedy(adata: AnnData, other: str | None, undo: str | None) -> str:
+    if other is not None:
+        return f"adata.layers[{other!r}] holds counts."
+    if adata.raw is not None:
+        return "Look into adata.raw for the counts."
+    if undo is None:
+        return "Load the matrix as it came from the counting pipeline."
+    return (
+        "Load the matrix as it came from the counting pipeline; or undo it, if the smallest value "
+        f"of every cell was one count: {undo}"
+    )

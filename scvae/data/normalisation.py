@@ -1,0 +1,118 @@
+"""What was done to counts that are none any more: normalised, logarithms taken, scaled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+SAME_SUM = 1e-3  # relative spread of the sums that normalisation to one total leaves
+SAME_VALUE = 1e-5  # relative error of a float32 that went through a logarithm and back
+ENOUGH = 3  # cells that a pattern must hold in
+
+
+def by_row(ufunc: np.ufunc, values: np.ndarray, indptr: np.ndarray, empty: float) -> np.ndarray:
+    """Return the reduction of the stored values of every row of a CSR; `empty` where are none."""
+    full = np.diff(indptr) > 0
+    out = np.full(len(full), empty, dtype=values.dtype)
+    if full.any():
+        out[full] = ufunc.reduceat(values, indptr[:-1][full])
+    return out
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What normalisation leaves in the cells that have a non-integer value and no other fault.
+
+    Attributes
+    ----------
+    sums, exp_sums
+        Sum of x and of exp(x) - 1 over all genes, ``(m,)``.
+    multiples, exp_multiples
+        Whether all x, or all exp(x) - 1, are multiples of the smallest one above zero.
+    varied
+        Whether the cell has different values, without which multiples say nothing.
+    """
+
+    sums: np.ndarray
+    exp_sums: np.ndarray
+    multiples: np.ndarray
+    exp_multiples: np.ndarray
+    varied: np.ndarray
+
+    @classmethod
+    def of(cls, rows: sparse.csr_matrix) -> Traces:
+        """Return the traces in some cells, none of them empty."""
+        x, indptr = rows.data.astype(np.float64), rows.indptr
+        with np.errstate(over="ignore"):
+            exp = np.expm1(x)
+        smallest, largest = (by_row(ufunc, x, indptr, 0.0) for ufunc in (np.minimum, np.maximum))
+        return cls(
+            by_row(np.add, x, indptr, 0.0),
+            by_row(np.add, exp, indptr, 0.0),
+            _multiples(x, indptr),
+            _multiples(exp, indptr),
+            largest > smallest * (1 + SAME_VALUE),
+        )
+
+    @classmethod
+    def joined(cls, parts: list[Traces]) -> Traces:
+        names = cls.__dataclass_fields__
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _multiples(x: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    smallest = np.repeat(by_row(np.minimum, x, indptr, 1.0), np.diff(indptr))
+    with np.errstate(invalid="ignore"):
+        ratio = x / smallest
+        whole = np.abs(ratio - np.rint(ratio)) <= SAME_VALUE * ratio
+    return by_row(np.logical_and, whole, indptr, True)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What was probably done to counts.
+
+    Attributes
+    ----------
+    logarithm
+        Whether log(1 + x) was taken last.
+    total
+        The total that every cell was scaled to; None if the totals differ.
+    scaled
+        Whether the smallest value of every cell, taken for one count, makes all values counts.
+    """
+
+    logarithm: bool
+    total: float | None
+    scaled: bool
+
+
+def recognise(traces: Traces, n_cells: int) -> Normalisation | None:
+    """Return what was done to counts, judged by their traces, or None.
+
+    Parameters
+    ----------
+    n_cells
+        Cells that are not empty; most of them must show traces.
+    """
+    if len(traces.sums) < max(ENOUGH, n_cells / 2):
+        return None
+    for logarithm in (True, False):
+        sums = traces.exp_sums if logarithm else traces.sums
+        scaled = _hold(traces.exp_multiples if logarithm else traces.multiples, traces.varied)
+        total = _same(sums)
+        if total is not None or scaled:
+            return Normalisation(logarithm, total, scaled)
+    return None
+
+
+def _same(sums: np.ndarray) -> float | None:
+    """Return the one value of all sums, if there is one."""
+    median = float(np.median(sums))
+    return median if np.isfinite(median) and np.ptp(sums) <= SAME_SUM * median else None
+
+
+def _hold(multiples: np.ndarray, varied: np.ndarray) -> bool:
+    return bool(varied.sum() >= ENOUGH and multiples[varied].all())

@@ -1,0 +1,129 @@
+"""What a check-up found: findings of three levels, and the table that shows them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+Level = Literal["error", "warning", "info"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "info")
+WIDTH = 100  # characters of a line of the table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check-up found.
+
+    Attributes
+    ----------
+    level
+        "error": `scvae.fit` refuses the data; "warning": it takes them, but look first; "info".
+    what
+        What it is about, in a word or two.
+    text
+        The finding, with names, values, and the call that mends it.
+    """
+
+    level: Level
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """The findings of `scvae.check`; it prints as a table, errors first.
+
+    Attributes
+    ----------
+    findings
+        All findings.
+    nbytes
+        Memory that the counts take while `scvae.fit` trains on them.
+    steps
+        Training steps at most of `scvae.fit` without further arguments.
+    seconds
+        Time that training takes, for who has measured it:
+        ``dataclasses.replace(report, seconds=...)``.
+
+    Examples
+    --------
+    >>> report = Report((Finding("warning", "genes", "2 genes have no counts."),))
+    >>> report
+    scvae.check: 0 errors, 1 warning
+    warning  genes  2 genes have no counts.
+    >>> report.ok
+    True
+    """
+
+    findings: tuple[Finding, ...]
+    nbytes: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether `scvae.fit` takes the data."""
+        return not self.errors
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "warning"]
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        levels, whats = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+        lines = [self._headline()]
+        for level, what, text in rows:
+            start = f"{level:{levels}}  {what:{whats}}  "
+            lines += _wrapped(text, start)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        cells = "".join(
+            f"<tr><td>{escape(level)}</td><td>{escape(what)}</td>"
+            f'<td style="text-align: left">{escape(text)}</td></tr>'
+            for level, what, text in self._rows()
+        )
+        return f"<table><caption>{escape(self._headline())}</caption>{cells}</table>"
+
+    def _headline(self) -> str:
+        errors, warnings = len(self.errors), len(self.warnings)
+        return f"scvae.check: {_number(errors, 'error')}, {_number(warnings, 'warning')}"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        found = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
+        rows = [(str(finding.level), finding.what, finding.text) for finding in found]
+        if self.seconds is not None:
+            rows.append(("info", "time", f"Training takes about {self.seconds:,.0f} s."))
+        return rows
+
+
+def warning_texts(findings: Iterable[Finding]) -> list[str]:
+    """Return the texts of the warnings, as `scvae.fit` keeps them in ``uns["scvae"]``."""
+    return [finding.text for finding in findings if finding.level == "warning"]
+
+
+def _number(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _wrapped(text: str, start: str) -> list[str]:
+    """Return `text` after `start`, its further lines below its first one.
+
+    Only blanks are broken at, so that names and calls stay whole."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [start]

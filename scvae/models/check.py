@@ -1,0 +1,259 @@
+"""scvae.check: everything that scvae.fit would refuse, and what is worth a look before it.
+
+It stands beside `fit`, above the layer of data, because it tells what `fit` does: its demands on
+the number of cells, its memory and its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from scvae.data.counts import narrowest
+from scvae.data.covariates import Covariates, column, learn_covariates
+from scvae.data.examine import examine, fitted_counts
+from scvae.data.faults import explain
+from scvae.data.genes import choose_genes
+from scvae.data.library import check_not_empty, sizes_of
+from scvae.data.report import Finding, Report
+from scvae.data.source import (
+    candidates,
+    instead_of_x,
+    layer_with_counts,
+    matrix_of,
+    no_counts,
+    not_counts,
+    where_named,
+)
+from scvae.data.survey import Survey, survey
+from scvae.errors import ConfigError, DataError
+from scvae.models.fit import usual_run
+from scvae.models.prepare import DOOR, FEWEST_CELLS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+T = TypeVar("T")
+FORMATS = {"csr": "CSR", "csc": "CSC"}
+
+
+def check(
+    adata: AnnData,
+    *,
+    batch: str | None = None,
+    covariates: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    genes: str | Sequence[str] | None = None,
+    library_size: str = "observed",
+    label: str | None = None,
+) -> Report:
+    """Look at everything that `scvae.fit` would read, and report what is wrong or odd.
+
+    Every value is looked at once, a bounded number at a time, also in files opened in backed mode.
+    Bad data raise nothing: what `scvae.fit` would refuse is reported, in its own words.
+    `adata` is not changed.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes with raw counts, as for `scvae.fit`.
+    batch, covariates, layer, genes, library_size
+        As for `scvae.fit`.
+    label
+        Column of adata.obs with labels, such as cell types, which should not go together with the
+        batch. None looks at every column with 2 to 100 categories.
+
+    Returns
+    -------
+    Report
+        Prints as a table. ``report.ok`` says whether `scvae.fit` takes the data, ``report.errors``
+        and ``report.warnings`` list findings with names, values, and calls that mend them.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+    >>> report = scvae.check(adata, batch="batch", label="cell_type")
+    >>> report.ok, len(report.warnings)
+    (True, 0)
+    >>> adata.X[3, 2] = -1
+    >>> scvae.check(adata).errors[0].text[:79]
+    "adata.X has negative values (first: -1 at cell 'cell_3', gene 'gene_2'). The co"
+    """
+    found = _Findings()
+    for demand in DOOR:
+        found.attempt("cells and genes", demand, adata)
+        if not hasattr(adata, "obs_names"):
+            return Report(tuple(found.all))
+    columns = found.attempt("genes", choose_genes, adata, genes)
+    learned = _learn(adata.obs, batch, covariates, found)
+    label = None if label is None else found.attempt("label", _check_label, adata.obs, label)
+    place, seen = _look(adata, layer, columns, found)
+    if seen is None:
+        return Report(tuple(found.all))
+    _check_cells(adata, seen, library_size, found)
+    names = adata.var_names if columns is None else adata.var_names[columns]
+    fitted = fitted_counts(place, genes if columns is not None else None)
+    found.all += examine(seen, adata.obs, names, learned, fitted, label)
+    nbytes = None if seen.counts is None else _nbytes(seen, adata.n_obs, len(names))
+    steps = _tell_costs(nbytes, adata.n_obs, len(names), found)
+    return Report(tuple(found.all), nbytes, steps)
+
+
+class _Findings:
+    """A list of findings that takes errors, too."""
+
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
+
+    def attempt(self, what: str, function: Callable[..., T], *arguments: Any) -> T | None:
+        """Return what `function` returns; an error that it raises becomes a finding."""
+        try:
+            return function(*arguments)
+        except (DataError, ConfigError) as error:
+            self.refuse(what, error)
+            return None
+
+    def refuse(self, what: str, error: Exception) -> None:
+        finding = Finding("error", what, str(error))
+        if finding.text not in [known.text for known in self.all]:
+            self.all.append(finding)
+
+
+# -- columns of adata.obs ----------------------------------------------------------------------
+
+
+def _learn(
+    obs: pd.DataFrame,
+    batch: str | None,
+    covariates: str | Sequence[str] | None,
+    found: _Findings,
+) -> Covariates:
+    """Return the encoding of all columns that can be used; the others become errors."""
+    whole = found.attempt("covariates", learn_covariates, obs, batch, covariates)
+    if whole is not None:
+        return whole
+    # One by one, so that all that is wrong is said at once.
+    names = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    alone = found.attempt("covariates", learn_covariates, obs, batch, None)
+    good = [
+        name
+        for name in dict.fromkeys(names)
+        if found.attempt("covariates", learn_covariates, obs, None, [name]) and name != batch
+    ]
+    return learn_covariates(obs, batch if alone else None, good)
+
+
+def _check_label(obs: pd.DataFrame, label: str) -> str:
+    """Return `label` if it is a column; cells may be without a label."""
+    known = obs[[label]].dropna() if isinstance(label, str) and label in obs else obs
+    column(known, label, "label")
+    return label
+
+
+# -- counts ------------------------------------------------------------------------------------
+
+
+def _look(
+    adata: AnnData, layer: str | None, columns: np.ndarray | None, found: _Findings
+) -> tuple[str | None, Survey | None]:
+    """Return where `fit` would take the counts, and what a look at them tells.
+
+    Without counts it is a look at what is there instead."""
+    try:
+        matrix = matrix_of(adata, layer)
+    except DataError as error:
+        found.refuse("counts", error)
+        return layer, None
+    seen = None if matrix is None else survey(matrix, columns)
+    if seen is not None and not seen.tallies:
+        found.all.append(_whereabouts(adata, layer, seen))
+        return layer, seen
+    other, sound = _instead(adata, layer, columns)
+    fault = None if seen is None else seen.first_fault
+    if other is not None and sound is not None:
+        found.all.append(Finding("warning", "counts", instead_of_x(fault, other)))
+    elif seen is None or fault is None:
+        found.refuse("counts", no_counts())
+    else:
+        found.refuse("counts", not_counts(adata, layer, fault, other))
+    if seen is not None:
+        found.all += explain(adata, layer, seen, other, used=sound is None)
+    if other is None or sound is None:
+        return layer, seen
+    found.all.append(_whereabouts(adata, other, sound))
+    return other, sound
+
+
+def _instead(
+    adata: AnnData, layer: str | None, columns: np.ndarray | None
+) -> tuple[str | None, Survey | None]:
+    """Return another layer with counts; and a look at it, if `fit` would take it."""
+    if layer is not None:
+        return layer_with_counts(adata, layer), None
+    for name in candidates(adata, None):
+        seen = survey(adata.layers[name], columns, stop_at_fault=True)
+        if seen.stored and not seen.tallies:
+            return name, seen
+    return None, None
+
+
+def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
+    matrix = matrix_of(adata, layer)
+    kind = FORMATS.get(getattr(matrix, "format", ""), "dense")
+    lies = "in a file" if adata.isbacked else "in memory"
+    values = adata.n_obs * adata.n_vars
+    text = (
+        f"The raw counts are in {where_named(layer)}: {adata.n_obs:,} cells x {adata.n_vars:,} "
+        f"genes, {kind} of {matrix.dtype} {lies}, {seen.stored:,} values above zero "
+        f"({seen.stored / max(values, 1):.1%})."
+    )
+    return Finding("info", "counts", text)
+
+
+# -- cells, memory, steps ----------------------------------------------------------------------
+
+
+def _check_cells(adata: AnnData, seen: Survey, library_size: str, found: _Findings) -> None:
+    found.attempt("empty cells", check_not_empty, adata, seen.genes_of_cells)
+    if seen.counts is not None:
+        found.attempt("library size", sizes_of, adata, seen.counts.totals, library_size)
+
+
+def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:
+    """Return the memory of the counts as CSR in the narrowest types."""
+    assert seen.counts is not None
+    entry = narrowest(n_genes).itemsize + narrowest(seen.counts.largest).itemsize
+    return int(seen.genes_of_cells.sum()) * entry + 8 * (n_cells + 1)
+
+
+def _tell_costs(nbytes: int | None, n: int, n_genes: int, found: _Findings) -> int | None:
+    """Report memory and steps; return the steps."""
+    if nbytes is not None:
+        text = (
+            f"Training keeps the counts as CSR in {_size(nbytes)}; dense they would take "
+            f"{_size(4 * n * n_genes)}."
+        )
+        found.all.append(Finding("info", "memory", text))
+    if n < FEWEST_CELLS:
+        return None
+    run = usual_run(n)
+    text = (
+        f"scvae.fit takes {run.steps:,} steps at most, of {run.batch_size} cells each, and holds "
+        f"{run.n_held_out:,} of {n:,} cells out to choose the best weights."
+    )
+    found.all.append(Finding("info", "training", text))
+    return run.steps
+
+
+def _size(nbytes: int) -> str:
+    """Return a number of bytes as one reads it."""
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

@@ -1,0 +1,137 @@
+"""What the header of a model's file says besides the tensors, checked before any of it is used.
+
+Nothing of the size that the header names is made here; every function raises ValueError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, get_args, get_type_hints
+
+from scvae.data.covariates import Covariates
+from scvae.data.library import FROM_COUNTS
+from scvae.io import shown
+from scvae.models.origin import Origin
+from scvae.models.record import check_record
+from scvae.models.rna import Architecture
+
+MAY_BE_ZERO = ("n_covariates",)
+LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
+
+
+def describe(architecture: Architecture, origin: Origin, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the description as JSON holds it."""
+    return {
+        "architecture": dataclasses.asdict(architecture),
+        "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
+        "record": record,
+    }
+
+
+def read_description(content: Any) -> tuple[Architecture, Origin, dict[str, Any]]:
+    """Return what `describe` was given, if everything in `content` could be so and agrees."""
+    fields = _exactly(content, ("architecture", "origin", "record"), "its header")
+    architecture = _architecture(fields["architecture"])
+    origin = _origin(fields["origin"])
+    _check_agreement(architecture, origin)
+    return architecture, origin, check_record(fields["record"])
+
+
+def _exactly(fields: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where} is {shown(fields)}, not an object")
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"{where} has no {name!r}")
+    for name in fields:
+        if name not in names:
+            raise ValueError(f"{where} has an unknown {shown(name)}")
+    return fields
+
+
+# -- architecture ------------------------------------------------------------------------------
+
+
+def _architecture(fields: Any) -> Architecture:
+    kinds = get_type_hints(Architecture)
+    values = _exactly(fields, tuple(kinds), "architecture")
+    for name, kind in kinds.items():
+        if not _is_of(kind, values[name], 0 if name in MAY_BE_ZERO else 1):
+            raise ValueError(f"architecture has {name}={shown(values[name])}")
+    return Architecture(**values)
+
+
+def _is_of(kind: Any, value: Any, least: int) -> bool:
+    if kind is int:
+        return type(value) is int and value >= least  # True is an int, too
+    if kind is bool:
+        return isinstance(value, bool)
+    return isinstance(value, str) and value in get_args(kind)
+
+
+# -- origin ------------------------------------------------------------------------------------
+
+
+def _origin(fields: Any) -> Origin:
+    names = ("genes", "covariates", "layer", "library_size", "batch_shares")
+    values = _exactly(fields, names, "origin")
+    genes, layer, shares = values["genes"], values["layer"], values["batch_shares"]
+    if not _are_names(genes):
+        raise ValueError("origin.genes are not names, each once")
+    if not isinstance(layer, str | None) or not isinstance(values["library_size"], str):
+        raise ValueError("origin.layer or origin.library_size is not a name")
+    if not isinstance(shares, list) or not all(_is_number(share, 0) for share in shares):
+        raise ValueError("origin.batch_shares are not numbers of 0 or more")
+    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise ValueError(f"origin.batch_shares add up to {sum(shares)}")
+    return Origin(genes, _covariates(values["covariates"]), layer, values["library_size"], shares)
+
+
+def _covariates(fields: Any) -> Covariates:
+    values = _exactly(fields, ("batch", "categories", "numbers"), "covariates")
+    batch, categories, numbers = values["batch"], values["categories"], values["numbers"]
+    if not isinstance(categories, dict) or not isinstance(numbers, dict):
+        raise ValueError("covariates.categories or covariates.numbers is not an object")
+    for name, known in categories.items():
+        if not _are_names(known):
+            raise ValueError(f"covariates.categories[{shown(name)}] are not names, each once")
+    for name, pair in numbers.items():
+        if name in categories or not _are_mean_and_deviation(pair):
+            raise ValueError(f"covariates.numbers[{shown(name)}] is {shown(pair)}")
+    if batch is not None and next(iter(categories), None) != batch:
+        raise ValueError(f"covariates.batch={shown(batch)} is not the first of the categories")
+    return Covariates.from_json(values)
+
+
+def _are_names(names: Any) -> bool:
+    """Return whether `names` is a list of strings, at least one, and each once."""
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return is_list and 0 < len(names) == len(set(names))
+
+
+def _are_mean_and_deviation(pair: Any) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
+        return False
+    mean, deviation = pair
+    return deviation > LEAST_DEVIATION * max(1.0, abs(mean))
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= least
+
+
+def _check_agreement(a: Architecture, origin: Origin) -> None:
+    """Raise ValueError if the network is not one for these genes and covariates."""
+    covariates = origin.covariates
+    pairs = {
+        "n_genes": (a.n_genes, len(origin.genes)),
+        "n_covariates": (a.n_covariates, covariates.width),
+        "n_batches": (a.n_batches, covariates.n_batches),
+        "number of batch_shares": (len(origin.batch_shares), covariates.n_batches),
+        "latent_library": (a.latent_library, origin.library_size == "latent"),
+        "outside": (a.outside, origin.library_size not in FROM_COUNTS),
+    }
+    for name, (is_so, should_be) in pairs.items():
+        if is_so != should_be:
+            raise ValueError(f"{name} is {is_so}, but by the rest of the header {should_be}")

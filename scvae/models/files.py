@@ -1,0 +1,87 @@
+"""The file of a model: what is written, and what is checked before a network is built of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from scvae.core.vae import VAE
+from scvae.errors import FileError
+from scvae.io import read_file, write_file
+from scvae.models.description import describe, read_description
+from scvae.models.migrations import MIGRATIONS
+from scvae.models.origin import Origin
+from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.models.weights import AXES, check_model
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model is made of; as in `scvae.models.model.Model`."""
+
+    vae: VAE
+    axes: Tensor
+    architecture: Architecture
+    origin: Origin
+    record: dict[str, Any]
+
+
+def write_model(path: str | os.PathLike[str], parts: Parts) -> None:
+    """Write a model to `path`, whole or not at all, if `read_model` could read it.
+
+    Raises
+    ------
+    FileError
+        If it cannot be written; what was there before is left as it was.
+    """
+    tensors = {**parts.vae.state_dict(), AXES: parts.axes}
+    content = describe(parts.architecture, parts.origin, _without_times(parts.record))
+    try:
+        read_description(json.loads(json.dumps(content)))
+        check_model(tensors, parts.architecture)
+    except ValueError as error:
+        raise FileError(
+            f"{path} was not written, as no model could be read from it again: {error}."
+        ) from error
+    write_file(path, tensors, content)
+
+
+def read_model(path: str | os.PathLike[str]) -> Parts:
+    """Return the parts of the model in a file, on the CPU. Nothing is built before it is checked.
+
+    Raises
+    ------
+    FileError
+        If the file is missing, damaged, or not a model of scvae.
+    """
+    tensors, content = read_file(path, migrations=MIGRATIONS)
+    try:
+        architecture, origin, record = read_description(content)
+        check_model(tensors, architecture)
+    except ValueError as error:
+        raise FileError(
+            f"{path} is damaged: {error}. Give a file that model.save(path) wrote."
+        ) from error
+    vae = build_vae(architecture, _blank(architecture), Generator())
+    axes = tensors.pop(AXES)
+    vae.load_state_dict(tensors)
+    return Parts(vae.eval(), axes, architecture, origin, record)
+
+
+def _without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """Return `record` without what a clock measured: the same fit writes the same file."""
+    timeless = dict(record)
+    if "history" in timeless:
+        clocked = ("seconds", "cells_per_second")
+        timeless["history"] = {k: v for k, v in timeless["history"].items() if k not in clocked}
+    return timeless
+
+
+def _blank(a: Architecture) -> Statistics:
+    batches = torch.zeros(a.n_batches)
+    return Statistics(torch.zeros(a.n_genes + a.outside), batches, batches)

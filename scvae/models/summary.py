@@ -1,0 +1,195 @@
+"""A printable report of a fitted model: data, network, objective, and how the fit went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from scvae.models.convergence import Convergence, convergence
+from scvae.models.held_out import LEAST_VARIANCE
+from scvae.models.origin import Origin
+from scvae.models.rna import PRIOR_COMPONENTS, Architecture
+
+Rows = list[tuple[str, str]]
+
+FEW_ACTIVE = 0.25  # share of the latent dimensions: fewer are called a collapse
+MOST_NAMES = 6
+PRIOR_NAMES = {"normal": "N(0, I)", "mixture": f"a mixture of {PRIOR_COMPONENTS} Gaussians"}
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """A report that prints itself, and shows itself as a table in a notebook.
+
+    Attributes
+    ----------
+    sections
+        Rows of name and value, by the title of their section.
+    convergence
+        How training ended.
+    warnings
+        What to be wary of, a sentence each.
+    """
+
+    sections: Mapping[str, Rows]
+    convergence: Convergence
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = 2 + max(len(name) for rows in self.sections.values() for name, _ in rows)
+        lines = []
+        for title, rows in self.sections.items():
+            lines += [title, *(f"  {name:<{width}}{value}" for name, value in rows)]
+        return "\n".join([*lines, *(f"Warning: {text}" for text in self.warnings)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f'<tr><th colspan="2" style="text-align:left">{escape(title)}</th></tr>'
+            + "".join(_html_row(name, value) for name, value in rows)
+            for title, rows in self.sections.items()
+        )
+        notes = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in self.warnings)
+        return f"<table>{body}</table>{notes}"
+
+
+def _html_row(name: str, value: str) -> str:
+    cells = "".join(f'<td style="text-align:left">{escape(text)}</td>' for text in (name, value))
+    return f"<tr>{cells}</tr>"
+
+
+def summarise(
+    a: Architecture, origin: Origin, record: Mapping[str, Any], n_parameters: int
+) -> Summary:
+    """Return the report of a model.
+
+    Parameters
+    ----------
+    a
+        Shapes and formulas of the network.
+    origin
+        Genes, covariates and counts that it was fitted on.
+    record
+        What the fit wrote down; whatever is missing is left out.
+    n_parameters
+        Number of weights.
+    """
+    ended = convergence(record)
+    sections = {
+        "Data": _data(a, origin, record),
+        "Model": _model(a, origin, n_parameters),
+        "Objective": _objective(a, record),
+        "Training": _training(ended, record),
+    }
+    return Summary(sections, ended, tuple(_warnings(a, ended, record)))
+
+
+# -- sections ------------------------------------------------------------------------------------
+
+
+def _data(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
+    covariates = origin.covariates
+    known = {"cells trained on": record.get("n_train"), "cells held out": record.get("n_held_out")}
+    rows = [(name, f"{n:,}") for name, n in known.items() if n is not None]
+    rows.append(("genes", f"{a.n_genes:,}"))
+    if covariates.batch is not None:
+        names = _listed(covariates.batches)
+        rows.append(("batches", f"{a.n_batches} of {covariates.batch!r}: {names}"))
+    others = [*covariates.categories, *covariates.numbers]
+    others = [name for name in others if name != covariates.batch]
+    if others:
+        rows.append(("covariates", _listed(others)))
+    place = "adata.X" if origin.layer is None else f"adata.layers[{origin.layer!r}]"
+    return [*rows, ("counts", f"{place}, {record['counts']}" if "counts" in record else place)]
+
+
+def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
+    dispersion = "" if a.likelihood == "poisson" else f", a dispersion per {a.dispersion}"
+    layers = "1 layer" if a.n_layers == 1 else f"{a.n_layers} layers"
+    return [
+        ("latent dimensions", f"{a.n_latent}, prior {PRIOR_NAMES[a.prior]}"),
+        ("encoder, decoder", f"{layers} of {a.n_hidden}; {n_parameters:,} weights in all"),
+        ("likelihood", f"{a.likelihood}{dispersion}"),
+        ("library size", origin.library_size),
+    ]
+
+
+def _objective(a: Architecture, record: Mapping[str, Any]) -> Rows:
+    rows = [("bound", "E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), nats per cell")]
+    if "final_beta" in record:
+        rows.append(("final KL weight", f"{record['final_beta']:g}"))
+    if "elbo_held_out" in record:
+        rows.append(("held-out ELBO", f"{record['elbo_held_out']:,.1f}"))
+    held_out = record.get("held_out", {})
+    if held_out:
+        rows.append(("  reconstruction", f"{held_out['reconstruction']:,.1f}"))
+        rows.append(("  KL", f"{held_out['kl']:,.1f}"))
+    if held_out.get("active") is not None:
+        text = f"{held_out['active']} of {a.n_latent} (variance of the posterior mean over"
+        rows.append(("active dimensions", f"{text} {LEAST_VARIANCE:g} of the prior's)"))
+    return rows
+
+
+def _training(ended: Convergence, record: Mapping[str, Any]) -> Rows:
+    history = record.get("history", {})
+    rows = [("verdict", ended.text)]
+    if history.get("seconds"):  # a file holds no times
+        speed = f"{history['seconds']:,.1f} s, {history['cells_per_second']:,.0f} cells/s"
+        rows.append(("time", speed))
+    for name in ("device", "batch_size", "seed"):
+        if name in record:
+            rows.append((name.replace("_", " "), str(record[name])))
+    return rows
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(map(repr, names[:MOST_NAMES])) + (f" and {more} more" if more > 0 else "")
+
+
+# -- warnings ------------------------------------------------------------------------------------
+
+
+def _warnings(a: Architecture, ended: Convergence, record: Mapping[str, Any]) -> list[str]:
+    history = record.get("history", {})
+    active = record.get("held_out", {}).get("active")
+    rolled_back = _rolled_back(history.get("rollbacks", []))
+    found = (ended.advice, rolled_back, _light_kl(history), _collapse(a, active))
+    return [text for text in (*found, *record.get("warnings", [])) if text]
+
+
+def _collapse(a: Architecture, active: int | None) -> str:
+    if active is None or active >= max(FEW_ACTIVE * a.n_latent, min(2, a.n_latent)):
+        return ""
+    return (
+        f"Posterior collapse: {active} of {a.n_latent} latent dimensions are active; the others "
+        "say nothing of the cells. More steps may wake them: scvae.fit(adata, max_steps=...). If "
+        "the embedding tells apart what it should, the data need no more."
+    )
+
+
+def _light_kl(history: Mapping[str, Any]) -> str:
+    """Return a warning if the kept weights are of a step before the KL weight had risen."""
+    if not history.get("step"):
+        return ""
+    weight = history["beta"][history["step"].index(history["best_step"])]
+    if weight >= 1:
+        return ""
+    return (
+        f"The weights kept are of step {history['best_step']:,}, when the KL weight was only "
+        f"{weight:.2g}: they were not trained on the ELBO yet."
+    )
+
+
+def _rolled_back(steps: Sequence[int]) -> str:
+    if not steps:
+        return ""
+    times = "once" if len(steps) == 1 else f"{len(steps)} times"
+    return (
+        f"The bound was not finite {times} (after step {', '.join(f'{s:,}' for s in steps)}), and "
+        "training went back to the best weights. A smaller rate may do better: "
+        "scvae.fit(adata, learning_rate=1e-3)"
+    )

@@ -1,0 +1,122 @@
+"""The tensors of a model's file: which must be there, of which shape, type and values.
+
+The shapes follow from the architecture by arithmetic alone, so that a header cannot have a network
+built that the file does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from scvae.io import shown
+from scvae.models.rna import PRIOR_COMPONENTS, Architecture
+
+AXES = "axes"  # name of the axes in a file, beside the weights
+COUNTER = "num_batches_tracked"
+LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
+LARGEST_LOG_LIBRARY = 60.0  # 1e26 transcripts of a cell
+
+Shape = tuple[int, ...]
+Shapes = Iterator[tuple[str, Shape]]
+
+
+def expected_shapes(a: Architecture) -> dict[str, Shape]:
+    """Return the shape of every tensor in a model's file, by its name."""
+    return {AXES: (a.n_latent, a.n_latent), **weight_shapes(a)}
+
+
+def weight_shapes(a: Architecture) -> dict[str, Shape]:
+    """Return the shape of every tensor of the network, by its name."""
+    return dict(chain(_prior(a), _posterior(a), _likelihood(a)))
+
+
+def _prior(a: Architecture) -> Shapes:
+    yield "prior.library_loc", (a.n_batches,)
+    yield "prior.library_scale", (a.n_batches,)
+    if a.prior == "mixture":
+        yield "prior.of_z.logits", (PRIOR_COMPONENTS,)
+        yield "prior.of_z.loc", (PRIOR_COMPONENTS, a.n_latent)
+        yield "prior.of_z.log_scale", (PRIOR_COMPONENTS, a.n_latent)
+
+
+def _posterior(a: Architecture) -> Shapes:
+    n_covariates = a.n_covariates if a.encode_covariates else 0
+    yield "posterior.log_target", ()
+    yield from _mlp("posterior.hidden", a, a.n_genes, n_covariates, sparse=True)
+    yield from _linear("posterior.head.linear", a.n_hidden, 2 * (a.n_latent + a.latent_library))
+
+
+def _likelihood(a: Architecture) -> Shapes:
+    yield from _mlp("likelihood.hidden", a, a.n_latent, a.n_covariates)
+    yield from _linear("likelihood.share", a.n_hidden, a.n_genes + a.outside)
+    if a.likelihood == "zinb":
+        yield from _linear("likelihood.dropout", a.n_hidden, a.n_genes)
+    if a.likelihood == "poisson":
+        return
+    if a.dispersion == "gene-cell":
+        yield from _linear("likelihood.log_inverse_dispersion", a.n_hidden, a.n_genes)
+    else:
+        rows = a.n_batches if a.dispersion == "gene-batch" else 1
+        yield "likelihood.log_inverse_dispersion", (rows, a.n_genes)
+
+
+def _mlp(name: str, a: Architecture, n_in: int, n_covariates: int, sparse: bool = False) -> Shapes:
+    for i in range(a.n_layers):
+        width = n_covariates + (a.n_hidden if i else n_in)
+        turned = sparse and i == 0
+        yield f"{name}.layers.{i}.weight", (width, a.n_hidden) if turned else (a.n_hidden, width)
+        yield f"{name}.layers.{i}.bias", (a.n_hidden,)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            yield f"{name}.norms.{i}.{part}", (a.n_hidden,)
+        yield f"{name}.norms.{i}.{COUNTER}", ()
+
+
+def _linear(name: str, n_in: int, n_out: int) -> Shapes:
+    yield f"{name}.weight", (n_out, n_in)
+    yield f"{name}.bias", (n_out,)
+
+
+def check_model(tensors: Mapping[str, Tensor], a: Architecture) -> None:
+    """Raise ValueError unless `tensors` are those of a model of this architecture."""
+    if a.n_layers > len(tensors):  # before their names are made
+        raise ValueError(f"{a.n_layers} layers would need more than its {len(tensors)} tensors")
+    check_tensors(tensors, expected_shapes(a))
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
+    """Raise ValueError unless `tensors` have these names and shapes, and possible values."""
+    for name in shapes.keys() - tensors.keys():
+        raise ValueError(f"it lacks the tensor {name}")
+    for name in tensors.keys() - shapes.keys():
+        raise ValueError(f"it has an unknown tensor {shown(name)}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, shapes[name])
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: Shape) -> None:
+    dtype = torch.int64 if name.endswith(COUNTER) else torch.float32
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} of {tensor.dtype}, "
+            f"but the network's has {shape} of {dtype}"
+        )
+    least, most = _range(name)
+    if tensor.numel() and not (least <= tensor.min() and tensor.max() <= most):  # NaN is neither
+        raise ValueError(f"{name} has values that are not finite, or outside {least:g} to {most:g}")
+
+
+def _range(name: str) -> tuple[float, float]:
+    """Return the least and the largest value of a tensor."""
+    if name.endswith(COUNTER):
+        return 0, 2**62
+    if name.endswith("running_var"):
+        return 0, torch.finfo(torch.float32).max
+    if name == "prior.library_scale":
+        return torch.finfo(torch.float32).tiny, LARGEST
+    if name in ("prior.library_loc", "posterior.log_target"):
+        return -LARGEST_LOG_LIBRARY, LARGEST_LOG_LIBRARY
+    return -LARGEST, LARGEST

@@ -1,0 +1,317 @@
+"""Files of models: what a header may say, which tensors must be there, and older formats."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import FILES, fitted_cells
+from container import Container
+from safetensors.torch import load_file
+from torch import Generator, Tensor
+
+import scvae
+from scvae import FileError, cli
+from scvae.io import FORMAT, files
+from scvae.models.migrations import MIGRATIONS
+from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.models.weights import AXES, LARGEST, expected_shapes
+
+FORMATS = range(1, FORMAT + 1)
+RECENT = FILES / f"format_{FORMAT}.scvae"
+
+# -- older formats ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_model_of_every_format_embeds_as_it_did(version: int) -> None:
+    model = scvae.load(FILES / f"format_{version}.scvae")
+    expected = np.load(FILES / f"format_{version}.npy")
+    np.testing.assert_allclose(model.embed(fitted_cells()), expected, rtol=1e-4, atol=1e-5)
+    assert expected.std(0).max() > 0.05  # else this says nothing
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_migrated_model_is_whole(version: int, tmp_path: Path) -> None:
+    model = scvae.load(FILES / f"format_{version}.scvae")
+    assert model.record["seed"] == 0
+    assert "held-out ELBO" in str(model.summary())
+    model.save(tmp_path / "again")
+    again, cells = scvae.load(tmp_path / "again"), fitted_cells()
+    np.testing.assert_array_equal(again.embed(cells), model.embed(cells))
+    assert (again.architecture, again.origin) == (model.architecture, model.origin)
+    assert again.record == model.record
+
+
+def test_every_format_has_a_migration_to_the_next() -> None:
+    assert [*MIGRATIONS] == [*FORMATS][:-1]
+
+
+def test_the_first_format_is_of_its_time() -> None:
+    file = Container.of((FILES / "format_1.scvae").read_bytes())
+    assert set(file.metadata) == {"scvae"}
+    assert {"format", "summary"} < file.description.keys()
+    assert file.table["posterior.hidden.layers.0.weight"]["shape"] == [8, 33]
+
+
+def test_the_earliest_files_had_no_prior_but_the_normal_one(tmp_path: Path) -> None:
+    file = Container.of((FILES / "format_1.scvae").read_bytes())
+    described = file.description
+    del described["architecture"]["prior"], described["summary"]
+    file.description = described
+    (tmp_path / "model").write_bytes(file.data())
+    model = scvae.load(tmp_path / "model")
+    assert model.architecture.prior == "normal"
+    assert model.record == {}
+
+
+def test_a_field_of_today_is_never_filled_in(tmp_path: Path) -> None:
+    for name in ("prior", "encode_covariates", "n_layers"):
+        with pytest.raises(FileError, match=f"architecture has no '{name}'"):
+            load_changed(tmp_path, lambda said, name=name: said["architecture"].pop(name))
+
+
+# -- tensors that follow from the architecture -----------------------------------------------------
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "likelihood": ("nb", "zinb", "poisson"),
+    "dispersion": ("gene", "gene-batch", "gene-cell"),
+    "latent_library": (False, True),
+    "outside": (False, True),
+    "encode_covariates": (False, True),
+    "prior": ("normal", "mixture"),
+    "n_layers": (1, 3),
+}
+
+
+def network(a: Architecture) -> dict[str, Tensor]:
+    batches = torch.ones(a.n_batches)
+    statistics = Statistics(torch.zeros(a.n_genes + a.outside), batches, batches)
+    return build_vae(a, statistics, Generator()).state_dict()
+
+
+@pytest.mark.parametrize("n_batches", [1, 2])
+def test_expected_shapes_are_those_of_the_network(n_batches: int) -> None:
+    for chosen in itertools.product(*CHOICES.values()):
+        variant = dict(zip(CHOICES, chosen, strict=True))
+        a = Architecture(11, n_batches, n_batches + 2, n_latent=3, n_hidden=5, **variant)
+        built = {name: tuple(tensor.shape) for name, tensor in network(a).items()}
+        assert expected_shapes(a) == {AXES: (3, 3), **built}
+
+
+# -- headers that lie ------------------------------------------------------------------------------
+
+
+def load_changed(
+    folder: Path,
+    of_content: Callable[[Any], Any] = lambda content: None,
+    of_tensors: Callable[[dict[str, Tensor]], Any] = lambda tensors: None,
+) -> scvae.Model:
+    """Load the recent model after changes, with checksums that agree with them."""
+    described = copy.deepcopy(Container.of(RECENT.read_bytes()).description["content"])
+    tensors = load_file(RECENT)
+    of_content(described)
+    of_tensors(tensors)
+    files.write_file(folder / "changed", tensors, described)
+    return scvae.load(folder / "changed")
+
+
+def test_a_change_of_nothing_loads(tmp_path: Path) -> None:
+    model = load_changed(tmp_path)
+    np.testing.assert_array_equal(
+        model.embed(fitted_cells()), scvae.load(RECENT).embed(fitted_cells())
+    )
+
+
+def at(*place: str | int, value: Any) -> Callable[[Any], None]:
+    """Return a function that puts `value` in its place."""
+
+    def change(content: Any) -> None:
+        for step in place[:-1]:
+            content = content[step]
+        content[place[-1]] = value
+
+    return change
+
+
+def without(*place: str) -> Callable[[Any], None]:
+    def change(content: Any) -> None:
+        for step in place[:-1]:
+            content = content[step]
+        del content[place[-1]]
+
+    return change
+
+
+NETWORK = ("n_genes", "n_batches", "n_covariates", "n_latent", "n_hidden", "n_layers")
+HUGE = [
+    (at("architecture", name, value=value), f"{name}|has shape|layers would need more")
+    for name in NETWORK
+    for value in (10**9, 2**62, -1, 0, True, 8.0, "8", None, [8])
+]
+LIES: list[tuple[Callable[[Any], Any], str]] = [
+    *HUGE,
+    (at("architecture", "likelihood", value="gauss"), "likelihood='gauss'"),
+    (at("architecture", "likelihood", value=["nb"]), r"likelihood=\['nb'\]"),
+    (at("architecture", "likelihood", value="zinb"), "lacks the tensor likelihood.dropout"),
+    (at("architecture", "likelihood", value="poisson"), "unknown tensor"),
+    (at("architecture", "dispersion", value="gene-batch"), "log_inverse_dispersion has shape"),
+    (at("architecture", "dispersion", value="gene-cell"), "lacks the tensor likelihood.log"),
+    (at("architecture", "prior", value="vamp"), "prior='vamp'"),
+    (at("architecture", "prior", value="normal"), "unknown tensor 'prior.of_z"),
+    (at("architecture", "latent_library", value=0), "latent_library=0"),
+    (at("architecture", "latent_library", value=True), "latent_library is True, but"),
+    (at("architecture", "outside", value=True), "outside is True, but"),
+    (at("architecture", "encode_covariates", value=False), "has shape"),
+    (at("architecture", "dropout", value=0.1), "unknown 'dropout'"),
+    (at("architecture", value=[]), "architecture is .*not an object"),
+    (at("extra", value=1), "unknown 'extra'"),
+    (without("record"), "no 'record'"),
+    (without("origin", "layer"), "origin has no 'layer'"),
+    (at("origin", "genes", value=["a"] * 30), "genes are not names, each once"),
+    (at("origin", "genes", 0, value=7), "genes are not names"),
+    (at("origin", "genes", value="a" * 30), "genes are not names"),
+    (at("origin", "genes", value={}), "genes are not names"),
+    (at("origin", "genes", value=["a"]), "n_genes is 30, but"),
+    (at("origin", "layer", value=3), "origin.layer"),
+    (at("origin", "library_size", value=None), "origin.library_size"),
+    (at("origin", "library_size", value="latent"), "latent_library is False, but"),
+    (at("origin", "library_size", value="total"), "outside is False, but"),
+    (at("origin", "batch_shares", value=[1.0]), "number of batch_shares is 1"),
+    (at("origin", "batch_shares", value=[2.0, -1.0]), "batch_shares are not numbers"),
+    (at("origin", "batch_shares", value=[0.0, 0.0]), "batch_shares add up to 0"),
+    (at("origin", "batch_shares", value=[float("nan"), 1.0]), "batch_shares are not numbers"),
+    (at("origin", "batch_shares", value=["1", "0"]), "batch_shares are not numbers"),
+    (at("origin", "batch_shares", value={"a": 1}), "batch_shares are not numbers"),
+    (at("origin", "covariates", value=None), "covariates is None"),
+    (at("origin", "covariates", "batch", value="donor"), "batch='donor' is not the first"),
+    (at("origin", "covariates", "batch", value=["batch"]), "is not the first"),
+    (at("origin", "covariates", "batch", value=None), "n_batches is 2, but"),
+    (at("origin", "covariates", "categories", value=[]), "is not an object"),
+    (at("origin", "covariates", "categories", "batch", value=["a", "a"]), "each once"),
+    (at("origin", "covariates", "categories", "batch", value=["a", 1]), "each once"),
+    (at("origin", "covariates", "categories", "batch", value=[]), "each once"),
+    (at("origin", "covariates", "categories", "batch", value=["a", "b", "c"]), "n_covariates"),
+    (at("origin", "covariates", "numbers", value=[]), "is not an object"),
+    (at("origin", "covariates", "numbers", "batch", value=[0.0, 1.0]), "numbers"),
+    *(
+        (at("origin", "covariates", "numbers", "library_size", value=pair), "numbers")
+        for pair in ([1], [1, 0], [1, -1], [0, float("inf")], [float("nan"), 1], [1e30, 1], "12")
+    ),
+    (at("record", value=[]), "record is not an object"),
+    (at("record", "seed", value="0"), "a seed of the wrong kind"),
+    (at("record", "versions", value=[1]), "versions of the wrong kind"),
+    (at("record", "versions", "scvae", value=1), "versions of the wrong kind"),
+    (at("record", "schedule", "steps", value=None), "schedule of the wrong kind"),
+    (at("record", "history", value=[1]), "history that is not an object"),
+    (without("record", "history", "beta"), "history without beta"),
+    (at("record", "history", "train", value=[]), "history of unequal lengths"),
+    (at("record", "history", "train", 0, value="1"), "history without train"),
+    (at("record", "history", "best_step", value=10**9), "history without its best step"),
+    (at("record", "held_out", value={"kl": 1.0}), "held_out without reconstruction"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(LIES)))
+def test_a_header_that_lies_is_refused_before_a_network_is_built(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr("scvae.models.files.build_vae", refuse)
+    change, reason = LIES[number]
+    tracemalloc.start()
+    with pytest.raises(FileError, match=reason) as caught:
+        load_changed(tmp_path, change)
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
+    assert str(tmp_path / "changed") in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_names_cannot_command_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bell = "\x1b[2J\x07\u202e"
+    load_changed(tmp_path, at("origin", "covariates", "categories", "batch", value=[bell, "b"]))
+    assert cli.main(["info", str(tmp_path / "changed")]) == 0
+    load_fails = ["info", str(tmp_path / bell)]
+    assert cli.main(load_fails) == 1
+    told = capsys.readouterr()
+    for text in (told.out, told.err):
+        assert r"\x1b[2J\x07\u202e" in text
+        assert all(c.isprintable() for c in text.replace("\n", ""))
+    with pytest.raises(FileError, match="device of the wrong kind"):
+        load_changed(tmp_path, at("record", "device", value=bell))
+
+
+def test_the_record_may_be_empty_or_hold_more(tmp_path: Path) -> None:
+    assert load_changed(tmp_path, at("record", value={})).record == {}
+    model = load_changed(tmp_path, at("record", "note", value=[None, {"deep": [1]}]))
+    assert model.record["note"] == [None, {"deep": [1]}]
+    assert "verdict" in str(model.summary())
+
+
+# -- tensors that are not the network's ------------------------------------------------------------
+
+WEIGHT = "likelihood.share.weight"
+
+
+def filled(name: str, value: float) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda tensors: tensors[name].view(-1)[:1].fill_(value)
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "missing": (lambda tensors: tensors.pop(WEIGHT), f"lacks the tensor {WEIGHT}"),
+    "too many": (lambda tensors: tensors.update(w=torch.ones(1)), "unknown tensor 'w'"),
+    "without axes": (lambda tensors: tensors.pop(AXES), "lacks the tensor axes"),
+    "turned": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].t()}), "has shape"),
+    "double": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].double()}), "float64"),
+    "whole": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].long()}), "int64"),
+    "NaN": (filled(WEIGHT, float("nan")), "not finite"),
+    "infinite": (filled(WEIGHT, float("inf")), "not finite"),
+    "NaN axes": (filled(AXES, float("nan")), "axes has values that are not finite"),
+    "huge": (filled(WEIGHT, 2 * LARGEST), "outside -1e[+]07 to 1e[+]07"),
+    "variance": (filled("posterior.hidden.norms.0.running_var", -1e-6), "outside 0 to"),
+    "deviation": (filled("prior.library_scale", 0.0), "outside"),
+    "library": (filled("posterior.log_target", 61.0), "outside -60 to 60"),
+    "counter": (filled("likelihood.hidden.norms.0.num_batches_tracked", -1), "outside 0 to"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_other_tensors_than_the_networks_are_refused(kind: str, tmp_path: Path) -> None:
+    change, reason = WRONG[kind]
+    with pytest.raises(FileError, match=reason):
+        load_changed(tmp_path, of_tensors=change)
+
+
+# -- what is saved can be loaded -------------------------------------------------------------------
+
+
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    model = scvae.load(RECENT)
+    (tmp_path / "model").write_text("before")
+    with torch.no_grad():
+        next(model.vae.parameters()).fill_(float("nan"))
+    with pytest.raises(FileError, match=r"was not written.*not finite"):
+        model.save(tmp_path / "model")
+    model = scvae.load(RECENT)
+    model.record["seed"] = "none"
+    with pytest.raises(FileError, match=r"was not written.*seed"):
+        model.save(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "before"
+
+
+def test_loading_executes_nothing_and_leaves_random_states_alone() -> None:
+    before = torch.get_rng_state()
+    scvae.load(RECENT)
+    assert torch.equal(torch.get_rng_state(), before)
