@@ -188,6 +188,7 @@ def test_the_late_gain_is_what_the_last_quarter_added(gain: float, at: int) -> N
     assert late_gain(planted(before + late)["history"], 400) == pytest.approx(gain, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_fit_of_few_steps_is_still_improving_and_a_long_one_is_not(simulated: AnnData) -> None:
     short = fit(simulated.copy(), max_steps=20).summary()
     assert short.convergence.verdict == "still improving"
