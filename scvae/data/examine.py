@@ -7,19 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scvae.data.association import cramers_v, name_the_same_groups
 from scvae.data.covariates import Covariates
-from scvae.data.report import Finding
+from scvae.data.groups import odd_groups
+from scvae.data.report import Finding, listed
 from scvae.data.source import where_named
 from scvae.data.survey import CountSummary, Survey
 
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
 EVEN = 1.02  # largest over smallest library size that counting does not give
-FEW_CELLS = 30  # of a batch
-GOES_TOGETHER = 0.8  # Cramér's V
 ENOUGH = 10  # cells, from where on equal counts are no chance
-MOST_CATEGORIES = 100  # of a column that may be a label
-SHOWN = 5  # names of many
 SILENT = "silent genes"  # what the finding is about that `fit` says aloud
 
 
@@ -59,7 +55,7 @@ def examine(
     return [
         *_silent_genes(survey.cells_of_genes, genes),
         *_odd_counts(survey, obs.index, genes, place),
-        *_groups(obs, learned, label),
+        *odd_groups(obs, learned, label),
     ]
 
 
@@ -105,15 +101,9 @@ def _identical_genes(
     text = (
         f"Gene {names[0]!r} has exactly the counts of {model!r} in every cell{more}, as if the "
         "same gene were there twice; it then weighs twice. Leave the copies out: "
-        f"adata = adata[:, ~adata.var_names.isin({_listed(names)})].copy()"
+        f"adata = adata[:, ~adata.var_names.isin({listed(names)})].copy()"
     )
     return [Finding("warning", "identical genes", text)]
-
-
-def _listed(names: Sequence[object]) -> str:
-    """Return the first names as a list in Python's own notation, and that there are more."""
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return f"[{shown}]" if len(names) <= SHOWN else f"[{shown}, ...]"
 
 
 # -- cells -------------------------------------------------------------------------------------
@@ -185,137 +175,3 @@ def _multiples(
         "give the counts as they were: scvae.fit(adata, layer=...)"
     )
     return [Finding("warning", "normalisation", text)]
-
-
-# -- batches, covariates, labels ---------------------------------------------------------------
-
-
-def _groups(obs: pd.DataFrame, learned: Covariates, label: str | None) -> list[Finding]:
-    if learned.batch is None:
-        return []
-    codes = learned.codes(obs)
-    covariates = [name for name in learned.categories if name != learned.batch]
-    found = _small_batches(codes, obs[learned.batch], learned)
-    for name in covariates:
-        found += _confounded_covariate(codes, obs[name], learned.batch)
-    if label is not None:
-        return found + _confounded_label(codes, obs[label], learned.batch)
-    corrected = {learned.batch, *covariates, *learned.numbers}
-    return found + _other_columns(codes, obs, learned.batch, corrected)
-
-
-def _small_batches(codes: np.ndarray, values: pd.Series, learned: Covariates) -> list[Finding]:
-    sizes = np.bincount(codes, minlength=learned.n_batches)
-    text = (
-        f"adata.obs[{learned.batch!r}] has {len(sizes)} batches of {sizes.min():,} to "
-        f"{sizes.max():,} cells."
-    )
-    found = [Finding("info", "batches", text)]
-    small = np.flatnonzero(sizes < FEW_CELLS)
-    if len(small):
-        least = int(np.argmin(sizes))
-        given = [values[codes == code].tolist()[0] for code in small[: SHOWN + 1]]
-        text = (
-            f"{len(small)} of {len(sizes)} batches in adata.obs[{learned.batch!r}] have fewer than "
-            f"{FEW_CELLS} cells (smallest: {learned.batches[least]!r} with {sizes[least]}); so few "
-            "hardly tell a batch effect. Merge them with others, or leave them out: "
-            f"adata = adata[~adata.obs[{learned.batch!r}].isin({_listed(given)})].copy()"
-        )
-        found.append(Finding("warning", "batches", text))
-    return found
-
-
-def _association(codes: np.ndarray, values: pd.Series) -> float:
-    """Return Cramér's V with the batch, over the cells where the value is known."""
-    others = _codes(values)
-    known = others >= 0
-    return cramers_v(codes[known], others[known])
-
-
-def _codes(values: pd.Series) -> np.ndarray:
-    """Return the group of every cell, -1 where it is missing."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return values.cat.codes.to_numpy()
-    try:
-        return pd.factorize(values)[0]
-    except TypeError:  # lists, for one, are no names
-        return pd.factorize(values.map(str))[0]
-
-
-def _confounded_covariate(codes: np.ndarray, values: pd.Series, batch: str) -> list[Finding]:
-    v = _association(codes, values)
-    text = _go_together(batch, f"adata.obs[{values.name!r}] (covariate)", v)
-    if v <= GOES_TOGETHER:
-        return [Finding("info", "confounding", f"{text}.")]
-    text += (
-        ", so the covariate explains little that the batch does not. "
-        f"Leave it out: scvae.fit(adata, batch={batch!r})"
-    )
-    return [Finding("warning", "confounding", text)]
-
-
-def _confounded_label(codes: np.ndarray, values: pd.Series, batch: str) -> list[Finding]:
-    v = _association(codes, values)
-    text = _go_together(batch, f"adata.obs[{values.name!r}] (label)", v)
-    if v <= GOES_TOGETHER:
-        return [Finding("info", "confounding", f"{text}.")]
-    return [Finding("warning", "confounding", f"{text}. {_lost('labels')}")]
-
-
-def _go_together(batch: str, other: str, v: float) -> str:
-    return (
-        f"adata.obs[{batch!r}] (batch) and {other}: Cramér's V is {v:.2f}, where 0 is independent "
-        "and 1 is told by each other"
-    )
-
-
-def _lost(what: str) -> str:
-    return (
-        f"Correcting for the batch takes out differences between the {what}, too. "
-        "Compare with a fit without it: scvae.fit(adata)"
-    )
-
-
-def _other_columns(
-    codes: np.ndarray, obs: pd.DataFrame, batch: str, besides: set[str]
-) -> list[Finding]:
-    """Find what else goes with the batch, the strongest first; other names of it do no harm."""
-    found = []
-    for name in obs.columns[~obs.columns.duplicated(keep=False)]:
-        others = None if name in besides else _label_codes(obs[name])
-        if others is None:
-            continue
-        known = others >= 0
-        if not name_the_same_groups(codes[known], others[known]):
-            found.append((cramers_v(codes[known], others[known]), name))
-    found.sort(key=lambda pair: -pair[0])
-    high = [pair for pair in found if pair[0] > GOES_TOGETHER]
-    low = found[len(high) : len(high) + SHOWN]
-    findings = []
-    if high:
-        text = (
-            f"adata.obs[{batch!r}] (batch) goes together with {_valued(high)}, where 0 is "
-            f"independent and 1 is told by each other. {_lost('groups')}"
-        )
-        findings.append(Finding("warning", "confounding", text))
-    if low:
-        text = f"adata.obs[{batch!r}] (batch) goes less with {_valued(low)}."
-        findings.append(Finding("info", "confounding", text))
-    return findings
-
-
-def _valued(pairs: Sequence[tuple[float, str]]) -> str:
-    shown = ", ".join(f"{name!r} ({v:.2f})" for v, name in pairs[:SHOWN])
-    more = f" and {len(pairs) - SHOWN} more columns" if len(pairs) > SHOWN else ""
-    return f"{shown}{more} (Cramér's V)"
-
-
-def _label_codes(values: pd.Series) -> np.ndarray | None:
-    """Return the groups of a column that may be a label, -1 where missing, or None."""
-    dtype = values.dtype
-    if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
-        return None
-    if len(np.unique(_codes(values.iloc[:1000]))) > MOST_CATEGORIES + 1:
-        return None  # names of cells, say, which would take long to compare
-    codes = _codes(values)
-    return codes if 2 <= len(np.unique(codes[codes >= 0])) <= MOST_CATEGORIES else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 WIDTH = 100  # characters of a line of the table
+SHOWN = 5  # names of many
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class Report:
 def warning_texts(findings: Iterable[Finding]) -> list[str]:
     """Return the texts of the warnings, as `scvae.fit` keeps them in ``uns["scvae"]``."""
     return [finding.text for finding in findings if finding.level == "warning"]
+
+
+def listed(names: Sequence[object]) -> str:
+    """Return the first names as a list in Python's own notation, and that there are more."""
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return f"[{shown}]" if len(names) <= SHOWN else f"[{shown}, ...]"
 
 
 def _number(n: int, noun: str) -> str:
