@@ -34,7 +34,7 @@ from scvae.core.distributions import (
     ZeroInflated,
     strata,
 )
-from scvae.core.distributions.factorised import broadcast_shape
+from scvae.core.shapes import broadcast_shape
 
 N, G, C = 4, 3, 2
 DRAWS = 40_000

@@ -40,7 +40,7 @@ from scvae.core import (
     elbo,
 )
 from scvae.core.heads import SMALLEST_SCALE, positive
-from scvae.core.networks import linear
+from scvae.core.networks import Linear
 
 F64 = torch.float64
 N, K, H, D = 5, 3, 4, 3
@@ -221,7 +221,7 @@ class Recording(nn.Module):
 
     def __init__(self, n_out: int, seed: int = 0, n_in: int = H) -> None:
         super().__init__()
-        self.linear = linear(n_in, n_out, seeded(seed))
+        self.linear = Linear(n_in, n_out, seeded(seed))
         self.seen: list[Tensor] = []
 
     def forward(self, h: Tensor) -> Tensor:
@@ -388,7 +388,7 @@ def test_all_experts_active_is_the_default() -> None:
 
 def test_gate_and_experts_of_ones_own() -> None:
     experts = [MLP(H, GAUSSIAN.size(D), normalise=False, generator=seeded(s)) for s in (0, 1)]
-    gate = nn.Sequential(linear(H, 7, seeded(2)), nn.Tanh(), linear(7, 2, seeded(3)))
+    gate = nn.Sequential(Linear(H, 7, seeded(2)), nn.Tanh(), Linear(7, 2, seeded(3)))
     moe = MixtureOfExperts(H, D, GAUSSIAN, experts, gate=gate).double()
     h, y = draw(N, H, seed=1), draw(N, D, seed=2)
     close(moe(h).log_prob(y), mixture_by_hand("gaussian", experts, gate(h), h, y))
@@ -406,7 +406,7 @@ def test_an_impossible_number_of_active_experts_is_refused(n_active: int) -> Non
 @pytest.mark.parametrize("width", [2, 4, 9])
 @pytest.mark.parametrize("n_active", [None, 1])
 def test_a_gate_of_another_width_is_refused(width: int, n_active: int | None) -> None:
-    gate = linear(H, width, seeded(0))
+    gate = Linear(H, width, seeded(0))
     with pytest.raises(ValueError, match=str(width)):
         MixtureOfExperts(H, D, GAUSSIAN, 3, gate=gate, n_active=n_active)(torch.zeros(N, H))
 
@@ -458,7 +458,7 @@ class Spy(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, n_covariates: int = 0) -> None:
         super().__init__()
-        self.linear = linear(n_in + n_covariates, n_out, seeded(0))
+        self.linear = Linear(n_in + n_covariates, n_out, seeded(0))
         self.given: list[tuple[Tensor, Tensor | None]] = []
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core import products
-from scvae.core.networks import SparseLinear, WideLinear, linear
+from scvae.core.networks import Linear, SparseLinear, WideLinear
 from scvae.core.products import linear_with_rounded_gradient, sparse_product
 
 
@@ -55,7 +55,7 @@ def test_a_gradient_in_a_sparse_input_is_still_to_be_had() -> None:
 
 
 def test_a_sparse_layer_is_a_linear_layer() -> None:
-    layer, dense = (make(9, 4, Generator().manual_seed(3)) for make in (SparseLinear, linear))
+    layer, dense = (make(9, 4, Generator().manual_seed(3)) for make in (SparseLinear, Linear))
     x = mostly_zero(11, 9, 0.1)
     torch.testing.assert_close(layer(x), dense(x))
 
@@ -84,6 +84,6 @@ def test_a_rounded_gradient_is_near_the_exact_one(
 
 
 def test_a_wide_layer_is_a_linear_layer() -> None:
-    layer, dense = (make(9, 40, Generator().manual_seed(3)) for make in (WideLinear, linear))
+    layer, dense = (make(9, 40, Generator().manual_seed(3)) for make in (WideLinear, Linear))
     assert layer.state_dict().keys() == dense.state_dict().keys()
     torch.testing.assert_close(layer(draw(11, 9)), dense(draw(11, 9)))

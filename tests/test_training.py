@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
 from scvae.core.distributions import Gaussian
-from scvae.core.networks import linear
+from scvae.core.networks import Linear
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
 from scvae.errors import ScvaeError, TrainingError
@@ -50,7 +50,7 @@ def data(n: int = N, seed: int = 0) -> Tensor:
 class Encoder(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.loc = linear(G, D, seeded(seed))
+        self.loc = Linear(G, D, seeded(seed))
         self.log_scale = nn.Parameter(torch.zeros(D))
 
     def forward(self, batch: Batch) -> Gaussian:

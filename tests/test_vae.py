@@ -21,7 +21,7 @@ from torch import distributions as reference
 
 from scvae.core.distributions import Gaussian
 from scvae.core.kl import kl_divergence
-from scvae.core.networks import MLP, inject, linear
+from scvae.core.networks import MLP, Linear, inject
 from scvae.core.objectives import elbo, importance_weighted_bound, warmup
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch, Terms
@@ -45,7 +45,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearModel:
     """p(z) = N(0, I), p(x | z) = N(Wz + b, s^2 I), with orthogonal columns of W ``(g, d)``."""
 
     w: Tensor
@@ -74,7 +74,7 @@ class SigmaPoints(Gaussian):
 
 
 class Likelihood(nn.Module):
-    def __init__(self, model: Linear) -> None:
+    def __init__(self, model: LinearModel) -> None:
         super().__init__()
         self.model = model
 
@@ -85,7 +85,9 @@ class Likelihood(nn.Module):
 class Posterior(nn.Module):
     """The exact posterior, moved by `shift` standard deviations and widened by `stretch`."""
 
-    def __init__(self, model: Linear, kind: type[Gaussian], shift: Tensor, stretch: Tensor) -> None:
+    def __init__(
+        self, model: LinearModel, kind: type[Gaussian], shift: Tensor, stretch: Tensor
+    ) -> None:
         super().__init__()
         self.model, self.kind, self.shift, self.stretch = model, kind, shift, stretch
 
@@ -94,17 +96,17 @@ class Posterior(nn.Module):
         return self.kind(exact.loc + self.shift * exact.scale, exact.scale * self.stretch.exp())
 
 
-def linear_model(s: float = 0.7) -> Linear:
+def linear_model(s: float = 0.7) -> LinearModel:
     w = torch.linalg.qr(draw(G, D)).Q * torch.tensor([2.0, 0.5], dtype=F64)
-    return Linear(w, draw(G, seed=1), s)
+    return LinearModel(w, draw(G, seed=1), s)
 
 
-def vae_of(model: Linear, kind: type[Gaussian], shift: Tensor, stretch: Tensor) -> VAE:
+def vae_of(model: LinearModel, kind: type[Gaussian], shift: Tensor, stretch: Tensor) -> VAE:
     posterior = Posterior(model, kind, shift, stretch)
     return VAE(StandardNormal(D).double(), posterior, Likelihood(model))
 
 
-def batch_of(model: Linear, n: int = N) -> Batch:
+def batch_of(model: LinearModel, n: int = N) -> Batch:
     return Batch(model.b + 2 * draw(n, G, seed=5), torch.zeros(n, 0, dtype=F64))
 
 
@@ -249,9 +251,9 @@ def test_warmup_rises_linearly_to_one_and_stays(step: int, steps: int) -> None:
 
 def test_linear_has_its_usual_law_and_spares_the_global_state() -> None:
     before = torch.get_rng_state()
-    layer = linear(100, 400, seeded(0))
+    layer = Linear(100, 400, seeded(0))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(layer.weight, linear(100, 400, seeded(0)).weight)
+    assert torch.equal(layer.weight, Linear(100, 400, seeded(0)).weight)
     assert layer.weight.abs().max().item() == pytest.approx(0.1, rel=1e-3)
     assert layer.weight.var().item() == pytest.approx(0.1**2 / 3, rel=0.02)
     assert layer.bias.abs().max().item() <= 0.1

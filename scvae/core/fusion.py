@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from scvae.core.distributions import Gaussian, Mixture
+from scvae.core.shapes import broadcast_shape
 
 
 def side_by_side(experts: Sequence[Gaussian]) -> Gaussian:
     """Return m Gaussians of batch shape ``(n,)`` as one of batch shape ``(n, m)``."""
-    shape = torch.broadcast_shapes(*(expert.loc.shape for expert in experts))
+    shape = broadcast_shape(*(expert.loc.shape for expert in experts))
     loc = torch.stack([expert.loc.expand(shape) for expert in experts], dim=-2)
     return Gaussian(loc, torch.stack([expert.scale.expand(shape) for expert in experts], dim=-2))
 

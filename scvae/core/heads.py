@@ -23,7 +23,7 @@ from scvae.core.distributions import (
     NegativeBinomial,
     Poisson,
 )
-from scvae.core.networks import linear
+from scvae.core.networks import Linear
 from scvae.core.vae import Batch
 
 SMALLEST_SCALE = 1e-3  # of a standard deviation: densities and KL divergences stay finite
@@ -107,7 +107,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.n_out, self.family = n_out, family
-        self.linear = linear(n_in, family.size(n_out), generator)
+        self.linear = Linear(n_in, family.size(n_out), generator)
 
     def forward(self, h: Tensor) -> Any:
         return self.family.build(self.linear(h), self.n_out)
@@ -158,9 +158,9 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.n_out, self.family = n_out, family
         if isinstance(experts, int):
-            experts = [linear(n_in, family.size(n_out), generator) for _ in range(experts)]
+            experts = [Linear(n_in, family.size(n_out), generator) for _ in range(experts)]
         self.experts = nn.ModuleList(experts)
-        self.gate = linear(n_in, len(self.experts), generator) if gate is None else gate
+        self.gate = Linear(n_in, len(self.experts), generator) if gate is None else gate
         self.n_active = len(self.experts) if n_active is None else n_active
         if not 1 <= self.n_active <= len(self.experts):
             raise ValueError(

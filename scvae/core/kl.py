@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from scvae.core.distributions import Bernoulli, Categorical, FullGaussian, Gaussian, LogNormal
 from scvae.core.distributions.gaussian import whiten
 from scvae.core.distributions.mixture import strata
+from scvae.core.shapes import broadcast_shape
 
 __all__ = ["Estimate", "closed_form_kl", "kl_divergence", "monte_carlo_kl"]
 
@@ -41,7 +42,7 @@ def _kl_gaussian_gaussian(q: Gaussian, p: Gaussian) -> Tensor:
 def _kl_full_full(q: FullGaussian, p: FullGaussian) -> Tensor:
     r"""Return :math:`\tfrac12[\|L_p^{-1}L_q\|_F^2 + \|L_p^{-1}(\mu_q-\mu_p)\|^2 - d]
     + \log|L_p| - \log|L_q|`, one number per row."""
-    shape = torch.broadcast_shapes(q.scale_tril.shape, p.scale_tril.shape)
+    shape = broadcast_shape(q.scale_tril.shape, p.scale_tril.shape)
     factors = (g.scale_tril.expand(shape) for g in (p, q))
     ratio = torch.linalg.solve_triangular(*factors, upper=False)
     shift = whiten(p.scale_tril, q.loc - p.loc)
@@ -110,7 +111,7 @@ def monte_carlo_kl(
     >>> monte_carlo_kl(q, Gaussian(torch.zeros(3), torch.ones(3))).value.shape
     torch.Size([5])
     """
-    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    shape = broadcast_shape(q.batch_shape, p.batch_shape)
     q = q if q.batch_shape == shape else q.expand(shape)
     x, log_weights = strata(q, samples, generator)
     ratio = q.log_prob(x) - p.log_prob(x)  # (k, c, n)

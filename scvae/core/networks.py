@@ -8,34 +8,37 @@ from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.utils import skip_init
 
 from scvae.core.products import linear_with_rounded_gradient, sparse_product
 
 
-def linear(n_in: int, n_out: int, generator: Generator | None = None) -> nn.Linear:
-    """Return `nn.Linear` with its usual initial law, U(-1/sqrt(n_in), 1/sqrt(n_in)).
+class Linear(nn.Linear):
+    """`nn.Linear` with its usual initial law, U(-1/sqrt(n_in), 1/sqrt(n_in)).
 
     Drawn from `generator`, so that building a network leaves torch's global random state alone.
     """
-    layer = skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
-    bound = 1 / math.sqrt(n_in)
-    with torch.no_grad():
-        for parameter in (layer.weight, layer.bias):
-            parameter.uniform_(-bound, bound, generator=generator)
-    return layer
+
+    def __init__(self, n_in: int, n_out: int, generator: Generator | None = None) -> None:
+        super().__init__(n_in, n_out, dtype=torch.float32)
+        bound = 1 / math.sqrt(n_in)
+        with torch.no_grad():
+            for parameter in (self.weight, self.bias):
+                parameter.uniform_(-bound, bound, generator=generator)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: torch's own constructor, which asks for it, knows no generator."""
 
 
 class SparseLinear(nn.Module):
     """A linear layer for inputs most of whose entries are zero, such as counts.
 
-    It starts as `nn.Linear` does, but its weight is ``(n_in, n_out)``: every entry of the input
-    then owns one row of memory, and a zero costs nothing (see `scvae.core.products`).
+    It starts as `Linear` does, but its weight is ``(n_in, n_out)``: every entry of the input then
+    owns one row of memory, and a zero costs nothing (see `scvae.core.products`).
     """
 
     def __init__(self, n_in: int, n_out: int, generator: Generator | None = None) -> None:
         super().__init__()
-        dense = linear(n_in, n_out, generator)
+        dense = Linear(n_in, n_out, generator)
         self.weight = nn.Parameter(dense.weight.detach().t().contiguous())
         self.bias = dense.bias
 
@@ -43,19 +46,13 @@ class SparseLinear(nn.Module):
         return sparse_product(x, self.weight) + self.bias
 
 
-class WideLinear(nn.Linear):
+class WideLinear(Linear):
     """A linear layer with many outputs, which takes most of a training step.
 
     Its output is exact. The products of its gradient, two thirds of its work, are taken in bfloat16
     on processors that multiply it natively, at half the time; their rounding, 2^-9 of every factor,
     is far below the noise of a minibatch.
     """
-
-    def __init__(self, n_in: int, n_out: int, generator: Generator | None = None) -> None:
-        dense = linear(n_in, n_out, generator)
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = n_in, n_out
-        self.weight, self.bias = dense.weight, dense.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_with_rounded_gradient(x, self.weight, self.bias)
@@ -113,7 +110,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [n_in] + [n_hidden] * n_layers
-        makers = [SparseLinear if sparse else linear] + [linear] * n_layers
+        makers = [SparseLinear if sparse else Linear] + [Linear] * n_layers
         self.layers = nn.ModuleList(
             make(width + n_covariates, n_hidden, generator)
             for make, width in list(zip(makers, widths, strict=True))[:n_layers]

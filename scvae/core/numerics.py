@@ -34,6 +34,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scvae.core.shapes import broadcast_shape
+
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 SERIES_FROM = 10.0  # above this both asymptotic series are exact to 1e-15
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
@@ -116,7 +118,7 @@ def _at(tensor: Tensor, shape: torch.Size, where: Tensor) -> Tensor:
 class _NegativeBinomialLogMass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(x.shape, log_mean.shape, log_r.shape)
+        shape = broadcast_shape(x.shape, log_mean.shape, log_r.shape)
         x, log_mean_full = x.expand(shape), log_mean.expand(shape)
         mean, r = log_mean_full.exp(), log_r.exp()
         out = torch.log1p(mean / r).mul_(-r).contiguous()
@@ -175,7 +177,7 @@ def _poisson_positive(x: Tensor, log_mean: Tensor) -> Tensor:
 class _PoissonLogMass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, log_mean: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(x.shape, log_mean.shape)
+        shape = broadcast_shape(x.shape, log_mean.shape)
         x, full = x.expand(shape), log_mean.expand(shape)
         mean = full.exp()
         out = (-mean).contiguous()
@@ -234,7 +236,7 @@ def zero_inflate(log_mass: Tensor, logits: Tensor, is_zero: Tensor) -> Tensor:
 
     Arguments broadcast; `is_zero` marks x = 0. Finite for every finite input, differentiable once.
     """
-    shape = torch.broadcast_shapes(log_mass.shape, logits.shape, is_zero.shape)
+    shape = broadcast_shape(log_mass.shape, logits.shape, is_zero.shape)
     full = (log_mass.expand(shape), logits.expand(shape), is_zero.expand(shape))
     out: Tensor = _ZeroInflate.apply(*full)
     return out

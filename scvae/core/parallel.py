@@ -43,14 +43,17 @@ def run(name: str, rows: int, *matrices: Tensor, fewest: int = 16) -> None:
 
     A thread gets at least `fewest` rows: less costs more to hand over than to compute.
     """
+    run_at(name, rows, [n for m in matrices for n in (m.data_ptr(), *m.shape)], fewest)
+
+
+def run_at(name: str, rows: int, places: list[int], fewest: int) -> None:
+    """Do as `run`, with the address, rows and columns of every matrix, one after the other."""
     kernels = _kernels()
     assert kernels is not None
     kernel = kernels[name]
     threads = 1 if _is_forked else max(1, min(torch.get_num_threads(), rows // fewest))
     parts = min(rows, threads if threads == 1 else PARTS * threads)
-    table = [0, parts, rows]
-    for m in matrices:
-        table += (m.data_ptr(), m.shape[0], m.shape[1])
+    table = [0, parts, rows, *places]
     numbers = (ctypes.c_int64 * len(table))(*table)
     if threads == 1:
         kernel.ctypes(numbers)

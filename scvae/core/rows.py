@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from scvae.core.numerics import HALF_LOG_2PI, nb_log_mass, zero_inflate
 from scvae.core.parallel import is_served, run
+from scvae.core.shapes import broadcast_shape
 
 
 def nb_log_prob(x: Tensor, a: Tensor, log_r: Tensor, log_total: Tensor | None = None) -> Tensor:
@@ -97,8 +98,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, x: Tensor, *parameters: Tensor) -> Tensor:
         a, total, log_r, *logits = parameters
-        batch = torch.broadcast_shapes(x.shape[:-1], *(p.shape[:-1] for p in parameters))
-        n, g = batch.numel(), torch.broadcast_shapes(x.shape[-1:], log_r.shape[-1:])[-1]
+        batch = broadcast_shape(x.shape[:-1], *(p.shape[:-1] for p in parameters))
+        n, g = batch.numel(), broadcast_shape(x.shape[-1:], log_r.shape[-1:])[-1]
         shapes = [Size((*batch, width)) for width in _widths(a, total, g, len(parameters))]
         # The kernels take r, not log r, and one row of it where all rows are the same.
         of_r = Size((1, g)) if _is_one_row(log_r.shape, shapes[2]) else shapes[2]

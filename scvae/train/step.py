@@ -11,7 +11,9 @@ from torch import Generator, Tensor
 
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
+from scvae.train.adamw import CompiledAdamW, serves
 
+Optimizer = torch.optim.Optimizer | CompiledAdamW
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 EAGER_STEPS = 3  # before a graph is captured: libraries choose their kernels and workspaces
 
@@ -33,15 +35,20 @@ class Step:
         self.vae, self.generator = vae, generator
         self.optimizer = self._optimizer(weight_decay)
 
-    def _optimizer(self, weight_decay: float, **options: Any) -> torch.optim.Optimizer:
+    def _optimizer(self, weight_decay: float) -> Optimizer:
+        groups = self._groups(weight_decay)
+        if serves([p for group in groups for p in group["params"]]):
+            return CompiledAdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
+
+    def _groups(self, weight_decay: float) -> list[dict[str, Any]]:
         decayed = {id(parameter) for parameter in self.vae.posterior.parameters()}
         rest = [p for p in self.vae.parameters() if id(p) not in decayed]
         groups = [
             {"params": list(self.vae.posterior.parameters()), "weight_decay": weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
-        filled = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(filled, fused=True, **options)
+        return [group for group in groups if group["params"]]
 
     def __call__(self, batch: Batch, rate: float, beta: float) -> Tensor:
         """Take one step at a learning rate and a KL weight; return the bound, on the device."""
@@ -181,7 +188,8 @@ class GraphedStep(Step):
         # What changes from step to step must lie on the device: a graph repeats all else.
         self.rate = torch.zeros((), device=generator.device)
         self.beta = torch.zeros((), device=generator.device)
-        self.optimizer = self._optimizer(weight_decay, lr=self.rate, capturable=True)
+        groups = self._groups(weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, self.rate, fused=True, capturable=True)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Tensor]] = {}
         self.side = torch.cuda.Stream(generator.device)
         self.taken = 0

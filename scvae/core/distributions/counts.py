@@ -8,9 +8,10 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Gamma, Independent, constraints
 
-from scvae.core.distributions.factorised import Factorised, broadcast_shape, event_last
+from scvae.core.distributions.factorised import Factorised, event_last
 from scvae.core.numerics import nb_log_mass, poisson_log_mass, zero_inflate
 from scvae.core.rows import log_means, nb_log_prob, zinb_log_prob
+from scvae.core.shapes import broadcast_shape
 
 
 class Poisson(Factorised):

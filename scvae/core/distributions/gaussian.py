@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from scvae.core.distributions.factorised import Factorised, Reparameterised, event_last
 from scvae.core.numerics import HALF_LOG_2PI
+from scvae.core.shapes import broadcast_shape
 
 
 def standard_normal(shape: Size, like: Tensor, generator: Generator | None) -> Tensor:
@@ -97,7 +98,7 @@ class FullGaussian(Reparameterised):
     support = constraints.real_vector
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = False) -> None:
-        shape = torch.broadcast_shapes(loc.shape, scale_tril.shape[:-1])
+        shape = broadcast_shape(loc.shape, scale_tril.shape[:-1])
         self.loc = loc.expand(shape)
         self.scale_tril = scale_tril.expand(*shape, shape[-1])
         super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
@@ -170,7 +171,7 @@ def _lower_triangular(factor: Tensor) -> Tensor:
 
 def whiten(scale_tril: Tensor, value: Tensor) -> Tensor:
     """Return the inverse of L times `value` ``(..., d)``."""
-    shape = torch.broadcast_shapes(scale_tril.shape[:-1], value.shape)
+    shape = broadcast_shape(scale_tril.shape[:-1], value.shape)
     column = value.expand(shape)[..., None]
     return torch.linalg.solve_triangular(scale_tril, column, upper=False)[..., 0]
 

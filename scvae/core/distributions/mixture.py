@@ -9,9 +9,9 @@ from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from scvae.core.distributions.discrete import sample_index
-from scvae.core.distributions.factorised import broadcast_shape
 from scvae.core.distributions.gaussian import Gaussian
 from scvae.core.rows import gaussian_mixture_log_prob
+from scvae.core.shapes import broadcast_shape
 
 
 class Mixture(Distribution):

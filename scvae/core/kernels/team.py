@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 # A table holds: parts claimed, parts, rows, then the address, rows and columns of every matrix.
-HEADER, MOST = 3, 64
+HEADER, MOST = 3, 4096
 
 entry = cfunc(types.void(types.CPointer(types.int64)), cache=True)
 
