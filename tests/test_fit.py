@@ -807,7 +807,10 @@ def test_diverging_training_writes_nothing(adata: AnnData) -> None:
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("scvae.train.adamw.CompiledAdamW.step", MemoryError),  # Ctrl-C there ends training and no more
+        (
+            "scvae.train.adamw.CompiledAdamW.step",
+            MemoryError,
+        ),  # Ctrl-C there ends training and no more
         ("scvae.Model.posterior", MemoryError),
         ("scvae.Model.posterior", KeyboardInterrupt),
     ],

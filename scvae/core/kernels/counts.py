@@ -30,12 +30,14 @@ from scvae.core.kernels.arithmetic import (
     largest_of,
     log,
     log1p,
+    log_exact,
     sum_of,
 )
 from scvae.core.kernels.products import nonzero
 from scvae.core.kernels.team import claim, entry, matrix, opened
 
 SHORT = 16
+LANES = 32  # counts taken at a time
 LARGEST_R = 1e18  # beyond, the counts are Poisson to the last digit of float64
 LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(SHORT + 1)])
 
@@ -67,24 +69,60 @@ def _rise(y, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _positive(x, log_mean, mean, r, zero):  # type: ignore[no-untyped-def]
-    """Return log NB(x) at x > 0, given log NB(0), and its derivatives in log-mean and log r."""
-    r = min(r, LARGEST_R)
-    of_total = 1.0 / (r + mean)
-    product, derivative = 1.0, 0.0
-    for i in range(min(int(x), SHORT)):
-        derivative = derivative * (r + i) + product
-        product *= r + i
-    log_product, difference = math.log(product), derivative / product
-    if x <= SHORT:
-        log_factorial = LOG_FACTORIAL[int(x)]
-    else:
-        of_gamma, of_digamma = _rise(r + SHORT, x - SHORT)
-        log_product += of_gamma
-        difference += of_digamma
-        log_factorial = LOG_FACTORIAL[SHORT] + _rise(1.0 + SHORT, x - SHORT)[0]
-    value = log_product + x * (log_mean + math.log(of_total)) - log_factorial + zero
-    return value, r * (x - mean) * of_total, r * (difference + (mean - x) * of_total) + zero
+def _long(x, r):  # type: ignore[no-untyped-def]
+    """Return log[Gamma(x + r) / Gamma(r)] - log x! and its derivative in r, less those at SHORT."""
+    of_gamma, of_digamma = _rise(r + SHORT, x - SHORT)
+    return of_gamma - _rise(1.0 + SHORT, x - SHORT)[0], of_digamma
+
+
+@compiled
+def _rises(count, r, rise, slope):  # type: ignore[no-untyped-def]
+    """Write log[Gamma(x + r) / Gamma(r)] and its derivative in r for counts x up to `SHORT`."""
+    lanes, longest = count.shape[0], 0.0
+    for i in range(lanes):
+        longest = max(longest, count[i])
+        rise[i], slope[i] = 1.0, 0.0
+    for k in range(min(int(longest), SHORT)):
+        for i in range(lanes):
+            factor, product = r[i] + k, rise[i]
+            goes_on = k < count[i]
+            slope[i] = slope[i] * factor + product if goes_on else slope[i]
+            rise[i] = product * factor if goes_on else product
+    for i in range(lanes):
+        slope[i] /= rise[i]
+        rise[i] = log_exact(rise[i])
+
+
+@compiled
+def _positive(x, where, found, a, shift, mean, r, zero, mass, d_a, d_r):  # type: ignore[no-untyped-def]
+    """Write log NB(x) of one row at its positive counts, and its derivatives in log-mean and log r.
+
+    `where` are the positions of the `found` counts, a + `shift` their log-means, and `zero` is
+    log NB(0). `LANES` counts are taken at a time, in float64, so that they fill vector registers.
+    """
+    count, of_mean, of_r = np.empty(LANES), np.empty(LANES), np.empty(LANES)
+    rise, slope = np.empty(LANES), np.empty(LANES)
+    of_total, log_of_total = np.empty(LANES), np.empty(LANES)
+    for start in range(0, found, LANES):
+        lanes = min(LANES, found - start)
+        for i in range(lanes):
+            j = where[start + i]
+            count[i], of_mean[i], of_r[i] = f64(x[j]), f64(mean[j]), min(f64(r[j]), LARGEST_R)
+        for i in range(lanes):
+            of_total[i] = 1.0 / (of_r[i] + of_mean[i])
+            log_of_total[i] = log_exact(of_total[i])
+        _rises(count[:lanes], of_r[:lanes], rise[:lanes], slope[:lanes])
+        for i in range(lanes):
+            j, n = where[start + i], count[i]
+            if n > SHORT:
+                further, steeper = _long(n, of_r[i])
+                rise[i] += further
+                slope[i] += steeper
+            at_zero, excess = f64(zero[j]), (n - of_mean[i]) * of_total[i]
+            log_odds = f64(a[j]) + shift + log_of_total[i]
+            mass[j] = rise[i] - LOG_FACTORIAL[min(int(n), SHORT)] + n * log_odds + at_zero
+            d_a[j] = of_r[i] * excess
+            d_r[j] = of_r[i] * (slope[i] - excess) + at_zero
 
 
 @compiled
@@ -151,11 +189,8 @@ def nb_rows(start, stop, x, a, log_total, r, out, d_a, d_total, d_r):  # type: i
             d_a[n, j] = -slope
             d_r[n, j] = zero + slope
         d_a[n, g:] = f32(0.0)
-        for i in range(nonzero(x[n], where)):
-            j = where[i]
-            mass[j], d_a[n, j], d_r[n, j] = _positive(
-                f64(x[n, j]), f64(a[n, j]) + shift, f64(mean[j]), f64(r[k, j]), f64(mass[j])
-            )
+        found = nonzero(x[n], where)
+        _positive(x[n], where, found, a[n], shift, mean, r[k], mass, mass, d_a[n], d_r[n])
         out[n, 0] = sum_of(mass, 0.0)
         _through_shares(mean, log_total[n], d_a[n], d_total[n])
 
@@ -189,12 +224,12 @@ def zinb_rows(start, stop, x, a, log_total, r, logits, out, d_a, d_total, d_r, d
             d_r[n, j] = keep * (zero + slope)
             d_logits[n, j] = drop - gate
         d_a[n, g:] = f32(0.0)
-        for i in range(nonzero(x[n], where)):
+        found = nonzero(x[n], where)
+        _positive(x[n], where, found, a[n], shift, mean, r[k], zeros, mass, d_a[n], d_r[n])
+        for i in range(found):
             j = where[i]
-            value, d_a[n, j], d_r[n, j] = _positive(
-                f64(x[n, j]), f64(a[n, j]) + shift, f64(mean[j]), f64(r[k, j]), f64(zeros[j])
-            )
-            mass[j], d_logits[n, j] = value + log_kept[j], -gates[j]
+            mass[j] += log_kept[j]
+            d_logits[n, j] = -gates[j]
         out[n, 0] = sum_of(mass, 0.0)
         _through_shares(mean, log_total[n], d_a[n], d_total[n])
 
