@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from scvae.core.networks import Linear
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
 from scvae.errors import ScvaeError, TrainingError
+from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.loop import evaluate, train
 from scvae.train.run import SLOWER, Run, State
@@ -522,3 +525,27 @@ def test_a_state_is_a_copy() -> None:
     assert state.numbers == kept.numbers
     for name, value in state.tensors.items():
         assert torch.equal(value, kept.tensors[name]), name
+
+
+# -- deterministic algorithms ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_deterministic_algorithms_are_asked_for_and_put_back(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back, too
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    asked = torch.are_deterministic_algorithms_enabled
+    torch.use_deterministic_algorithms(before, warn_only=before)
+    try:
+        with contextlib.suppress(KeyError), deterministic_algorithms(True):
+            assert asked()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            raise KeyError
+        assert asked() == torch.is_deterministic_algorithms_warn_only_enabled() == before
+        with deterministic_algorithms(False):
+            assert asked() == before
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -37,6 +37,7 @@ from scvae.models.rna import (
     LatentPrior,
     Likelihood,
 )
+from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.schedule import Schedule
 
@@ -71,6 +72,7 @@ def fit(
     seed: int = 0,
     device: str | None = None,
     stream: bool | None = None,
+    deterministic: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     key_added: str = "X_scvae",
     progress: bool = True,
@@ -132,6 +134,10 @@ def fit(
     stream
         Keep the counts in host memory and send them to the GPU as training goes; None does so if
         they would take more than half of its free memory.
+    deterministic
+        On CUDA, take algorithms alone that give the same bits at every run, for the whole process
+        while the fit lasts. It costs speed where a faster one sums in any order. On the CPU they
+        always do, at no cost.
     checkpoint
         Folder for a checkpoint, written at most every ten seconds. The same call after a crash goes
         on from there, to the same bits on the CPU.
@@ -203,14 +209,15 @@ def fit(
     schedule = _schedule(max_steps, len(train_rows), size, learning_rate, early_stopping)
     plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed)
     kept = None if checkpoint is None else Checkpoint(checkpoint, plan.digest)
-    with _progress_bar(schedule, progress) as report:
-        trained = train_plan(plan, generator, stream=stream, checkpoint=kept, report=report)
     origin = Origin(
         prepared.genes, prepared.covariates, prepared.layer, library_size, batch_shares(prepared)
     )
-    axes = expression_axes(trained.vae, trained.dataset, train_rows, generator)
-    model = Model(trained.vae, axes, architecture, origin, _record(plan, trained))
-    embedding, _ = model.posterior(trained.dataset)
+    with deterministic_algorithms(deterministic and chosen.type == "cuda"):
+        with _progress_bar(schedule, progress) as report:
+            trained = train_plan(plan, generator, stream=stream, checkpoint=kept, report=report)
+        axes = expression_axes(trained.vae, trained.dataset, train_rows, generator)
+        model = Model(trained.vae, axes, architecture, origin, _record(plan, trained))
+        embedding, _ = model.posterior(trained.dataset)
     _write(adata, key_added, embedding, _uns(model))
     return model
 
