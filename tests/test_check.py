@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import torch
 from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ from scvae.data.normalisation import Traces, recognise
 from scvae.data.report import WIDTH, Finding, Report, warning_texts
 from scvae.data.survey import survey, survey_counts
 from scvae.models import fit as fit_module
+from scvae.models.fit import usual_run
 
 law = settings(deadline=None, derandomize=True, max_examples=100)
 QUICK: dict[str, Any] = {"max_steps": 2, "n_latent": 3, "n_hidden": 8, "progress": False}
@@ -203,6 +205,8 @@ def test_counts_are_summarised_whatever_the_blocks(
     np.testing.assert_array_equal(counts.totals, chosen.sum(axis=1))
     np.testing.assert_array_equal(counts.factors, [common_factor(row) for row in chosen])
     assert counts.largest == chosen.max()
+    ordered = np.sort(np.vstack([np.full((2, chosen.shape[1]), 2), chosen]), axis=0)
+    np.testing.assert_array_equal(counts.peaks, ordered[:-3:-1])
     same_key = counts.keys[:, None] == counts.keys
     np.testing.assert_array_equal(same_key, (chosen[:, :, None] == chosen[:, None]).all(axis=0))
     again = survey_counts(sparse.csr_matrix(chosen.astype(np.int32)))
@@ -619,6 +623,31 @@ def test_rare_genes_with_the_same_counts_are_no_copies(adata: AnnData) -> None:
     assert "'gene_6' has exactly the counts of 'gene_4'" in scvae.check(adata).warnings[0].text
 
 
+@pytest.mark.parametrize(
+    ("genes", "peak", "second", "expected"),
+    [
+        (10, 24, 3, True),
+        (9, 24, 3, False),
+        (12, 23, 3, False),
+        (12, 20, 2, True),
+        (12, 19, 1, False),
+    ],
+)
+def test_genes_with_their_counts_in_one_cell_are_found(
+    adata: AnnData, genes: int, peak: int, second: int, expected: bool
+) -> None:
+    counts = np.minimum(dense(adata), 2)
+    counts[7, :genes], counts[8, :genes] = peak, second
+    counts[7:9, 30:] = 100  # in two cells
+    counts[7, 5] = 60
+    adata.X = sparse.csr_matrix(counts)
+    found = texts(scvae.check(adata), "lone counts", "warning")
+    assert len(found) == expected
+    if expected:
+        assert found[0].startswith(f"{genes} of 40 genes have one cell with 20 counts or more")
+        assert "(highest: 'gene_5', 60)" in found[0]
+
+
 def test_many_names_are_cut_short(adata: AnnData) -> None:
     adata.X = dense(adata)
     adata.X[:, 1:] = adata.X[:, [0]]
@@ -978,11 +1007,23 @@ def test_the_page_shows_names_as_they_are(adata: AnnData) -> None:
     assert "<script>alert('11')" in " ".join(cells)
 
 
-def test_a_measured_time_is_shown(adata: AnnData) -> None:
+@pytest.mark.parametrize(
+    ("of_step", "expected"), [(0.01, "6 s"), (0.5, "4 minutes"), (20.0, "2.8 hours")]
+)
+def test_the_time_is_that_of_all_steps_and_evaluations(
+    of_step: float, expected: str, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scvae.models.pace._seconds_of_step", lambda *_: of_step)
+    run = usual_run(adata.n_obs)
     report = scvae.check(adata)
-    assert "Training takes" not in str(report)
-    timed = dataclasses.replace(report, seconds=1234.4)
-    assert "Training takes about 1,234 s." in str(timed)
-    assert "Training takes about 1,234 s." in timed._repr_html_()
+    minibatches = run.steps + 40 * run.n_held_out / run.batch_size / 3
+    assert report.seconds == pytest.approx(of_step * minibatches)
+    assert texts(report, "training")[0].endswith(f" that is about {expected} on this CPU.")
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.seconds = 3.0  # type: ignore[misc]
+
+
+def test_steps_are_timed_without_touching_random_states(adata: AnnData) -> None:
+    before = torch.get_rng_state()
+    assert scvae.check(adata).seconds > 0
+    assert torch.equal(torch.get_rng_state(), before)

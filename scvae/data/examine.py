@@ -9,12 +9,14 @@ import pandas as pd
 
 from scvae.data.covariates import Covariates
 from scvae.data.groups import odd_groups
-from scvae.data.report import Finding, listed
+from scvae.data.report import Finding, listed, warning_texts
 from scvae.data.source import where_named
 from scvae.data.survey import CountSummary, Survey
 
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
 EVEN = 1.02  # largest over smallest library size that counting does not give
+PEAK, ABOVE = 20, 8  # counts of one cell; times those of any other
+FEWEST_PEAKS, PEAKS = 10, 0.005  # genes, and share of the genes, with such a cell
 ENOUGH = 10  # cells, from where on equal counts are no chance
 SILENT = "silent genes"  # what the finding is about that `fit` says aloud
 
@@ -74,9 +76,11 @@ def _odd_counts(survey: Survey, cells: pd.Index, genes: pd.Index, place: str) ->
     counts = survey.counts
     if counts is None or not len(counts.totals):
         return []
+    odd_cells = _totals(counts.totals, cells, place)  # one full cell would have many lone counts
     return [
         *_identical_genes(counts, survey.cells_of_genes, genes),
-        *_totals(counts.totals, cells, place),
+        *([] if warning_texts(odd_cells) else _lone_peaks(counts.peaks, genes)),
+        *odd_cells,
         *_even_totals(counts.totals, place),
         *_multiples(counts.factors, survey.genes_of_cells, cells, place),
     ]
@@ -104,6 +108,23 @@ def _identical_genes(
         f"adata = adata[:, ~adata.var_names.isin({listed(names)})].copy()"
     )
     return [Finding("warning", "identical genes", text)]
+
+
+def _lone_peaks(peaks: np.ndarray, genes: pd.Index) -> list[Finding]:
+    largest, second = peaks
+    lone = np.flatnonzero((largest >= PEAK) & (largest >= ABOVE * second))
+    if len(lone) < max(FEWEST_PEAKS, PEAKS * len(genes)):
+        return []  # a rare cell has such genes, too
+    highest = lone[np.argmax(largest[lone])]
+    text = (
+        f"{len(lone):,} of {len(genes):,} genes have one cell with {PEAK} counts or more, and at "
+        f"most 1/{ABOVE} of it in any other cell (highest: {genes[highest]!r}, "
+        f"{largest[highest]:.0f}). Molecules that were amplified much look so, when their barcodes "
+        "are misread. Such genes pass for highly variable; choose genes by a method that clips: "
+        "sc.experimental.pp.highly_variable_genes(adata, flavor='pearson_residuals', "
+        "n_top_genes=2000)"
+    )
+    return [Finding("warning", "lone counts", text)]
 
 
 # -- cells -------------------------------------------------------------------------------------

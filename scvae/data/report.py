@@ -46,8 +46,7 @@ class Report:
     steps
         Training steps at most of `scvae.fit` without further arguments.
     seconds
-        Time that training takes, for who has measured it:
-        ``dataclasses.replace(report, seconds=...)``.
+        Time that these steps take on this machine, by a few that were timed.
 
     Examples
     --------
@@ -101,10 +100,7 @@ class Report:
 
     def _rows(self) -> list[tuple[str, str, str]]:
         found = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
-        rows = [(str(finding.level), finding.what, finding.text) for finding in found]
-        if self.seconds is not None:
-            rows.append(("info", "time", f"Training takes about {self.seconds:,.0f} s."))
-        return rows
+        return [(str(finding.level), finding.what, finding.text) for finding in found]
 
 
 def warning_texts(findings: Iterable[Finding]) -> list[str]:

@@ -13,6 +13,7 @@ from scvae.data.normalisation import Traces, by_row
 from scvae.data.source import Fault, are_counts, blocks, canonical, fault_at
 from scvae.data.sums import row_sums
 
+SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
 PIECE_VALUES = 2**22  # non-zeros looked at together, about: 32 MiB as float64
 
 
@@ -38,12 +39,15 @@ class CountSummary:
         A number for every gene, ``(g,)``: genes with the same counts have the same one.
     largest
         The largest count.
+    peaks
+        The largest and the second largest count of every gene, ``(2, g)``; at least `SMALL`.
     """
 
     totals: np.ndarray
     factors: np.ndarray
     keys: np.ndarray
     largest: int
+    peaks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ class _Summary:
         self.totals: list[np.ndarray] = []
         self.factors: list[np.ndarray] = []
         self.keys = np.zeros(n_genes, dtype=np.uint64)
+        self.peaks = np.full((2, n_genes), SMALL, dtype=np.float64)
         self.rows, self.largest = 0, 0
 
     def add(self, piece: sparse.csr_matrix, *, sound: bool) -> None:
@@ -185,6 +190,7 @@ class _Summary:
             self.factors.append(_factors(piece))
             self.largest = max(self.largest, int(piece.data.max()) if piece.nnz else 0)
             self.keys += self._keys(piece)
+            self.peaks = _joined_peaks(self.peaks, _peaks(piece))
         self.rows += piece.shape[0]
 
     def _keys(self, piece: sparse.csr_matrix) -> np.ndarray:
@@ -199,7 +205,7 @@ class _Summary:
         counts = None
         if not tallies:
             totals, factors = np.concatenate(self.totals), np.concatenate(self.factors)
-            counts = CountSummary(totals, factors, self.keys, self.largest)
+            counts = CountSummary(totals, factors, self.keys, self.largest, self.peaks)
         genes = np.concatenate(self.genes_of_cells)
         return Survey(genes, self.cells_of_genes, stored, tallies, traces, counts)
 
@@ -223,3 +229,21 @@ def _factors(piece: sparse.csr_matrix) -> np.ndarray:
         common = by_row(np.gcd, whole, few.indptr, 1)
         factors[rows] = np.where(common < by_row(np.maximum, whole, few.indptr, 1), common, 1)
     return factors
+
+
+def _peaks(piece: sparse.csr_matrix) -> np.ndarray:
+    """Return the two largest counts of every gene, ``(2, g)``, at least `SMALL`."""
+    is_large = piece.data > SMALL
+    counts, genes = piece.data[is_large].astype(np.float64), piece.indices[is_large]
+    first, second = np.full((2, piece.shape[1]), SMALL, dtype=np.float64)
+    np.maximum.at(first, genes, counts)
+    is_first = counts == first[genes]
+    np.maximum.at(second, genes[~is_first], counts[~is_first])
+    is_tied = np.bincount(genes[is_first], minlength=len(first)) > 1
+    return np.stack([first, np.where(is_tied, first, second)])
+
+
+def _joined_peaks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the two largest of every column of both."""
+    first = np.maximum(a[0], b[0])
+    return np.stack([first, np.maximum(np.minimum(a[0], b[0]), np.maximum(a[1], b[1]))])

@@ -6,6 +6,7 @@ the number of cells, its memory and its steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +31,9 @@ from scvae.data.source import (
 )
 from scvae.data.survey import Survey, survey
 from scvae.errors import ConfigError, DataError
-from scvae.models.fit import usual_run
+from scvae.models.fit import RunSize, usual_run
+from scvae.models.model import pick_device
+from scvae.models.pace import seconds_of_run
 from scvae.models.prepare import DOOR, FEWEST_CELLS
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMATS = {"csr": "CSR", "csc": "CSC"}
+KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def check(
@@ -52,7 +56,8 @@ def check(
 ) -> Report:
     """Look at everything that `scvae.fit` would read, and report what is wrong or odd.
 
-    Every value is looked at once, a bounded number at a time, also in files opened in backed mode.
+    Every value is looked at once, a bounded number at a time, also in files opened in backed mode;
+    and a few training steps on simulated counts tell how long `scvae.fit` will take.
     Bad data raise nothing: what `scvae.fit` would refuse is reported, in its own words.
     `adata` is not changed.
 
@@ -99,8 +104,12 @@ def check(
     fitted = fitted_counts(place, genes if columns is not None else None)
     found.all += examine(seen, adata.obs, names, learned, fitted, label)
     nbytes = None if seen.counts is None else _nbytes(seen, adata.n_obs, len(names))
-    steps = _tell_costs(nbytes, adata.n_obs, len(names), found)
-    return Report(tuple(found.all), nbytes, steps)
+    _tell_memory(nbytes, adata.n_obs, len(names), found)
+    if adata.n_obs < FEWEST_CELLS or not len(names):
+        return Report(tuple(found.all), nbytes)
+    run = usual_run(adata.n_obs)
+    seconds = _tell_time(run, adata.n_obs, len(names), found)
+    return Report(tuple(found.all), nbytes, run.steps, seconds)
 
 
 class _Findings:
@@ -230,23 +239,34 @@ def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:
     return int(seen.genes_of_cells.sum()) * entry + 8 * (n_cells + 1)
 
 
-def _tell_costs(nbytes: int | None, n: int, n_genes: int, found: _Findings) -> int | None:
-    """Report memory and steps; return the steps."""
+def _tell_memory(nbytes: int | None, n: int, n_genes: int, found: _Findings) -> None:
     if nbytes is not None:
         text = (
             f"Training keeps the counts as CSR in {_size(nbytes)}; dense they would take "
             f"{_size(4 * n * n_genes)}."
         )
         found.all.append(Finding("info", "memory", text))
-    if n < FEWEST_CELLS:
-        return None
-    run = usual_run(n)
+
+
+def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float:
+    """Report steps and time of a run of `fit`; return the time in seconds."""
+    device = pick_device(None)
+    kind, seconds = KINDS[device.type], seconds_of_run(run, n_genes, device)
     text = (
         f"scvae.fit takes {run.steps:,} steps at most, of {run.batch_size} cells each, and holds "
-        f"{run.n_held_out:,} of {n:,} cells out to choose the best weights."
+        f"{run.n_held_out:,} of {n:,} cells out to choose the best weights. By a few steps timed "
+        f"just now, that is about {_time(seconds)} on this {kind}."
     )
     found.all.append(Finding("info", "training", text))
-    return run.steps
+    return seconds
+
+
+def _time(seconds: float) -> str:
+    """Return a duration as one reads it."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 def _size(nbytes: int) -> str:
