@@ -13,6 +13,7 @@ from torch import Generator
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
 from scvae.errors import TrainingError
+from scvae.train.heap import steady_heap
 from scvae.train.history import History
 from scvae.train.run import SLOWER, Run, State, snapshot
 from scvae.train.schedule import Schedule
@@ -82,11 +83,12 @@ def train(
     start = time.perf_counter() - run.history.seconds
     vae.train()
     try:
-        while run.taken < schedule.steps and not _is_over(run):
-            _steps_to_evaluation(run, entry_name)
-            if _evaluate(run, held_out, start):
-                report(run.history)
-                keep(run)
+        with steady_heap():
+            while run.taken < schedule.steps and not _is_over(run):
+                _steps_to_evaluation(run, entry_name)
+                if _evaluate(run, held_out, start):
+                    report(run.history)
+                    keep(run)
     except KeyboardInterrupt:
         _stop_here(run, held_out, start)
     run.history.stopped_early = run.taken < schedule.steps
