@@ -9,7 +9,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from scvae.core.parallel import is_served
+from scvae.core.priors import StandardNormal
+from scvae.core.vae import VAE
+from scvae.train import adamw
 from scvae.train.adamw import CompiledAdamW, serves
+from scvae.train.step import Step
 
 # The last is cut into parts in its middle.
 SHAPES: list[tuple[int, ...]] = [(), (3,), (7, 5), (1, 1, 2), (300, 401)]
@@ -60,7 +64,10 @@ def test_parameters_and_moments_are_those_of_torch() -> None:
         assert found[number].keys() == of_one.keys()
         assert found[number]["step"] == of_one["step"] == (10 if number == 1 else 12)
         for name in ("exp_avg", "exp_avg_sq"):
-            torch.testing.assert_close(found[number][name], of_one[name], rtol=1e-4, atol=1e-12)
+            size = float(of_one[name].abs().max())  # sums that cancel are no better than this
+            torch.testing.assert_close(
+                found[number][name], of_one[name], rtol=1e-5, atol=1e-6 * size
+            )
 
 
 def test_it_goes_on_from_what_it_remembered() -> None:
@@ -79,9 +86,9 @@ def test_what_it_remembers_is_a_copy_once_put_back() -> None:
     first, second = CompiledAdamW(groups(ours)), CompiledAdamW(groups(ours))
     steps(first, ours, range(3))
     second.load_state_dict(first.state_dict())
-    before = second.moments[4][0].clone()
+    before = [moment.clone() for moment in second.moments[4]]
     steps(first, ours, range(3, 4))
-    assert torch.equal(second.moments[4][0], before)
+    assert all(torch.equal(a, b) for a, b in zip(second.moments[4], before, strict=True))
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
@@ -108,6 +115,51 @@ def test_gradients_in_any_order_of_memory() -> None:
         of[2].grad = torch.arange(35.0).view(5, 7).t() - 17.0
         optimizer.step()
     torch.testing.assert_close(ours[2], theirs[2])
+
+
+def test_moments_in_any_order_of_memory() -> None:
+    first, second = parameters(), parameters()
+    source, other = CompiledAdamW(groups(first)), CompiledAdamW(groups(second))
+    steps(source, first, range(3))
+    steps(other, second, range(3))
+    state = source.state_dict()
+    for name in ("exp_avg", "exp_avg_sq"):
+        state["state"][2][name] = state["state"][2][name].t().contiguous().t()
+    source.load_state_dict(state)
+    steps(source, first, range(3, 5))
+    steps(other, second, range(3, 5))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_autograd_knows_that_parameters_changed() -> None:
+    ours = parameters()
+    optimizer = CompiledAdamW(groups(ours))
+    steps(optimizer, ours, range(3))
+    y = ours[2].square().sum()
+    steps(optimizer, ours, range(3, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_gradients_stay_alive_until_they_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that had to be put in order lie at addresses of their own."""
+    places: list[int] = []
+    monkeypatch.setattr(adamw, "run_at", lambda name, rows, table, fewest: places.extend(table))
+    ours = [nn.Parameter(torch.zeros(50, 70)) for _ in range(4)]
+    for parameter in ours:
+        parameter.grad = torch.ones(70, 50).t()
+    optimizer = CompiledAdamW(groups(ours))
+    optimizer.step()  # makes the moments, which would take the place of what is freed
+    places.clear()
+    optimizer.step()
+    gradients = places[3::3][1::4]
+    assert len(set(gradients)) == 4
+
+
+def test_a_step_on_the_cpu_takes_it() -> None:
+    posterior, likelihood = nn.Linear(2, 2), nn.Linear(2, 2)
+    step = Step(VAE(StandardNormal(2), posterior, likelihood), 0.1, Generator())
+    assert isinstance(step.optimizer, CompiledAdamW)
 
 
 def test_no_gradient_no_step() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,3 +52,24 @@ def test_memory_returns_to_its_level() -> None:
         embedding(0, n_cells=2000)
     # One fit that stayed would leave its weights, moments and counts ten times: 20 MB and more.
     assert resident() - level < 15e6
+
+
+FITTED = """
+import hashlib, scvae, torch
+torch.set_num_threads(2)
+adata = scvae.simulate(n_cells=300, n_genes=300, seed=1)
+scvae.fit(adata, likelihood="zinb", max_steps=30, progress=False, device="cpu")
+print(hashlib.sha256(adata.obsm["X_scvae"].tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_gives_the_bits_of_those_that_do_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", FITTED]
+    found = [
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        for _ in range(2)
+    ]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert found[0] == found[1]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,6 +115,51 @@ def test_single_entries(x: int, log_mean: float, log_r: float, logits: float) ->
         found, expected = compiled(value, given_).item(), oracle(value, given_).item()
         size = 1e-6 * (1 + x + math.exp(log_mean)) + 2e-6 * abs(expected)
         assert abs(found - expected) < size
+
+
+@every
+def test_any_number_of_positive_counts_in_a_row(inflated: bool) -> None:
+    """Positive counts are taken 32 at a time."""
+    found = [0, 1, 31, 32, 33, 63, 64, 65, 100]
+    x = torch.poisson(draw(len(found), 100).abs() * 8, generator=seeded(3)) + 1
+    for row, positive in zip(x, found, strict=True):
+        row[torch.randperm(100, generator=seeded(positive))[positive:]] = 0
+    p = {"log_mean": draw(len(found), 100, seed=1), "log_r": draw(100, seed=2)}
+    if inflated:
+        p["logits"] = draw(len(found), 100, seed=4)
+    expected = oracle(x, p)
+    assert ((compiled(x, p) - expected).abs() < 1e-6 * (100 + x.sum(-1) + expected.abs())).all()
+    ours, exact = with_gradients(p), with_gradients(p)
+    compiled(x, ours).sum().backward()
+    oracle(x, exact).sum().backward()
+    for name, value in ours.items():
+        assert exact[name].grad is not None
+        torch.testing.assert_close(value.grad, exact[name].grad, rtol=1e-4, atol=1e-3)
+
+
+def test_large_counts_without_overdispersion_are_poisson() -> None:
+    x = torch.tensor([[1.0, 15, 16, 17, 40, 1000]])
+    log_mean = draw(1, 6) + x.log()
+    expected = torch.distributions.Poisson(log_mean.double().exp()).log_prob(x.double()).sum()
+    found = nb_log_prob(x, log_mean, torch.full((6,), 50.0)).double()
+    torch.testing.assert_close(found, expected[None], rtol=1e-5, atol=1e-3)
+
+
+def test_what_is_no_count_reads_no_foreign_memory() -> None:
+    x = torch.tensor([[-1.0, -1e9, math.nan, math.inf]])
+    for out in (nb_log_prob(x, x * 0, torch.zeros(4)), zinb_log_prob(x, x * 0, x[0] * 0, x * 0)):
+        assert out.shape == (1,)
+
+
+def test_the_vectorised_logarithm_of_float64() -> None:
+    from scvae.core.kernels.arithmetic import compiled as compile_
+    from scvae.core.kernels.arithmetic import log_exact
+
+    logarithm = compile_(lambda x: log_exact(x))
+    at = np.concatenate([np.linspace(-700, 700, 4001), np.linspace(-1, 1, 4001)])
+    found = np.array([logarithm(value) for value in np.exp(at)])
+    expected = np.log(np.exp(at))
+    assert (np.abs(found - expected) <= 2e-15 * np.maximum(1, np.abs(expected))).all()
 
 
 @every

@@ -36,7 +36,7 @@ class CompiledAdamW:
         """Update every parameter that has a gradient."""
         settings: list[float] = []
         places: list[int] = []
-        alive, entries = [], 0
+        updated, alive, entries = [], [], 0
         for number, (parameter, group) in enumerate(self._parameters()):
             if parameter.grad is None:
                 continue
@@ -48,11 +48,13 @@ class CompiledAdamW:
             for tensor in (parameter, grad, *self.moments[number]):
                 places += [tensor.data_ptr(), 1, tensor.numel()]
             entries += parameter.numel()
+            updated.append(parameter)
             alive.append(grad)  # until the kernel is done
-        if alive:
-            table = torch.tensor(settings, dtype=torch.float32).view(len(alive), -1)
+        if updated:
+            table = torch.tensor(settings, dtype=torch.float32).view(len(updated), -1)
             places = [table.data_ptr(), *table.shape, *places]
             run_at("adamw", entries, places, FEWEST)
+            torch.autograd.graph.increment_version(updated)  # which autograd did not see
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -74,7 +76,7 @@ class CompiledAdamW:
         """Put back what `state_dict` returned."""
         self.taken = {number: int(of_one["step"]) for number, of_one in state["state"].items()}
         self.moments = {
-            number: (of_one[NAMES[0]].clone(), of_one[NAMES[1]].clone())
+            number: (_copied(of_one[NAMES[0]]), _copied(of_one[NAMES[1]]))
             for number, of_one in state["state"].items()
         }
 
@@ -85,6 +87,10 @@ class CompiledAdamW:
 def serves(parameters: list[nn.Parameter]) -> bool:
     """Return whether these parameters can be updated by the kernel."""
     return is_served(*parameters) and all(p.is_contiguous() for p in parameters)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _settings(rate: float, decay: float, step: int) -> list[float]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from scvae.core.kernels.arithmetic import compiled, f32
+from scvae.core.kernels.arithmetic import exact, f32
 from scvae.core.kernels.team import claim, entry, matrix, opened
 
 OF_ALL = 1  # matrices before those of the parameters
 
 
-@compiled
+@exact
 def updated(p, g, m, v, settings):  # type: ignore[no-untyped-def]
     """Update the entries p of a parameter and their moments m and v, at the gradients g.
 

@@ -14,8 +14,16 @@ i32, i64 = np.int32, np.int64
 LARGEST = f32(80.0)  # of a log-mean: its exponential, over any inverse dispersion, is finite
 LOG_2_HIGH, LOG_2_LOW = f32(0.693359375), f32(-2.12194440e-4)
 
-# numpy's error model: a check of every division would stop vectorisation.
-options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+# numpy's error model: a check of every division would stop vectorisation. Everything is inlined
+# into the entry: a call is compiled once for the process that compiles and again for what it keeps
+# on disk, and the two round differently.
+options: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "forceinline": True,
+}
+exact = njit(**options)  # the same bits wherever an entry lies in a part
 compiled = njit(fastmath={"contract", "nsz", "arcp"}, **options)
 reordered = njit(fastmath={"contract", "nsz", "arcp", "reassoc", "nnan"}, **options)
 inlined = njit(fastmath={"contract", "nsz", "arcp"}, inline="always", **options)
@@ -68,7 +76,9 @@ def log1p(x, of_sum):  # type: ignore[no-untyped-def]
 
 @inlined
 def log_exact(x):  # type: ignore[no-untyped-def]
-    """Return log x, float64, to 1e-14, for normal x > 0: 2 atanh((x - 1) / (x + 1)) as a series."""
+    """Return log x, float64, for normal x > 0: 2 atanh((x - 1) / (x + 1)) as a series.
+
+    To 2e-15 of the larger of 1 and its size."""
     bits = f64(x).view(np.int64)
     exponent = f64((bits >> i64(52)) - i64(1022))
     t = i64((bits & i64(0x000FFFFFFFFFFFFF)) | i64(0x3FE0000000000000)).view(np.float64)

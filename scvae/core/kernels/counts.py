@@ -120,7 +120,7 @@ def _positive(x, where, found, a, shift, mean, r, zero, mass, d_a, d_r):  # type
                 slope[i] += steeper
             at_zero, excess = f64(zero[j]), (n - of_mean[i]) * of_total[i]
             log_odds = f64(a[j]) + shift + log_of_total[i]
-            mass[j] = rise[i] - LOG_FACTORIAL[min(int(n), SHORT)] + n * log_odds + at_zero
+            mass[j] = rise[i] - LOG_FACTORIAL[max(0, min(int(n), SHORT))] + n * log_odds + at_zero
             d_a[j] = of_r[i] * excess
             d_r[j] = of_r[i] * (slope[i] - excess) + at_zero
 
