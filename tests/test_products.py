@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from scvae.core import products
 from scvae.core.networks import Linear, SparseLinear, WideLinear
-from scvae.core.products import linear_with_rounded_gradient, sparse_product
+from scvae.core.products import rounded_linear, sparse_product
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -62,15 +62,15 @@ def test_a_sparse_layer_is_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("shape", [(20,), (3, 20)])
 @pytest.mark.parametrize("native", [True, False])
-def test_a_rounded_gradient_is_near_the_exact_one(
+def test_a_rounded_layer_is_near_the_exact_one(
     shape: tuple[int, ...], native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "_multiplies_bfloat16", lambda: native)
     given = [draw(*shape, 8), draw(30, 8, seed=1), draw(30, seed=2)]
     found, expected = ([t.clone().requires_grad_() for t in given] for _ in range(2))
     weights = draw(*shape, 30, seed=3)
-    a, b = linear_with_rounded_gradient(*found), torch.nn.functional.linear(*expected)
-    torch.testing.assert_close(a, b)  # the output is exact
+    a, b = rounded_linear(*found), torch.nn.functional.linear(*expected)
+    assert (a - b).norm() / b.norm() < (2**-7 if native else 1e-6)
     (a * weights).sum().backward()
     (b * weights).sum().backward()
     for value, reference in zip(found, expected, strict=True):
@@ -86,4 +86,7 @@ def test_a_rounded_gradient_is_near_the_exact_one(
 def test_a_wide_layer_is_a_linear_layer() -> None:
     layer, dense = (make(9, 40, Generator().manual_seed(3)) for make in (WideLinear, Linear))
     assert layer.state_dict().keys() == dense.state_dict().keys()
-    torch.testing.assert_close(layer(draw(11, 9)), dense(draw(11, 9)))
+    x = draw(11, 9)
+    torch.testing.assert_close(layer(x), dense(x), rtol=0.02, atol=0.02)  # may be rounded
+    layer.eval()
+    assert torch.equal(layer(x), dense(x))

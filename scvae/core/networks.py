@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor, nn
 
-from scvae.core.products import linear_with_rounded_gradient, sparse_product
+from scvae.core.products import rounded_linear, sparse_product
 
 
 class Linear(nn.Linear):
@@ -49,13 +49,15 @@ class SparseLinear(nn.Module):
 class WideLinear(Linear):
     """A linear layer with many outputs, which takes most of a training step.
 
-    Its output is exact. The products of its gradient, two thirds of its work, are taken in bfloat16
-    on processors that multiply it natively, at half the time; their rounding, 2^-9 of every factor,
-    is far below the noise of a minibatch.
+    While it trains, its products are taken in bfloat16 on processors that multiply it natively, at
+    half the time; the rounding, 2^-9 of every factor, is far below the noise of a minibatch. In
+    evaluation mode the output is exact.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_with_rounded_gradient(x, self.weight, self.bias)
+        if self.training:
+            return rounded_linear(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 @contextmanager

@@ -50,10 +50,11 @@ class _SparseProduct(torch.autograd.Function):
         return None, d_w
 
 
-def linear_with_rounded_gradient(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return x weight' + bias for x ``(..., n_in)`` and weight ``(n_out, n_in)``.
 
-    In the gradient, the factors are rounded to bfloat16 where the processor multiplies it natively.
+    Where the processor multiplies bfloat16 natively, the factors of this product and of those of
+    its gradient are rounded to it, and what comes out is; sums within are taken in float32.
     """
     if is_served(x, weight, bias) and _multiplies_bfloat16():
         out: Tensor = _Linear.apply(x, weight, bias)
@@ -63,7 +64,7 @@ def linear_with_rounded_gradient(x: Tensor, weight: Tensor, bias: Tensor) -> Ten
 
 @cache
 def _multiplies_bfloat16() -> bool:
-    # torch has no public name for the question; without an answer the gradient is exact.
+    # torch has no public name for the question; without an answer nothing is rounded.
     asked = (
         getattr(torch.cpu, name, None)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -74,13 +75,14 @@ def _multiplies_bfloat16() -> bool:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias)
+        rounded = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(*rounded)
+        return rounded[0] @ rounded[1].t() + bias
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = (t.bfloat16() for t in ctx.saved_tensors)
+        x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         rounded = rows.bfloat16()
         d_x = (rounded @ weight).float().view(*grad.shape[:-1], x.shape[-1])
