@@ -7,6 +7,7 @@ import hashlib
 import html
 import math
 import pickle
+import random
 import re
 import tracemalloc
 import warnings
@@ -35,7 +36,9 @@ from scvae.data.normalisation import Traces, recognise
 from scvae.data.report import WIDTH, Finding, Report, warning_texts
 from scvae.data.survey import survey, survey_counts
 from scvae.models import fit as fit_module
-from scvae.models.fit import usual_run
+from scvae.models import pace
+from scvae.models.fit import RunSize, usual_run
+from scvae.models.pace import _seconds_of_step
 
 law = settings(deadline=None, derandomize=True, max_examples=100)
 QUICK: dict[str, Any] = {"max_steps": 2, "n_latent": 3, "n_hidden": 8, "progress": False}
@@ -640,12 +643,23 @@ def test_genes_with_their_counts_in_one_cell_are_found(
     counts[7, :genes], counts[8, :genes] = peak, second
     counts[7:9, 30:] = 100  # in two cells
     counts[7, 5] = 60
-    adata.X = sparse.csr_matrix(counts)
-    found = texts(scvae.check(adata), "lone counts", "warning")
+    counts[20], counts[20, 0] = 0, 1  # a poor cell is no reason to be silent
+    adata.layers["mine"], adata.X = sparse.csr_matrix(counts), adata.X * 0
+    found = texts(scvae.check(adata, layer="mine"), "lone counts", "warning")
     assert len(found) == expected
     if expected:
         assert found[0].startswith(f"{genes} of 40 genes have one cell with 20 counts or more")
         assert "(highest: 'gene_5', 60)" in found[0]
+        assert "highly_variable_genes(adata, layer='mine', flavor=" in found[0]
+
+
+def test_few_lone_genes_of_many_or_few_cells_are_nothing() -> None:
+    counts = np.ones((40, 3000), np.float32)
+    counts[7, :14] = 30
+    assert not texts(scvae.check(AnnData(counts)), "lone counts")
+    counts[7, :15] = 30
+    assert texts(scvae.check(AnnData(counts)), "lone counts")
+    assert not texts(scvae.check(AnnData(counts[5:9])), "lone counts")
 
 
 def test_many_names_are_cut_short(adata: AnnData) -> None:
@@ -1024,6 +1038,31 @@ def test_the_time_is_that_of_all_steps_and_evaluations(
 
 
 def test_steps_are_timed_without_touching_random_states(adata: AnnData) -> None:
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    _seconds_of_step.cache_clear()
     assert scvae.check(adata).seconds > 0
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state())) == before[1:]  # noqa: NPY002
+
+
+def test_the_first_steps_do_not_count_and_a_network_is_timed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Planted are steps of 100 s while the machine warms up, then of 1, 2, ... s."""
+    steps = [100.0] * pace.WARM + [float(i + 1) for i in range(pace.TIMED)]
+    moments = iter([*np.cumsum([value for step in steps for value in (0.0, step)])])
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(moments))
+    _seconds_of_step.cache_clear()
+    run = RunSize(n_held_out=10, batch_size=20, steps=100)
+    device = torch.device("cpu")
+    first = pace.seconds_of_run(run, 30, device)
+    assert first == pytest.approx(4.0 * (100 + 40 * 10 / 20 / 3))
+    assert pace.seconds_of_run(run, 30, device) == first  # the clock has no more moments to give
+    _seconds_of_step.cache_clear()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_steps_are_timed_where_gradients_are_off(mode: Any, adata: AnnData) -> None:
+    _seconds_of_step.cache_clear()
+    with mode():
+        assert scvae.check(adata).seconds > 0

@@ -1061,7 +1061,15 @@ def test_full_gaussian_of_a_diagonal_is_the_diagonal_one(build: Build) -> None:
 
 @pytest.mark.parametrize(
     "shapes",
-    [[(3,)], [(), ()], [(2, 3), (3,)], [(4, 1, 3), (2, 1), ()], [(0, 3), (1, 3)], [(1,), (0,)]],
+    [
+        [(3,)],
+        [(), ()],
+        [(2, 3), (3,)],
+        [(4, 1, 3), (2, 1), ()],
+        [(0, 3), (1, 3)],
+        [(2, 1), (2, 3), (2, 1)],
+        [(1,), (0,)],
+    ],
 )
 def test_shapes_broadcast_as_torch_has_it(shapes: list[tuple[int, ...]]) -> None:
     sizes = [torch.Size(shape) for shape in shapes]
@@ -1069,6 +1077,6 @@ def test_shapes_broadcast_as_torch_has_it(shapes: list[tuple[int, ...]]) -> None
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    for a, b in [((2,), (3,)), ((2, 1), (3, 4)), ((0,), (3,))]:
+    for a, b in [((2,), (3,)), ((2, 1), (3, 4)), ((0,), (3,)), ((3,), (2,)), ((3,), (0,))]:
         with pytest.raises(RuntimeError, match=r"broadcast|match"):
             broadcast_shape(torch.Size(a), torch.Size(b))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from scvae.core.distributions import Gaussian
 from scvae.core.networks import Linear
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
-from scvae.errors import ScvaeError, TrainingError
+from scvae.errors import ConfigError, ScvaeError, TrainingError
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.loop import evaluate, train
@@ -529,23 +528,40 @@ def test_a_state_is_a_copy() -> None:
 
 # -- deterministic algorithms ----------------------------------------------------------------------
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 
 @pytest.mark.parametrize("before", [False, True])
 def test_deterministic_algorithms_are_asked_for_and_put_back(
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back, too
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setenv(WORKSPACE, ":16:8")
     asked = torch.are_deterministic_algorithms_enabled
     torch.use_deterministic_algorithms(before, warn_only=before)
     try:
         with contextlib.suppress(KeyError), deterministic_algorithms(True):
             assert asked()
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
-            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
             raise KeyError
         assert asked() == torch.is_deterministic_algorithms_warn_only_enabled() == before
         with deterministic_algorithms(False):
             assert asked() == before
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("value", [None, "", ":0:0"])
+def test_without_a_workspace_of_its_own_cublas_is_not_deterministic(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WORKSPACE, value or "")
+    if value is None:
+        monkeypatch.delenv(WORKSPACE)
+    with deterministic_algorithms(False):
+        pass
+    with (
+        pytest.raises(ConfigError, match=f"{WORKSPACE} is {value!r}.*export {WORKSPACE}=:4096:8"),
+        deterministic_algorithms(True),
+    ):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()

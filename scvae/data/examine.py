@@ -9,7 +9,7 @@ import pandas as pd
 
 from scvae.data.covariates import Covariates
 from scvae.data.groups import odd_groups
-from scvae.data.report import Finding, listed, warning_texts
+from scvae.data.report import Finding, listed
 from scvae.data.source import where_named
 from scvae.data.survey import CountSummary, Survey
 
@@ -76,11 +76,10 @@ def _odd_counts(survey: Survey, cells: pd.Index, genes: pd.Index, place: str) ->
     counts = survey.counts
     if counts is None or not len(counts.totals):
         return []
-    odd_cells = _totals(counts.totals, cells, place)  # one full cell would have many lone counts
     return [
         *_identical_genes(counts, survey.cells_of_genes, genes),
-        *([] if warning_texts(odd_cells) else _lone_peaks(counts.peaks, genes)),
-        *odd_cells,
+        *_lone_peaks(counts, genes, place),
+        *_totals(counts.totals, cells, place),
         *_even_totals(counts.totals, place),
         *_multiples(counts.factors, survey.genes_of_cells, cells, place),
     ]
@@ -110,18 +109,23 @@ def _identical_genes(
     return [Finding("warning", "identical genes", text)]
 
 
-def _lone_peaks(peaks: np.ndarray, genes: pd.Index) -> list[Finding]:
-    largest, second = peaks
+def _lone_peaks(counts: CountSummary, genes: pd.Index, place: str) -> list[Finding]:
+    full = counts.totals[counts.totals > 0]
+    if len(full) < ENOUGH or full.max() > EXTREME * np.median(full):
+        return []  # such a cell has them, and is found itself
+    largest, second = counts.peaks
     lone = np.flatnonzero((largest >= PEAK) & (largest >= ABOVE * second))
     if len(lone) < max(FEWEST_PEAKS, PEAKS * len(genes)):
         return []  # a rare cell has such genes, too
     highest = lone[np.argmax(largest[lone])]
+    _, in_layer, name = place.partition(".layers[")
+    layer = f", layer={name.removesuffix(']')}" if in_layer else ""
     text = (
         f"{len(lone):,} of {len(genes):,} genes have one cell with {PEAK} counts or more, and at "
         f"most 1/{ABOVE} of it in any other cell (highest: {genes[highest]!r}, "
         f"{largest[highest]:.0f}). Molecules that were amplified much look so, when their barcodes "
         "are misread. Such genes pass for highly variable; choose genes by a method that clips: "
-        "sc.experimental.pp.highly_variable_genes(adata, flavor='pearson_residuals', "
+        f"sc.experimental.pp.highly_variable_genes(adata{layer}, flavor='pearson_residuals', "
         "n_top_genes=2000)"
     )
     return [Finding("warning", "lone counts", text)]

@@ -255,7 +255,7 @@ def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float:
     text = (
         f"scvae.fit takes {run.steps:,} steps at most, of {run.batch_size} cells each, and holds "
         f"{run.n_held_out:,} of {n:,} cells out to choose the best weights. By a few steps timed "
-        f"just now, that is about {_time(seconds)} on this {kind}."
+        f"here, that is about {_time(seconds)} on this {kind}."
     )
     found.all.append(Finding("info", "training", text))
     return seconds

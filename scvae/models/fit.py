@@ -136,8 +136,9 @@ def fit(
         they would take more than half of its free memory.
     deterministic
         On CUDA, take algorithms alone that give the same bits at every run, for the whole process
-        while the fit lasts. It costs speed where a faster one sums in any order. On the CPU they
-        always do, at no cost.
+        while the fit lasts. It costs speed where a faster one sums in any order, and needs the
+        environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 from the start. On the CPU they always
+        do, at no cost.
     checkpoint
         Folder for a checkpoint, written at most every ten seconds. The same call after a crash goes
         on from there, to the same bits on the CPU.

@@ -29,6 +29,8 @@ def seconds_of_run(run: RunSize, n_genes: int, device: torch.device) -> float:
 
 
 @cache
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _seconds_of_step(batch_size: int, n_genes: int, device: torch.device) -> float:
     """Return the median time of a training step on simulated counts."""
     rng = np.random.default_rng(0)
