@@ -117,7 +117,7 @@ def test_predictions_of_a_model_are_those_of_its_decoder(
         p = model.vae.decode(model.vae.encode(cells).loc, cells)
         means, variances = p.mean.double().numpy(), p.variance.double().numpy()
         zero = p.entry_log_prob(torch.zeros(150, 40)).exp().numpy()
-    table = model.predictive_check(adata, samples=300)
+    table = model.predictive_check(adata, samples=1500)
     np.testing.assert_allclose(table["predicted_mean"], means.mean(0), rtol=0.03)
     expected = variances.mean(0) + means.var(0, ddof=1)
     np.testing.assert_allclose(table["predicted_variance"], expected, rtol=0.12)
