@@ -1061,6 +1061,17 @@ def test_the_first_steps_do_not_count_and_a_network_is_timed_once(
     _seconds_of_step.cache_clear()
 
 
+def test_a_full_gpu_is_told_of(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> float:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("scvae.models.check.seconds_of_run", refuse)
+    report = scvae.check(adata)
+    assert report.seconds is None
+    assert report.steps
+    assert texts(report, "training")[0].endswith("or scvae.fit(adata, batch_size=64)")
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_steps_are_timed_where_gradients_are_off(mode: Any, adata: AnnData) -> None:
     _seconds_of_step.cache_clear()

@@ -5,11 +5,12 @@ No test here knows a default of the network or of the schedule: they may change.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -864,3 +865,18 @@ def test_streamed_counts_give_the_same_bits(batch_size: int | None) -> None:
         embeddings.append(adata.obsm["X_scvae"])
     assert model.record["counts"] == "streamed from host memory"
     np.testing.assert_array_equal(*embeddings)
+
+
+def test_deterministic_algorithms_are_those_of_the_gpu_alone(
+    simulated: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    @contextlib.contextmanager
+    def record(wanted: bool) -> Iterator[None]:
+        asked.append(wanted)
+        yield
+
+    monkeypatch.setattr("scvae.models.fit.deterministic_algorithms", record)
+    scvae.fit(simulated.copy(), deterministic=True, device="cpu", max_steps=2, progress=False)
+    assert asked == [False]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 
 from scvae.data.counts import narrowest
 from scvae.data.covariates import Covariates, column, learn_covariates
@@ -248,15 +249,24 @@ def _tell_memory(nbytes: int | None, n: int, n_genes: int, found: _Findings) -> 
         found.all.append(Finding("info", "memory", text))
 
 
-def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float:
+def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float | None:
     """Report steps and time of a run of `fit`; return the time in seconds."""
-    device = pick_device(None)
-    kind, seconds = KINDS[device.type], seconds_of_run(run, n_genes, device)
     text = (
         f"scvae.fit takes {run.steps:,} steps at most, of {run.batch_size} cells each, and holds "
-        f"{run.n_held_out:,} of {n:,} cells out to choose the best weights. By a few steps timed "
-        f"here, that is about {_time(seconds)} on this {kind}."
+        f"{run.n_held_out:,} of {n:,} cells out to choose the best weights."
     )
+    device, seconds = pick_device(None), None
+    try:
+        seconds = seconds_of_run(run, n_genes, device)
+        text += (
+            f" By a few steps timed here, that is about {_time(seconds)} on this "
+            f"{KINDS[device.type]}."
+        )
+    except torch.cuda.OutOfMemoryError:
+        text += (
+            " The GPU has too little memory left for such a step: free it, or "
+            f"scvae.fit(adata, batch_size={max(2, run.batch_size // 2)})"
+        )
     found.all.append(Finding("info", "training", text))
     return seconds
 
