@@ -21,7 +21,7 @@ ENOUGH = 10  # cells, from where on equal counts are no chance
 SILENT = "silent genes"  # what the finding is about that `fit` says aloud
 
 
-def fitted_counts(layer: str | None, genes: str | Sequence[str] | None) -> str:
+def _fitted_counts(layer: str | None, genes: str | Sequence[str] | None) -> str:
     """Return how the user writes the counts of the fitted genes: adata[:, genes].X."""
     if genes is None:
         return where_named(layer)
@@ -34,7 +34,8 @@ def examine(
     obs: pd.DataFrame,
     genes: pd.Index,
     learned: Covariates,
-    place: str,
+    layer: str | None,
+    chosen: str | Sequence[str] | None,
     label: str | None = None,
 ) -> list[Finding]:
     """Find what is odd in sound counts, and in the batches of their cells; nothing is refused.
@@ -49,14 +50,14 @@ def examine(
         Names of the fitted genes.
     learned
         The batch and the covariates that are corrected for.
-    place
-        How the user writes these counts.
+    layer, chosen
+        Where the counts are, None is X; and how the user chose the genes, None is all.
     label
         Column with labels; None looks at every column of adata.obs with 2 to 100 categories.
     """
     return [
         *_silent_genes(survey.cells_of_genes, genes),
-        *_odd_counts(survey, obs.index, genes, place),
+        *_odd_counts(survey, obs.index, genes, layer, _fitted_counts(layer, chosen)),
         *odd_groups(obs, learned, label),
     ]
 
@@ -72,13 +73,15 @@ def _silent_genes(cells_of_genes: np.ndarray, genes: pd.Index) -> list[Finding]:
     return [Finding("warning", SILENT, text)]
 
 
-def _odd_counts(survey: Survey, cells: pd.Index, genes: pd.Index, place: str) -> list[Finding]:
+def _odd_counts(
+    survey: Survey, cells: pd.Index, genes: pd.Index, layer: str | None, place: str
+) -> list[Finding]:
     counts = survey.counts
     if counts is None or not len(counts.totals):
         return []
     return [
         *_identical_genes(counts, survey.cells_of_genes, genes),
-        *_lone_peaks(counts, genes, place),
+        *_lone_peaks(counts, genes, layer),
         *_totals(counts.totals, cells, place),
         *_even_totals(counts.totals, place),
         *_multiples(counts.factors, survey.genes_of_cells, cells, place),
@@ -109,7 +112,7 @@ def _identical_genes(
     return [Finding("warning", "identical genes", text)]
 
 
-def _lone_peaks(counts: CountSummary, genes: pd.Index, place: str) -> list[Finding]:
+def _lone_peaks(counts: CountSummary, genes: pd.Index, layer: str | None) -> list[Finding]:
     full = counts.totals[counts.totals > 0]
     if len(full) < ENOUGH or full.max() > EXTREME * np.median(full):
         return []  # such a cell has them, and is found itself
@@ -118,14 +121,13 @@ def _lone_peaks(counts: CountSummary, genes: pd.Index, place: str) -> list[Findi
     if len(lone) < max(FEWEST_PEAKS, PEAKS * len(genes)):
         return []  # a rare cell has such genes, too
     highest = lone[np.argmax(largest[lone])]
-    _, in_layer, name = place.partition(".layers[")
-    layer = f", layer={name.removesuffix(']')}" if in_layer else ""
+    place = "" if layer is None else f", layer={layer!r}"
     text = (
         f"{len(lone):,} of {len(genes):,} genes have one cell with {PEAK} counts or more, and at "
         f"most 1/{ABOVE} of it in any other cell (highest: {genes[highest]!r}, "
         f"{largest[highest]:.0f}). Molecules that were amplified much look so, when their barcodes "
         "are misread. Such genes pass for highly variable; choose genes by a method that clips: "
-        f"sc.experimental.pp.highly_variable_genes(adata{layer}, flavor='pearson_residuals', "
+        f"sc.experimental.pp.highly_variable_genes(adata{place}, flavor='pearson_residuals', "
         "n_top_genes=2000)"
     )
     return [Finding("warning", "lone counts", text)]

@@ -39,12 +39,13 @@ def explain(
     ]
     text = f"Of {seen.stored:,} values of {place} that are not zero, {'; '.join(kinds)}."
     level: Level = "warning" if used else "info"
-    history = _history(adata, place, seen, other)
+    history = _history(adata, layer, seen, other)
     origin = [Finding(level, "normalisation", history)] if history else []
     return [Finding("info", "values", text), *origin]
 
 
-def _history(adata: AnnData, place: str, seen: Survey, other: str | None) -> str | None:
+def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None) -> str | None:
+    place = where_named(layer)
     negative = seen.tallies.get("negative")
     if negative is not None and negative.number > CENTRED * seen.stored:
         return (
@@ -56,7 +57,7 @@ def _history(adata: AnnData, place: str, seen: Survey, other: str | None) -> str
         return None
     was = recognise(seen.traces, adata.n_obs)
     if was is not None:
-        return f"{_deed(place, was)} {_remedy(adata, other, _undo(place, was))}"
+        return f"{_deed(place, was)} {_remedy(adata, other, _undo(layer, was))}"
     if set(seen.tallies) != {"non-integer"} or other is not None:
         return None
     return (
@@ -76,12 +77,11 @@ def _deed(place: str, was: Normalisation) -> str:
     )
 
 
-def _undo(place: str, was: Normalisation) -> str | None:
+def _undo(layer: str | None, was: Normalisation) -> str | None:
     """Return the code that makes counts of normalised values, if there is a way."""
     if not was.scaled:
         return None
-    layer = "" if place == "adata.X" else place.removeprefix("adata.layers[").removesuffix("]")
-    frame = f"adata.to_df({layer})"
+    frame = "adata.to_df()" if layer is None else f"adata.to_df({layer!r})"
     values = f"np.expm1({frame})" if was.logarithm else frame
     return (
         f"x = {values}; "

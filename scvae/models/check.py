@@ -16,7 +16,7 @@ import torch
 
 from scvae.data.counts import narrowest
 from scvae.data.covariates import Covariates, column, learn_covariates
-from scvae.data.examine import examine, fitted_counts
+from scvae.data.examine import examine
 from scvae.data.faults import explain
 from scvae.data.genes import choose_genes
 from scvae.data.library import check_not_empty, sizes_of
@@ -102,8 +102,8 @@ def check(
         return Report(tuple(found.all))
     _check_cells(adata, seen, library_size, found)
     names = adata.var_names if columns is None else adata.var_names[columns]
-    fitted = fitted_counts(place, genes if columns is not None else None)
-    found.all += examine(seen, adata.obs, names, learned, fitted, label)
+    chosen = None if columns is None else genes
+    found.all += examine(seen, adata.obs, names, learned, place, chosen, label)
     nbytes = None if seen.counts is None else _nbytes(seen, adata.n_obs, len(names))
     _tell_memory(nbytes, adata.n_obs, len(names), found)
     if adata.n_obs < FEWEST_CELLS or not len(names):

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 from scvae.data.covariates import Covariates, learn_covariates
-from scvae.data.examine import SILENT, examine, fitted_counts
+from scvae.data.examine import SILENT, examine
 from scvae.data.genes import check_unique, choose_genes
 from scvae.data.library import library_sizes
 from scvae.data.report import warning_texts
@@ -60,8 +60,9 @@ def prepare(
         warnings.warn(found.note, stacklevel=3)
     library = library_sizes(adata, found.counts, library_size)
     names = adata.var_names if columns is None else adata.var_names[columns]
-    place = fitted_counts(found.layer, None if columns is None else genes)
-    findings = examine(survey_counts(found.counts), adata.obs, names, learned, place)
+    chosen = None if columns is None else genes
+    seen = survey_counts(found.counts)
+    findings = examine(seen, adata.obs, names, learned, found.layer, chosen)
     for text in (finding.text for finding in findings if finding.what == SILENT):
         warnings.warn(text, stacklevel=3)
     return Prepared(
