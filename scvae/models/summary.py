@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from scvae.data.source import where_named
 from scvae.models.convergence import Convergence, convergence
 from scvae.models.held_out import LEAST_VARIANCE
 from scvae.models.origin import Origin
@@ -102,7 +103,7 @@ def _data(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
     others = [name for name in others if name != covariates.batch]
     if others:
         rows.append(("covariates", _listed(others)))
-    place = "adata.X" if origin.layer is None else f"adata.layers[{origin.layer!r}]"
+    place = where_named(origin.layer)
     return [*rows, ("counts", f"{place}, {record['counts']}" if "counts" in record else place)]
 
 

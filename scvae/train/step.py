@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
-from scvae.train.adamw import CompiledAdamW, serves
+from scvae.train.adamw import NAMES, CompiledAdamW, serves
 
 Optimizer = torch.optim.Optimizer | CompiledAdamW
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+MOMENTS = ("step", *NAMES)  # of AdamW
 EAGER_STEPS = 3  # before a graph is captured: libraries choose their kernels and workspaces
 
 
