@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import html
 import math
 import pickle
@@ -11,7 +10,7 @@ import random
 import re
 import tracemalloc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pytest
 import scanpy as sc
 import torch
 from anndata import AnnData
+from hashes import SLOTS, digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
@@ -349,19 +349,6 @@ def test_a_file_gives_the_same_report(
     backed.file.close()
     assert retold(found) == retold(expected)
     assert path.read_bytes() == content
-
-
-def digest(value: Any) -> str:
-    if sparse.issparse(value):
-        parts: list[Any] = [value.format, value.shape, value.data, value.indices, value.indptr]
-    elif isinstance(value, Mapping):
-        parts = [(key, digest(value[key])) for key in value]
-    else:
-        parts = [value]
-    return hashlib.sha256(pickle.dumps(parts)).hexdigest()
-
-
-SLOTS = ("X", "obs", "var", "layers", "obsm", "varm", "obsp", "varp", "uns")
 
 
 @pytest.mark.parametrize("state", ODD)

@@ -6,8 +6,6 @@ No test here knows a default of the network or of the schedule: they may change.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from hashes import digest, digests
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
@@ -45,32 +44,7 @@ def adata(simulated: AnnData) -> AnnData:
     return simulated.copy()
 
 
-# -- what a matrix, a table and an AnnData hold, as bytes ------------------------------------------
-
-
-def digest(value: Any) -> str:
-    if sparse.issparse(value):
-        parts = [value.format, value.shape, value.data, value.indices, value.indptr]
-    elif isinstance(value, Mapping):
-        parts = [(key, digest(value[key])) for key in value]
-    else:
-        parts = [value]
-    return hashlib.sha256(pickle.dumps(parts)).hexdigest()
-
-
-SLOTS = ("X", "obs", "var", "layers", "obsm", "varm", "obsp", "varp", "uns")
-
-
-def digests(adata: AnnData, besides: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return a hash of everything in `adata`, without the named keys of obsm and uns."""
-    found = {}
-    for slot in SLOTS:
-        value = getattr(adata, slot)
-        if isinstance(value, Mapping):
-            found |= {f"{slot}/{key}": digest(value[key]) for key in value if key not in besides}
-        else:
-            found[slot] = digest(value)
-    return found
+# -- weights, and what is read back ---------------------------------------------------------------
 
 
 def weights(model: scvae.Model) -> dict[str, np.ndarray]:
