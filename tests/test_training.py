@@ -21,6 +21,7 @@ from scvae.core.networks import Linear
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
 from scvae.errors import ConfigError, ScvaeError, TrainingError
+from scvae.train.average import POWER, snapshot, update_average, with_weights
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.loop import evaluate, train
@@ -338,12 +339,86 @@ def test_the_trained_bound_is_weighted_and_the_held_out_bound_is_not() -> None:
     assert history.validation == pytest.approx([-3.0] * 20)
 
 
+# -- the average of the weights --------------------------------------------------------------------
+
+
+def running_average(values: np.ndarray) -> np.ndarray:
+    """Return the average of weights of steps 1, 2, ..., updated after every step."""
+    average = [values[0]]
+    for step in range(2, len(values) + 1):
+        old = ((step - 1) / step) ** (POWER + 1)
+        average.append(old * average[-1] + (1 - old) * values[step - 1])
+    return np.array(average)
+
+
+@law
+@given(updates=st.lists(st.integers(1, 50), min_size=1, max_size=20, unique=True))
+def test_the_average_weights_a_step_by_a_power_of_its_number(updates: list[int]) -> None:
+    """Between updates the weights stand still, so that the integral of t^4 is exact."""
+    vae, updates = build(), sorted(updates)
+    average, last, expected, total = snapshot(vae), 0, 0.0, 0.0
+    for step in updates:
+        with torch.no_grad():
+            vae.posterior.loc.weight.fill_(step)
+        update_average(average, vae, last, step)
+        share = step ** (POWER + 1) - last ** (POWER + 1)
+        expected, total, last = expected + share * step, total + share, step
+    found = average["posterior.loc.weight"].double()
+    np.testing.assert_allclose(found.numpy(), expected / total, rtol=1e-5)
+
+
+def test_what_is_kept_is_the_average() -> None:
+    vae, seen = build(), []
+    generator = seeded(0)
+    kept: list[dict[str, Tensor]] = []
+    train(
+        vae,
+        shuffled(data(), generator),
+        lambda: parts(data(seed=1)),
+        Schedule(20, evaluations=1, patience=20, **PLAIN),
+        generator,
+        keep=lambda run: (seen.append(snapshot(run.vae)), kept.append(run.average)),  # type: ignore[func-returns-value,arg-type]
+    )
+    for name, weight in vae.state_dict().items():
+        torch.testing.assert_close(weight, kept[-1][name], rtol=0, atol=0)
+        assert not torch.equal(weight, seen[-1][name])  # training itself goes on from its own
+
+
+def test_counters_are_copied_and_statistics_averaged() -> None:
+    norm = nn.BatchNorm1d(2)
+    vae = VAE(StandardNormal(2), norm, Decoder())
+    average = snapshot(vae)
+    norm(torch.full((4, 2), 8.0))
+    update_average(average, vae, 1, 2)
+    assert average["posterior.num_batches_tracked"] == 1
+    new = float(norm.running_mean[0])
+    assert average["posterior.running_mean"][0].item() == pytest.approx(new * (1 - 0.5**5))
+
+
+def test_other_weights_are_lent_and_taken_back_even_after_an_error() -> None:
+    vae, other = build(0), snapshot(build(1))
+    own, place = snapshot(vae), vae.posterior.loc.weight.data_ptr()
+    lent = []
+
+    def fails() -> None:
+        with with_weights(vae, other):
+            lent.append(vae.posterior.loc.weight.clone())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert torch.equal(lent[0], other["posterior.loc.weight"])
+    assert all(torch.equal(own[name], now) for name, now in vae.state_dict().items())
+    assert vae.posterior.loc.weight.data_ptr() == place  # a captured graph writes there
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 2.0])
 def test_weight_decay_shrinks_the_posterior_alone(decay: float) -> None:
     vae, zeros = VAE(Fixed(0.0), Idle(), Constant()), [batch_of(torch.zeros(4, 1))]
     schedule = Schedule(30, learning_rate=0.02, weight_decay=decay)
     train(vae, lambda: zeros, lambda: zeros, schedule, seeded(0))
-    kept = math.prod(1 - schedule.rate(step) * decay for step in range(30))
+    shrunk = np.cumprod([1 - schedule.rate(step) * decay for step in range(30)])
+    kept = float(running_average(shrunk)[-1])
     torch.testing.assert_close(vae.posterior.weight.detach(), torch.full((3,), kept))
     assert vae.likelihood.theta.item() == 1
 

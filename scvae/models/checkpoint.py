@@ -18,7 +18,7 @@ from scvae.errors import FileError
 from scvae.io import read_file, write_file
 from scvae.models.rna import Architecture
 from scvae.models.weights import check_tensors, weight_shapes
-from scvae.train.run import Run, State, StateError, under
+from scvae.train.run import WEIGHTS, Run, State, StateError, under
 
 NAME = "checkpoint.safetensors"
 SECONDS_BETWEEN = 10.0
@@ -38,7 +38,7 @@ def digest(*parts: Any) -> str:
 
 def _check_weights(state: State, a: Architecture) -> None:
     """Raise StateError unless the weights of `state` can be those of a network."""
-    for prefix in ("weights", "best"):
+    for prefix in WEIGHTS:
         try:
             check_tensors(under(prefix, state.tensors), weight_shapes(a))
         except ValueError as error:

@@ -13,9 +13,10 @@ from torch import Generator
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
 from scvae.errors import TrainingError
+from scvae.train.average import with_weights
 from scvae.train.heap import steady_heap
 from scvae.train.history import History
-from scvae.train.run import SLOWER, Run, State, snapshot
+from scvae.train.run import SLOWER, Run, State
 from scvae.train.schedule import Schedule
 from scvae.train.step import NotFiniteError
 
@@ -49,7 +50,9 @@ def train(
     keep: Callable[[Run], None] = lambda run: None,
     entry_name: Callable[[int], str] = str,
 ) -> History:
-    """Maximise the ELBO and leave `vae` with the weights of the best held-out ELBO.
+    """Maximise the ELBO and leave `vae` with the average weights of the best held-out ELBO.
+
+    What is evaluated and kept is the average of the weights along training (`scvae.train.average`).
 
     Ctrl-C ends training as if it were out of patience. A bound that is not finite sends it back to
     the best weights so far, with a smaller learning rate and a warning.
@@ -136,8 +139,12 @@ def _roll_back(run: Run, problem: str) -> None:
 
 
 def _evaluate(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> bool:
-    """Measure the held-out ELBO and keep the weights if it is the best; return if it is finite."""
-    history, value = run.history, evaluate(run.vae, held_out())
+    """Measure the held-out ELBO of the average weights, and keep them if it is the best; return
+    if it is finite."""
+    history = run.history
+    run.update_average()
+    with with_weights(run.vae, run.average):
+        value = evaluate(run.vae, held_out())
     if not math.isfinite(value):
         _roll_back(run, "the held-out ELBO")
         return False
@@ -149,7 +156,8 @@ def _evaluate(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -
     history.cells_per_second = run.cells / history.seconds
     run.forget_bounds()
     if value >= history.best:
-        run.best, history.best_step = snapshot(run.vae), run.taken
+        run.best = {name: weight.clone() for name, weight in run.average.items()}
+        history.best_step = run.taken
     return True
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.vae import VAE, Batch
+from scvae.train.average import EVERY, snapshot, update_average
 from scvae.train.history import History, read_history
 from scvae.train.schedule import Schedule
 from scvae.train.step import CheckedStep, Step, make_step
@@ -25,7 +26,8 @@ class State:
     Attributes
     ----------
     tensors
-        Weights, the best weights so far, moments of the optimiser, random states, sums.
+        Weights, their average, the best average so far, moments of the optimiser, random states,
+        sums.
     numbers
         Everything else, as JSON holds it.
     """
@@ -36,11 +38,6 @@ class State:
 
 class StateError(ValueError):
     """A state is not one of the run that is to go on from it."""
-
-
-def snapshot(vae: VAE) -> dict[str, Tensor]:
-    """Return a copy of the weights."""
-    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
 class Run:
@@ -54,9 +51,9 @@ class Run:
         generator: Generator,
     ) -> None:
         self.vae, self.epoch, self.schedule, self.generator = vae, epoch, schedule, generator
-        self.history, self.best = History(), snapshot(vae)
+        self.history, self.average, self.best = History(), snapshot(vae), snapshot(vae)
         self.ascend: Step = make_step(vae, schedule.weight_decay, generator)
-        self.taken = self.cells = self.summed = self.position = 0
+        self.taken = self.cells = self.summed = self.position = self.averaged = 0
         self.scale = 1.0
         self.bounds = torch.zeros((), device=generator.device)  # summed since the last evaluation
         self.epoch_start = generator.get_state()
@@ -72,6 +69,14 @@ class Run:
         self.taken += 1
         self.summed += 1
         self.cells += len(batch)
+        if self.taken % EVERY == 0:
+            self.update_average()
+
+    def update_average(self) -> None:
+        """Let the average of the weights follow them."""
+        if self.averaged < self.taken:
+            update_average(self.average, self.vae, self.averaged, self.taken)
+            self.averaged = self.taken
 
     @property
     def beta(self) -> float:
@@ -100,6 +105,7 @@ class Run:
     def roll_back(self) -> None:
         """Return to the best weights, with a smaller rate and a look at every step from now on."""
         self.vae.load_state_dict(self.best)
+        self.average = snapshot(self.vae)
         self.scale *= SLOWER
         self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.generator)
         self.history.rollbacks.append(self.taken)
@@ -109,6 +115,7 @@ class Run:
         """Return a copy of everything that the next steps depend on."""
         tensors = {
             **{f"weights.{name}": value for name, value in snapshot(self.vae).items()},
+            **{f"average.{name}": value.clone() for name, value in self.average.items()},
             **{f"best.{name}": value for name, value in self.best.items()},
             **{f"optimizer.{name}": value for name, value in self.ascend.moments().items()},
             "random.now": self.generator.get_state(),
@@ -132,17 +139,18 @@ class Run:
             raise StateError(str(error)) from error
 
     def _put_back(self, state: State) -> None:
-        weights, best = (under(name, state.tensors) for name in ("weights", "best"))
+        weights, average, best = (under(name, state.tensors) for name in WEIGHTS)
         moments = under("optimizer", state.tensors)
-        bounds, now, epoch_start = self._singles(state.tensors, weights, best, moments)
+        bounds, now, epoch_start = self._singles(state.tensors, weights, average, best, moments)
         for name, value in _counters(state.numbers, self.schedule.steps).items():
             setattr(self, name, value)
         self.history = read_history(state.numbers["history"], self.taken)
         if self.history.rollbacks:
             self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.generator)
-        for of_all in (weights, best):
+        for of_all in (weights, average, best):
             _check_like(of_all, self.vae.state_dict())
         self.vae.load_state_dict(weights)
+        self.average = {name: average[name].to(own.device) for name, own in self.best.items()}
         self.best = best
         self.ascend.restore(moments)
         self.bounds = bounds.to(self.bounds.device)
@@ -172,7 +180,8 @@ class Run:
                 raise ValueError(f"an epoch has fewer than {self.position} minibatches")
 
 
-COUNTERS = ("taken", "cells", "summed", "position", "scale")
+WEIGHTS = ("weights", "average", "best")  # of the same network, in a state
+COUNTERS = ("taken", "cells", "summed", "position", "averaged", "scale")
 SINGLES = ("bounds", "random.now", "random.epoch")
 
 
@@ -186,7 +195,7 @@ def _counters(numbers: Mapping[str, Any], steps: int) -> dict[str, Any]:
         raise ValueError("its learning rate is scaled by no share")
     if not all(type(value) is int and value >= 0 for value in found.values()):
         raise ValueError("its counters are not whole numbers")
-    if not found["summed"] <= found["taken"] <= steps:
+    if not max(found["summed"], found["averaged"]) <= found["taken"] <= steps:
         raise ValueError(f"its counters contradict each other, or the {steps} steps of the fit")
     return {**found, "scale": scale}
 

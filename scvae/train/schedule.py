@@ -31,7 +31,7 @@ class Schedule:
     """
 
     steps: int
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     weight_decay: float = 0.01
     rise: float = 0.3
     warmup: float = 0.1
