@@ -710,7 +710,7 @@ REFUSED: dict[str, tuple[Callable[[AnnData], None], dict[str, Any], type, tuple[
     ),
     "rate 0": (nothing, {"learning_rate": 0}, ConfigError, ("learning_rate=0", "positive")),
     "rate -1": (nothing, {"learning_rate": -1.0}, ConfigError, ("learning_rate=-1.0", "positive")),
-    "rate NaN": (nothing, {"learning_rate": np.nan}, ConfigError, ("learning_rate=nan", "=4e-3")),
+    "rate NaN": (nothing, {"learning_rate": np.nan}, ConfigError, ("learning_rate=nan", "=8e-3")),
     "key_added": (nothing, {"key_added": 5}, ConfigError, ("key_added", "5")),
 }
 
@@ -786,8 +786,8 @@ def test_diverging_training_writes_nothing(adata: AnnData) -> None:
             "scvae.train.adamw.CompiledAdamW.step",
             MemoryError,
         ),  # Ctrl-C there ends training and no more
-        ("scvae.Model.posterior", MemoryError),
-        ("scvae.Model.posterior", KeyboardInterrupt),
+        ("scvae.Model.embed_dataset", MemoryError),
+        ("scvae.Model.embed_dataset", KeyboardInterrupt),
     ],
 )
 def test_a_failure_on_the_way_writes_nothing(

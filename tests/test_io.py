@@ -537,7 +537,8 @@ def test_a_format_is_read_by_its_migrations_and_not_without(tmp_path: Path) -> N
     def migrate(tensors: dict[str, Tensor], content: dict[str, Any]) -> Any:
         return {"w": tensors["w"] + 1}, {"new": content["old"] + 1}
 
-    tensors, content = read_file(path, migrations={1: migrate})
+    later = dict.fromkeys(range(2, FORMAT), lambda *contents: contents)
+    tensors, content = read_file(path, migrations={1: migrate, **later})
     assert tensors["w"].tolist() == [2, 2]
     assert content == {"new": 2}
 

@@ -20,9 +20,10 @@ from torch import Generator, Tensor
 import scvae
 from scvae import FileError, cli
 from scvae.io import FORMAT, files
+from scvae.models.embedding import EmbeddingSpec
 from scvae.models.migrations import MIGRATIONS
 from scvae.models.rna import Architecture, Statistics, build_vae
-from scvae.models.weights import AXES, LARGEST, expected_shapes
+from scvae.models.weights import EMBEDDING, LARGEST, expected_shapes
 
 FORMATS = range(1, FORMAT + 1)
 RECENT = FILES / f"format_{FORMAT}.scvae"
@@ -103,7 +104,17 @@ def test_expected_shapes_are_those_of_the_network(n_batches: int) -> None:
         variant = dict(zip(CHOICES, chosen, strict=True))
         a = Architecture(11, n_batches, n_batches + 2, n_latent=3, n_hidden=5, **variant)
         built = {name: tuple(tensor.shape) for name, tensor in network(a).items()}
-        assert expected_shapes(a) == {AXES: (3, 3), **built}
+        axes = {f"{EMBEDDING}coordinates.axes": (3, 3)}
+        assert expected_shapes(a, EmbeddingSpec("latent", 0)) == {**axes, **built}
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_expected_shapes_are_those_of_the_embedding(align: bool) -> None:
+    model = scvae.fit(fitted_cells(), batch="batch", align=align, max_steps=1, progress=False)
+    built = {EMBEDDING + name: tuple(t.shape) for name, t in model.embedding.tensors().items()}
+    expected = expected_shapes(model.architecture, model.embedding.spec)
+    assert {name: expected[name] for name in expected if name.startswith(EMBEDDING)} == built
+    assert bool(model.embedding.spec.clusters) is align
 
 
 # -- headers that lie ------------------------------------------------------------------------------
@@ -172,6 +183,17 @@ LIES: list[tuple[Callable[[Any], Any], str]] = [
     (at("architecture", "encode_covariates", value=False), "has shape"),
     (at("architecture", "dropout", value=0.1), "unknown 'dropout'"),
     (at("architecture", value=[]), "architecture is .*not an object"),
+    (at("embedding", value=[]), "embedding is .*not an object"),
+    (without("embedding"), "no 'embedding'"),
+    (without("embedding", "clusters"), "embedding has no 'clusters'"),
+    (at("embedding", "coordinates", value="latent"), "lacks the tensor embedding.coordinates.axes"),
+    (at("embedding", "coordinates", value="pickle"), "coordinates='pickle'"),
+    (at("embedding", "coordinates", value=["latent"]), "coordinates="),
+    *(
+        (at("embedding", "clusters", value=value), "clusters|has shape")
+        for value in (10**9, 2**62, -1, True, 3.0, "3", None)
+    ),
+    (at("embedding", "clusters", value=0), "unknown tensor 'embedding.al"),
     (at("extra", value=1), "unknown 'extra'"),
     (without("record"), "no 'record'"),
     (without("origin", "layer"), "origin has no 'layer'"),
@@ -263,6 +285,7 @@ def test_the_record_may_be_empty_or_hold_more(tmp_path: Path) -> None:
 # -- tensors that are not the network's ------------------------------------------------------------
 
 WEIGHT = "likelihood.share.weight"
+LOADINGS = f"{EMBEDDING}coordinates.loadings"
 
 
 def filled(name: str, value: float) -> Callable[[dict[str, Tensor]], Any]:
@@ -272,13 +295,15 @@ def filled(name: str, value: float) -> Callable[[dict[str, Tensor]], Any]:
 WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "missing": (lambda tensors: tensors.pop(WEIGHT), f"lacks the tensor {WEIGHT}"),
     "too many": (lambda tensors: tensors.update(w=torch.ones(1)), "unknown tensor 'w'"),
-    "without axes": (lambda tensors: tensors.pop(AXES), "lacks the tensor axes"),
+    "without loadings": (lambda tensors: tensors.pop(LOADINGS), f"lacks the tensor {LOADINGS}"),
     "turned": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].t()}), "has shape"),
     "double": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].double()}), "float64"),
     "whole": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].long()}), "int64"),
     "NaN": (filled(WEIGHT, float("nan")), "not finite"),
     "infinite": (filled(WEIGHT, float("inf")), "not finite"),
-    "NaN axes": (filled(AXES, float("nan")), "axes has values that are not finite"),
+    "NaN loadings": (filled(LOADINGS, float("nan")), "loadings has values that are not finite"),
+    "no variance": (filled(f"{EMBEDDING}alignment.variance", 0.0), "outside"),
+    "more than all": (filled(f"{EMBEDDING}alignment.strength", 1.5), "outside 0 to 1"),
     "huge": (filled(WEIGHT, 2 * LARGEST), "outside -1e[+]07 to 1e[+]07"),
     "variance": (filled("posterior.hidden.norms.0.running_var", -1e-6), "outside 0 to"),
     "deviation": (filled("prior.library_scale", 0.0), "outside"),

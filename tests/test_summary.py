@@ -101,7 +101,7 @@ def flatten_latents(model: scvae.Model, flat: list[int]) -> scvae.Model:
     with torch.no_grad():
         head.weight[flat] = 0.0
         head.bias[flat] = 3.0
-    return scvae.Model(vae, model.axes, model.architecture, model.origin, model.record)
+    return scvae.Model(vae, model.embedding, model.architecture, model.origin, model.record)
 
 
 @pytest.mark.parametrize("n_flat", [0, 1, 17, 30])
@@ -204,7 +204,7 @@ def test_a_fit_of_few_steps_is_still_improving_and_a_long_one_is_not(simulated: 
 def report(model: scvae.Model, **changes: Any) -> Summary:
     """Return the report of a model with another record."""
     changed = scvae.Model(
-        model.vae, model.axes, model.architecture, model.origin, {**model.record, **changes}
+        model.vae, model.embedding, model.architecture, model.origin, {**model.record, **changes}
     )
     return changed.summary()
 
@@ -358,7 +358,7 @@ def test_a_loaded_model_reports_the_same_but_for_the_time(trained: Fitted, tmp_p
 
 def test_a_model_that_says_little_is_reported(trained: Fitted) -> None:
     model = trained[1]
-    bare = scvae.Model(model.vae, model.axes, model.architecture, model.origin, {}).summary()
+    bare = scvae.Model(model.vae, model.embedding, model.architecture, model.origin, {}).summary()
     assert told(bare)["verdict"] == "not recorded"
     assert told(bare)["genes"] == "100"
     assert bare.warnings == ()

@@ -104,6 +104,15 @@ class Covariates:
             blocks.append(((values - mean) / std).astype(np.float32)[:, None])
         return np.hstack(blocks)
 
+    def typical(self, mean: np.ndarray) -> np.ndarray:
+        """Return the row of a design of the most common categories and the mean of every number,
+        float32 ``(width,)``, given the mean row of the design."""
+        row, start = np.zeros(self.width), 0
+        for categories in self.categories.values():
+            row[start + mean[start : start + len(categories)].argmax()] = 1.0
+            start += len(categories)
+        return row.astype(np.float32)  # numbers are standardised: their mean is 0
+
     def to_json(self) -> dict[str, Any]:
         return {
             "batch": self.batch,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KEY = "scvae"
 HEADER_SUM, TENSORS_SUM = "sha256_header", "sha256_tensors"
-FORMAT = 2
+FORMAT = 3
 UNCHECKED_FORMAT = 1  # had no checksums
 LONGEST_HEADER = 2**26  # 64 MiB: a million genes take half of it
 KINDS = {

@@ -7,35 +7,49 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from scvae.data.covariates import Covariates
 from scvae.data.library import FROM_COUNTS
 from scvae.io import shown
+from scvae.models.embedding import EmbeddingSpec
 from scvae.models.origin import Origin
 from scvae.models.record import check_record
 from scvae.models.rna import Architecture
 
-MAY_BE_ZERO = ("n_covariates",)
+Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
+MAY_BE_ZERO = ("n_covariates", "clusters")
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
 
-def describe(architecture: Architecture, origin: Origin, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the description as JSON holds it."""
+class Description(NamedTuple):
+    """All of a model but its tensors."""
+
+    architecture: Architecture
+    embedding: EmbeddingSpec
+    origin: Origin
+    record: dict[str, Any]
+
+
+def describe(description: Description) -> dict[str, Any]:
+    """Return a description as JSON holds it."""
+    architecture, embedding, origin, record = description
     return {
         "architecture": dataclasses.asdict(architecture),
+        "embedding": dataclasses.asdict(embedding),
         "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
         "record": record,
     }
 
 
-def read_description(content: Any) -> tuple[Architecture, Origin, dict[str, Any]]:
+def read_description(content: Any) -> Description:
     """Return what `describe` was given, if everything in `content` could be so and agrees."""
-    fields = _exactly(content, ("architecture", "origin", "record"), "its header")
-    architecture = _architecture(fields["architecture"])
+    fields = _exactly(content, Description._fields, "its header")
+    architecture = _spec(Architecture, fields["architecture"], "architecture")
+    embedding = _spec(EmbeddingSpec, fields["embedding"], "embedding")
     origin = _origin(fields["origin"])
     _check_agreement(architecture, origin)
-    return architecture, origin, check_record(fields["record"])
+    return Description(architecture, embedding, origin, check_record(fields["record"]))
 
 
 def _exactly(fields: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -50,16 +64,17 @@ def _exactly(fields: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
     return fields
 
 
-# -- architecture ------------------------------------------------------------------------------
+# -- architecture and embedding ----------------------------------------------------------------
 
 
-def _architecture(fields: Any) -> Architecture:
-    kinds = get_type_hints(Architecture)
-    values = _exactly(fields, tuple(kinds), "architecture")
+def _spec(spec: type[Spec], fields: Any, where: str) -> Spec:
+    """Return the dataclass of whole numbers, flags and choices that `fields` describe."""
+    kinds = get_type_hints(spec)
+    values = _exactly(fields, tuple(kinds), where)
     for name, kind in kinds.items():
         if not _is_of(kind, values[name], 0 if name in MAY_BE_ZERO else 1):
-            raise ValueError(f"architecture has {name}={shown(values[name])}")
-    return Architecture(**values)
+            raise ValueError(f"{where} has {name}={shown(values[name])}")
+    return spec(**values)
 
 
 def _is_of(kind: Any, value: Any, least: int) -> bool:

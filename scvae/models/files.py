@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from scvae.core.vae import VAE
 from scvae.errors import FileError
 from scvae.io import read_file, write_file
-from scvae.models.description import describe, read_description
+from scvae.models.description import Description, describe, read_description
+from scvae.models.embedding import Embedding
 from scvae.models.migrations import MIGRATIONS
 from scvae.models.origin import Origin
 from scvae.models.rna import Architecture, Statistics, build_vae
-from scvae.models.weights import AXES, check_model
+from scvae.models.weights import EMBEDDING, check_model
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Parts:
     """What a model is made of; as in `scvae.models.model.Model`."""
 
     vae: VAE
-    axes: Tensor
+    embedding: Embedding
     architecture: Architecture
     origin: Origin
     record: dict[str, Any]
@@ -39,11 +40,13 @@ def write_model(path: str | os.PathLike[str], parts: Parts) -> None:
     FileError
         If it cannot be written; what was there before is left as it was.
     """
-    tensors = {**parts.vae.state_dict(), AXES: parts.axes}
-    content = describe(parts.architecture, parts.origin, _without_times(parts.record))
+    embedding = {EMBEDDING + name: value for name, value in parts.embedding.tensors().items()}
+    tensors = {**parts.vae.state_dict(), **embedding}
+    record, spec = _without_times(parts.record), parts.embedding.spec
+    content = describe(Description(parts.architecture, spec, parts.origin, record))
     try:
         read_description(json.loads(json.dumps(content)))
-        check_model(tensors, parts.architecture)
+        check_model(tensors, parts.architecture, spec)
     except ValueError as error:
         raise FileError(
             f"{path} was not written, as no model could be read from it again: {error}."
@@ -61,16 +64,18 @@ def read_model(path: str | os.PathLike[str]) -> Parts:
     """
     tensors, content = read_file(path, migrations=MIGRATIONS)
     try:
-        architecture, origin, record = read_description(content)
-        check_model(tensors, architecture)
+        architecture, spec, origin, record = read_description(content)
+        check_model(tensors, architecture, spec)
     except ValueError as error:
         raise FileError(
             f"{path} is damaged: {error}. Give a file that model.save(path) wrote."
         ) from error
     vae = build_vae(architecture, _blank(architecture), Generator())
-    axes = tensors.pop(AXES)
+    names = [name for name in tensors if name.startswith(EMBEDDING)]
+    of_embedding = {name.removeprefix(EMBEDDING): tensors.pop(name) for name in names}
     vae.load_state_dict(tensors)
-    return Parts(vae.eval(), axes, architecture, origin, record)
+    embedding = Embedding.of(spec.coordinates, of_embedding)
+    return Parts(vae.eval(), embedding, architecture, origin, record)
 
 
 def _without_times(record: dict[str, Any]) -> dict[str, Any]:

@@ -18,16 +18,17 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
+from scvae.data.cells import Dataset
 from scvae.data.covariates import column
 from scvae.data.library import FROM_COUNTS
 from scvae.errors import ConfigError, DataError
-from scvae.models.axes import expression_axes
 from scvae.models.checkpoint import Checkpoint
+from scvae.models.embedding import fit_embedding
 from scvae.models.held_out import measure_held_out
 from scvae.models.model import Model, pick_device
 from scvae.models.origin import Origin
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, train_plan
-from scvae.models.prepare import batch_shares, prepare
+from scvae.models.prepare import Prepared, batch_shares, prepare
 from scvae.models.rna import (
     DISPERSIONS,
     LIKELIHOODS,
@@ -64,10 +65,11 @@ def fit(
     n_layers: int = 1,
     encode_covariates: bool = True,
     prior: LatentPrior = "mixture",
+    align: bool | float = True,
     validation: float | str = VALIDATION,
     batch_size: int | None = None,
     max_steps: int | None = None,
-    learning_rate: float = 4e-3,
+    learning_rate: float = 8e-3,
     early_stopping: bool = True,
     seed: int = 0,
     device: str | None = None,
@@ -84,8 +86,8 @@ def fit(
     .. math:: E_{q(z|x)}[\log p(x \mid z, l, s)] - KL(q(z \mid x)\,\|\,p(z))
 
     in nats per cell, on the GPU where there is one. The KL weight rises to 1 over the first tenth
-    of the steps and is 1 ever after, at every number of cells. The weights of the best bound on
-    held-out cells are kept.
+    of the steps and is 1 ever after, at every number of cells. What is kept is the average
+    of the weights along training (`scvae.train.average`) with the best bound on held-out cells.
 
     Parameters
     ----------
@@ -114,6 +116,10 @@ def fit(
     prior
         "mixture": 50 Gaussians that are learned with everything else, because cells come in groups;
         or "normal", N(0, I). The KL of a mixture is estimated from the latent samples.
+    align
+        Take out of the embedding what the network left of the batches, cluster by cluster (see
+        `scvae.models.alignment`): True, False, or the share of it, between 0 and 1. It changes
+        neither the network nor what it decodes.
     validation
         Share of the cells held out (at most 5,000 cells) to choose the best weights, or a boolean
         column of adata.obs that marks them.
@@ -188,6 +194,7 @@ def fit(
     seed = _seed(seed)
     if not isinstance(key_added, str) or not key_added:
         raise ConfigError(f"key_added={key_added!r}, but it must be a name: key_added='X_scvae'")
+    strength = _strength(align)
     chosen = pick_device(device)
     prepared = prepare(adata, batch, covariates, layer, genes, library_size)
     generator = Generator(chosen).manual_seed(seed)
@@ -216,10 +223,19 @@ def fit(
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with _progress_bar(schedule, progress) as report:
             trained = train_plan(plan, generator, stream=stream, checkpoint=kept, report=report)
-        axes = expression_axes(trained.vae, trained.dataset, train_rows, generator)
-        model = Model(trained.vae, axes, architecture, origin, _record(plan, trained))
-        embedding, _ = model.posterior(trained.dataset)
-    _write(adata, key_added, embedding, _uns(model))
+        embedding, moved = fit_embedding(
+            trained.vae,
+            trained.dataset,
+            train_rows,
+            _typical(prepared, trained.dataset, train_rows),
+            architecture.n_batches,
+            strength,
+            generator,
+        )
+        record = {**_record(plan, trained), "align": strength, "moved": moved}
+        model = Model(trained.vae, embedding, architecture, origin, record)
+        embedded = model.embed_dataset(trained.dataset)
+    _write(adata, key_added, embedded, _uns(model))
     return model
 
 
@@ -242,6 +258,15 @@ def _seed(seed: int) -> int:
     if not 0 <= whole < 2**32:
         raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
     return whole
+
+
+def _strength(align: bool | float) -> float:
+    """Return the share of what is left of the batches that the embedding is rid of."""
+    if not isinstance(align, bool | float | int | np.number | np.bool_) or not 0 <= align <= 1:
+        raise ConfigError(
+            f"align={align!r}, but it must be True, False, or a share between 0 and 1: align=True"
+        )
+    return float(align)
 
 
 def _count(**named: int) -> int:
@@ -330,7 +355,7 @@ def _schedule(
     learning_rate = float(learning_rate)
     if not 0 < learning_rate < math.inf:
         raise ConfigError(
-            f"learning_rate={learning_rate}, but it must be positive: learning_rate=4e-3"
+            f"learning_rate={learning_rate}, but it must be positive: learning_rate=8e-3"
         )
     patience = Schedule.patience if early_stopping else max_steps
     return Schedule(max_steps, learning_rate, patience=patience)
@@ -357,6 +382,12 @@ def _progress_bar(schedule: Schedule, show: bool) -> Iterator[Callable[[History]
             bar.update(history.step[-1] - bar.n)
 
         yield report
+
+
+def _typical(prepared: Prepared, dataset: Dataset, rows: Tensor) -> Tensor:
+    """Return the covariates that every cell is embedded with, ``(c,)``."""
+    mean = dataset.s[rows].mean(0).cpu().numpy()
+    return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
 
 
 def _record(plan: Plan, trained: Trained) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Format 1 had no checksums, named the record "summary", and kept the weight of th
 layer as ``(n_hidden, n_in)``. Its earliest files do not name the prior, which was N(0, I) then; a
 history in it does not speak of interruptions and rollbacks, of which there were none.
 
+Format 2 had a linear map of the latent space as its embedding, which stays what it was.
+
 A new format needs a higher `scvae.io.FORMAT`, a step here, and a small file in ``tests/files``.
 """
 
@@ -32,4 +34,11 @@ def migrate_1_to_2(tensors: dict[str, Tensor], content: dict[str, Any]) -> Conte
     )
 
 
-MIGRATIONS: dict[int, Migration] = {1: migrate_1_to_2}
+def migrate_2_to_3(tensors: dict[str, Tensor], content: dict[str, Any]) -> Contents:
+    """Return the contents of a file of format 2 as format 3 has them."""
+    weights = dict(tensors)
+    axes = {"embedding.coordinates.axes": weights.pop("axes")}
+    return {**weights, **axes}, {**content, "embedding": {"coordinates": "latent", "clusters": 0}}
+
+
+MIGRATIONS: dict[int, Migration] = {1: migrate_1_to_2, 2: migrate_2_to_3}

@@ -62,6 +62,8 @@ RECORD: dict[str, Kind] = {
     "device": _text,
     "counts": _text,
     "digest": _text,
+    "align": _number,
+    "moved": _all(_number),
     "warnings": _all(_text),
     "versions": _each(_text),
 }

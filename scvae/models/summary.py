@@ -83,8 +83,10 @@ def summarise(
         "Data": _data(a, origin, record),
         "Model": _model(a, origin, n_parameters),
         "Objective": _objective(a, record),
+        "Embedding": _embedding(a, origin, record),
         "Training": _training(ended, record),
     }
+    sections = {title: rows for title, rows in sections.items() if rows}
     return Summary(sections, ended, tuple(_warnings(a, ended, record)))
 
 
@@ -132,6 +134,20 @@ def _objective(a: Architecture, record: Mapping[str, Any]) -> Rows:
         text = f"{held_out['active']} of {a.n_latent} (variance of the posterior mean over"
         rows.append(("active dimensions", f"{text} {LEAST_VARIANCE:g} of the prior's)"))
     return rows
+
+
+def _embedding(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
+    if "align" not in record:
+        return []  # a model of an older file
+    rows = [("coordinates", f"{a.n_latent} principal components of decoded expression")]
+    if not record["align"] or a.n_batches < 2:
+        return rows
+    rows.append(("alignment", f"{record['align']:g} of what the network left of the batches"))
+    named = zip(origin.covariates.batches, record.get("moved", []), strict=False)
+    far = sorted(named, key=lambda pair: -pair[1])
+    moved = ", ".join(f"{name!r} {share:.2g}" for name, share in far[:MOST_NAMES])
+    more = f" and {len(far) - MOST_NAMES} more" if len(far) > MOST_NAMES else ""
+    return [*rows, ("cells moved by", f"{moved}{more}, in distances between clusters")]
 
 
 def _training(ended: Convergence, record: Mapping[str, Any]) -> Rows:

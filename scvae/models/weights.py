@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from scvae.io import shown
+from scvae.models.embedding import EmbeddingSpec
 from scvae.models.rna import PRIOR_COMPONENTS, Architecture
 
-AXES = "axes"  # name of the axes in a file, beside the weights
+EMBEDDING = "embedding."  # before the names of the embedding's tensors, beside the weights
 COUNTER = "num_batches_tracked"
 LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
 LARGEST_LOG_LIBRARY = 60.0  # 1e26 transcripts of a cell
@@ -24,9 +25,25 @@ Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
 
 
-def expected_shapes(a: Architecture) -> dict[str, Shape]:
+def expected_shapes(a: Architecture, embedding: EmbeddingSpec) -> dict[str, Shape]:
     """Return the shape of every tensor in a model's file, by its name."""
-    return {AXES: (a.n_latent, a.n_latent), **weight_shapes(a)}
+    of_embedding = {EMBEDDING + name: shape for name, shape in _embedding(a, embedding)}
+    return {**of_embedding, **weight_shapes(a)}
+
+
+def _embedding(a: Architecture, spec: EmbeddingSpec) -> Shapes:
+    if spec.coordinates == "latent":
+        yield "coordinates.axes", (a.n_latent, a.n_latent)
+    else:
+        yield "coordinates.loadings", (a.n_genes, a.n_latent)
+        yield "coordinates.centre", (a.n_latent,)
+        yield "coordinates.covariates", (a.n_covariates,)
+    if spec.clusters:
+        yield "alignment.log_weight", (spec.clusters,)
+        yield "alignment.centre", (spec.clusters, a.n_batches, a.n_latent)
+        yield "alignment.variance", (spec.clusters,)
+        yield "alignment.offset", (spec.clusters, a.n_batches, a.n_latent)
+        yield "alignment.strength", ()
 
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:
@@ -80,11 +97,11 @@ def _linear(name: str, n_in: int, n_out: int) -> Shapes:
     yield f"{name}.bias", (n_out,)
 
 
-def check_model(tensors: Mapping[str, Tensor], a: Architecture) -> None:
+def check_model(tensors: Mapping[str, Tensor], a: Architecture, embedding: EmbeddingSpec) -> None:
     """Raise ValueError unless `tensors` are those of a model of this architecture."""
     if a.n_layers > len(tensors):  # before their names are made
         raise ValueError(f"{a.n_layers} layers would need more than its {len(tensors)} tensors")
-    check_tensors(tensors, expected_shapes(a))
+    check_tensors(tensors, expected_shapes(a, embedding))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
@@ -115,8 +132,10 @@ def _range(name: str) -> tuple[float, float]:
         return 0, 2**62
     if name.endswith("running_var"):
         return 0, torch.finfo(torch.float32).max
-    if name == "prior.library_scale":
+    if name in ("prior.library_scale", f"{EMBEDDING}alignment.variance"):
         return torch.finfo(torch.float32).tiny, LARGEST
+    if name == f"{EMBEDDING}alignment.strength":
+        return 0, 1
     if name in ("prior.library_loc", "posterior.log_target"):
         return -LARGEST_LOG_LIBRARY, LARGEST_LOG_LIBRARY
     return -LARGEST, LARGEST

@@ -1,0 +1,158 @@
+r"""The coordinates of the embedding: principal components of decoded expression.
+
+The prior makes every latent direction equally wide, whether it moves a thousand genes or three; it
+whitens. Distances between posterior means then count noise as much as cell types. Coordinates are
+of expression instead. With what is decoded from z as if every cell had the same covariates,
+
+.. math:: \phi_g(z) = \log(1 + 10^4 \rho_g(z, s_0)) / \sigma_g,
+
+each gene divided by its standard deviation in the data, they are the first d principal components
+of :math:`\phi` over the cells,
+
+.. math:: c(z) = V^T (\phi(z) - \bar\phi) / \sqrt g ,
+
+so that squared distances are those of decoded expression per gene, but for the part that d
+components leave out. The covariates :math:`s_0` are the most common batch and categories, and the
+mean of every number: cells differ by z alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+from scvae.core.vae import VAE
+from scvae.data.cells import Dataset
+from scvae.models.rna import Decoder
+
+PER = 1e4  # counts per cell in log(1 + x)
+MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
+FEWEST_CELLS = 4096  # of which they are taken where there are so many genes that these would be few
+CHUNK_VALUES = 2**20  # cells x genes decoded at once
+SMALLEST_DEVIATION = 1e-2  # of a gene: one that hardly varies is not to weigh the most
+OVERSAMPLED, ITERATIONS = 20, 4  # of the randomised components
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The map from latent vectors to principal components of decoded expression.
+
+    Attributes
+    ----------
+    loadings
+        Weight of every gene in every component, divided by the gene's deviation, ``(g, d)``.
+    centre
+        The mean of decoded expression in these components, ``(d,)``.
+    covariates
+        What every cell is decoded with, ``(c,)``.
+    """
+
+    loadings: Tensor
+    centre: Tensor
+    covariates: Tensor
+
+    def __call__(self, decoder: Decoder, z: Tensor) -> Tensor:
+        """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
+        return log_expression(decoder, z, self.covariates) @ self.loadings - self.centre
+
+
+@dataclass(frozen=True)
+class LinearCoordinates:
+    """The linear map of models of older files, ``z @ axes``.
+
+    Attributes
+    ----------
+    axes
+        ``(d, d)``.
+    """
+
+    axes: Tensor
+
+    def __call__(self, decoder: Decoder, z: Tensor) -> Tensor:
+        """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
+        return z[:, : len(self.axes)] @ self.axes
+
+
+def log_expression(decoder: Decoder, z: Tensor, covariates: Tensor) -> Tensor:
+    """Return log(1 + counts per 10,000) decoded from z ``(n, d)`` at covariates ``(c,)``."""
+    log_share = decoder.log_expression(z, covariates.expand(len(z), -1))
+    return softplus(log_share + math.log(PER))  # log(1 + exp(u))
+
+
+@torch.no_grad()
+def fit_coordinates(
+    vae: VAE, dataset: Dataset, rows: Tensor, covariates: Tensor, generator: Generator
+) -> Coordinates:
+    """Return the coordinates of a trained model, from as many of the given rows as fit in memory.
+
+    Parameters
+    ----------
+    rows
+        Numbers of the cells to learn from.
+    covariates
+        What every cell is decoded with, ``(c,)``.
+    """
+    decoder = vae.likelihood
+    assert isinstance(decoder, Decoder)
+    n_genes = decoder.a.n_genes
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    chosen = rows[order[: max(MOST_VALUES // n_genes, FEWEST_CELLS)].to(rows.device)]
+    expression = torch.empty(len(chosen), n_genes, dtype=torch.float32, device=generator.device)
+    moments = torch.zeros(2, n_genes, dtype=torch.float64, device=generator.device)
+    start = 0
+    for cells in dataset.batches(chosen, max(2, CHUNK_VALUES // n_genes)):
+        z = vae.encode(cells).loc[:, : decoder.a.n_latent]
+        expression[start : start + len(cells)] = log_expression(decoder, z, covariates)
+        measured = torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
+        moments += torch.stack([measured.sum(0), measured.square().sum(0)]).double()
+        start += len(cells)
+    deviation = _deviation(moments, len(chosen)).clamp(min=SMALLEST_DEVIATION)
+    mean = expression.mean(0)
+    components = principal_components(
+        (expression - mean).div_(deviation), decoder.a.n_latent, generator
+    )
+    loadings = components / (deviation[:, None] * math.sqrt(n_genes))
+    return Coordinates(loadings, mean @ loadings, covariates)
+
+
+def _deviation(moments: Tensor, n: int) -> Tensor:
+    """Return standard deviations of n values, given the sums of them and of their squares."""
+    mean, square = moments / n
+    variance = (square - mean.square()) * (n / max(n - 1, 1))
+    return variance.clamp(min=0).sqrt().float()
+
+
+def principal_components(x: Tensor, d: int, generator: Generator) -> Tensor:
+    """Return the first d right singular vectors of x ``(n, g)``, as columns, ``(g, d)``.
+
+    By iterated random projection (Halko, Martinsson and Tropp, "Finding structure with randomness",
+    SIAM Review 2011): decoded expression has few dimensions, and they are found to rounding. The
+    entry of each vector that is largest is positive; vectors that x does not have are zeros.
+
+    Parameters
+    ----------
+    x
+        Centred values.
+    generator
+        Of the first projection, on the device of `x`.
+    """
+    rank = min(d + OVERSAMPLED, *x.shape)
+    basis = torch.randn(x.shape[1], rank, generator=generator, device=x.device, dtype=x.dtype)
+    for _ in range(ITERATIONS):
+        basis = _orthonormal(x.T @ _orthonormal(x @ basis))
+    _, strengths, turned = torch.linalg.svd((x @ basis).double(), full_matrices=False)
+    vectors = (basis.double() @ turned.T).float()[:, :d]
+    there = strengths[:d] > strengths[0] * 1e-6
+    largest = vectors.gather(0, vectors.abs().argmax(0)[None])
+    out = torch.zeros(x.shape[1], d, device=x.device, dtype=x.dtype)
+    out[:, : vectors.shape[1]] = vectors * largest.sign() * there
+    return out
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """Return an orthonormal basis of the columns of x."""
+    return torch.linalg.qr(x.double())[0].to(x.dtype)

@@ -1,0 +1,196 @@
+"""Alignment: known offsets are found, and what no batch effect explains is left where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from scvae.models import alignment as module
+from scvae.models.alignment import Alignment, fit_alignment
+
+D = 6
+law = settings(deadline=None, derandomize=True, max_examples=25)
+seeds = st.integers(0, 10_000)
+
+
+def seeded(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def types(seed: int, n: int = 1_200, n_types: int = 5, n_batches: int = 2) -> tuple[Tensor, ...]:
+    """Return cells of well separated types, their types and their batches, without an effect."""
+    draw = seeded(seed)
+    turned = torch.linalg.qr(torch.randn(D, D, generator=draw))[0]
+    means = 20 * turned[:n_types]  # 28 apart
+    kind = torch.randint(n_types, (n,), generator=draw)
+    batch = torch.randint(n_batches, (n,), generator=draw)
+    return means[kind] + torch.randn(n, D, generator=draw), kind, batch
+
+
+def offsets(seed: int, n_types: int = 5, n_batches: int = 2) -> Tensor:
+    """Return an offset for every type and batch, that of the first batch 0, ``(k, b, d)``."""
+    found = torch.randn(n_types, n_batches, D, generator=seeded(seed + 1))
+    found[:, 0] = 0
+    return found
+
+
+def means_of(x: Tensor, kind: Tensor, batch: Tensor) -> Tensor:
+    k, b = int(kind.max()) + 1, int(batch.max()) + 1
+    return torch.stack(
+        [torch.stack([x[(kind == i) & (batch == j)].mean(0) for j in range(b)]) for i in range(k)]
+    )
+
+
+@law
+@given(seed=seeds, n_batches=st.integers(2, 4))
+def test_an_offset_of_every_type_and_batch_is_taken_out(seed: int, n_batches: int) -> None:
+    x, kind, batch = types(seed, n_batches=n_batches)
+    moved = x + offsets(seed, n_batches=n_batches)[kind, batch]
+    before = means_of(moved, kind, batch)
+    aligned = fit_alignment(moved, batch, n_batches, seeded(0))(moved, batch)
+    after = means_of(aligned, kind, batch)
+    left = (after - after.mean(1, keepdim=True)).norm()
+    assert left < 0.35 * (before - before.mean(1, keepdim=True)).norm()
+    within = [float((each[kind == 0] - each[kind == 0].mean(0)).std()) for each in (x, aligned)]
+    assert within[1] == pytest.approx(within[0], rel=0.1)  # types are not pressed together
+
+
+@law
+@given(seed=seeds)
+def test_one_cluster_has_the_offsets_in_closed_form(seed: int) -> None:
+    """With one cluster, all belongs to it, and offsets solve a ridge regression."""
+    draw = seeded(seed)
+    batch = torch.tensor([0] * 6 + [1] * 12)
+    x = torch.randn(18, D, generator=draw).double() + batch[:, None]
+    start = Alignment(*module_start(x))
+    found = module._maximised(module._sums(start, x, batch), start)
+    n = torch.tensor([6.0, 12.0]).double()
+    design = torch.cat([torch.ones(18, 1), torch.nn.functional.one_hot(batch).double()], dim=1)
+    penalty = torch.diag(torch.cat([torch.zeros(1).double(), module.RIDGE * n]))
+    solved = torch.linalg.solve(design.T @ design + penalty, design.T @ x)
+    torch.testing.assert_close(found.offset[0], solved[1:])
+    torch.testing.assert_close(found.centre[0], solved[:1] + solved[1:])
+    residual = x - found.centre[0][batch]
+    torch.testing.assert_close(found.variance[0], residual.square().mean())
+
+
+def module_start(x: Tensor) -> tuple[Tensor, ...]:
+    zeros = torch.zeros(1, 2, D).double()
+    one = torch.ones(1).double()
+    return one.log(), zeros, one, zeros, torch.ones(()).double()
+
+
+@law
+@given(seed=seeds)
+def test_a_cell_is_moved_alone_as_among_others(seed: int) -> None:
+    x, kind, batch = types(seed, n=400)
+    x = x + offsets(seed)[kind, batch]
+    aligned = fit_alignment(x, batch, 2, seeded(0))
+    whole = aligned(x, batch)
+    order = torch.randperm(400, generator=seeded(seed))
+    torch.testing.assert_close(aligned(x[order], batch[order]), whole[order])
+    torch.testing.assert_close(aligned(x[:1], batch[:1]), whole[:1])
+
+
+@law
+@given(seed=seeds)
+def test_batches_that_do_not_differ_are_moved_by_less_than_their_noise(seed: int) -> None:
+    x, _, batch = types(seed)
+    shift = fit_alignment(x, batch, 2, seeded(0)).shift(x, batch)
+    assert shift.square().mean().sqrt() < 0.35  # where the cells of a type spread by 1
+
+
+@law
+@given(seed=seeds)
+def test_a_type_of_one_batch_stays_apart(seed: int) -> None:
+    """A type near another one, and in the first batch alone, keeps its distance."""
+    x, kind, batch = types(seed)
+    beside = 6.0 * torch.nn.functional.normalize(torch.ones(D), dim=0)
+    extra = x[kind == 0][:100] + beside
+    whole = torch.cat([x, extra])
+    batches = torch.cat([batch, torch.zeros(len(extra), dtype=torch.long)])
+    aligned = fit_alignment(whole, batches, 2, seeded(0))(whole, batches)
+    distance = (aligned[len(x) :].mean(0) - aligned[: len(x)][kind == 0].mean(0)).norm()
+    assert distance > 0.8 * beside.norm()
+
+
+def test_a_cluster_of_one_batch_is_not_moved_at_all() -> None:
+    x, kind, batch = types(3)
+    batch = torch.where(kind == 0, 0, batch)
+    x = x + offsets(3)[kind, batch] + 50.0 * (kind == 0)[:, None]
+    shift = fit_alignment(x, batch, 2, seeded(0)).shift(x, batch)
+    assert shift[kind == 0].abs().max() < 1e-3
+    assert shift[(kind != 0) & (batch == 1)].norm(dim=1).mean() > 0.1
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_strength_is_the_share_of_the_shift(strength: float) -> None:
+    x, kind, batch = types(1)
+    x = x + offsets(1)[kind, batch]
+    full = fit_alignment(x, batch, 2, seeded(0)).shift(x, batch)
+    part = fit_alignment(x, batch, 2, seeded(0), strength)
+    torch.testing.assert_close(part.shift(x, batch), strength * full)
+    assert max(part.moved(x, batch)) > 0
+
+
+def test_offsets_are_estimated_from_all_cells_and_clusters_from_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOST_CELLS", 300)
+    x, kind, batch = types(2, n=6_000)
+    moved = x + offsets(2)[kind, batch]
+    after = means_of(fit_alignment(moved, batch, 2, seeded(0))(moved, batch), kind, batch)
+    before = means_of(moved, kind, batch)
+    spread = lambda means: (means - means.mean(1, keepdim=True)).norm()  # noqa: E731
+    assert spread(after) < 0.35 * spread(before)
+
+
+def test_moved_is_in_distances_between_clusters() -> None:
+    """Two far clusters 100 apart, each half of the cells: the distance of two is 100 / sqrt 2."""
+    n = 400
+    batch = torch.arange(n) % 2
+    x = 0.01 * torch.randn(n, D, generator=seeded(0))
+    x[n // 2 :, 0] += 100.0
+    x[:, 1] += 2.0 * batch
+    found = fit_alignment(x, batch, 2, seeded(0)).moved(x, batch)
+    assert found == pytest.approx([1 / (100 / 2**0.5)] * 2, rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    x, _, batch = types(5)
+    first, second = (fit_alignment(x, batch, 2, seeded(7)) for _ in range(2))
+    assert torch.equal(first.offset, second.offset)
+    state = torch.get_rng_state()
+    fit_alignment(x, batch, 2, seeded(7))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+NOISE = torch.randn(60, D, generator=seeded(0))
+IN_TURN = torch.arange(60) % 2
+ODD: dict[str, tuple[Tensor, Tensor, int]] = {
+    "all alike": (torch.zeros(60, D), IN_TURN, 2),
+    "two cells": (NOISE[:2], IN_TURN[:2], 2),
+    "a batch without cells": (NOISE, IN_TURN, 3),
+    "huge values": (1e6 * NOISE, IN_TURN, 2),
+    "tiny values": (1e-8 * NOISE, IN_TURN, 2),
+    "batches in order": (NOISE, torch.arange(60) // 30, 2),
+    "one column": (NOISE[:, :1], IN_TURN, 2),
+    "one cell of a batch": (NOISE, (torch.arange(60) == 7).long(), 2),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_cells_give_finite_numbers(kind: str) -> None:
+    x, batch, n_batches = ODD[kind]
+    fitted = fit_alignment(x, batch, n_batches, seeded(0))
+    aligned = fitted(x, batch)
+    assert aligned.shape == x.shape
+    assert aligned.isfinite().all()
+    assert (fitted.variance > 0).all()
+    assert np.isfinite(fitted.moved(x, batch)).all()
+    every = torch.arange(n_batches)
+    assert fitted(x[:1].expand(n_batches, -1), every).isfinite().all()
