@@ -14,6 +14,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 from sets import WORK, batch_column, held_out, load
 
 Result = tuple[np.ndarray, dict[str, Any]]
@@ -73,19 +74,23 @@ def pca(name: str, adata: anndata.AnnData, seed: int) -> Result:
 
 def harmony(name: str, adata: anndata.AnnData, seed: int) -> Result:
     """Harmony on those components."""
-    import harmonypy
-
     start = time.perf_counter()
     components, _ = pca(name, adata, seed)
-    corrected = harmonypy.run_harmony(components, adata.obs, "batch", random_state=seed).Z_corr
-    corrected = np.asarray(corrected)
-    if corrected.shape[0] != adata.n_obs:
-        corrected = corrected.T
+    corrected = harmonise(components, adata.obs, "batch", seed)
     return corrected, {"seconds": time.perf_counter() - start}
+
+
+def harmonise(components: np.ndarray, obs: pd.DataFrame, batch: str, seed: int) -> np.ndarray:
+    """Return components corrected by harmonypy, cells x components in any of its versions."""
+    import harmonypy
+
+    corrected = np.asarray(harmonypy.run_harmony(components, obs, batch, random_state=seed).Z_corr)
+    return corrected if corrected.shape[0] == len(obs) else corrected.T
 
 
 METHODS: dict[str, Callable[..., Result]] = {
     "scvae": scvae_fit,
+    "scvae_unaligned": lambda *given: scvae_fit(*given, align=False),
     "scvae_zinb": lambda *given: scvae_fit(*given, likelihood="zinb"),
     "scvae_normal": lambda *given: scvae_fit(*given, prior="normal"),
     "scvi": scvi_train,

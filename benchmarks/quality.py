@@ -1,41 +1,39 @@
 """Score the embeddings that methods.py wrote: `python benchmarks/quality.py [SET ...]`.
 
-Prints one table a set with scib-metrics (not rescaled): median over the seeds, and the spread
-(largest minus smallest) of the total. Needs scib-metrics.
+Writes work/SET.scores.json, prints one table a set (median over the seeds of a method, and half
+the range of biology and mixing), and draws quality.png: one point a method, mixing against biology,
+with the range of its seeds as bars. Biology and mixing are those of judge.py, which averages over
+the noise of the clusterings; with `--scib`, the metrics and the total of scib-metrics are added
+(which needs it installed, and runs k-means once).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import warnings
 
 import anndata
 import numpy as np
 import pandas as pd
+from judge import judge
 from methods import METHODS
-from sets import SETS, WORK, batch_column, load
+from sets import HERE, SETS, WORK, batch_column, load
 
-SHORT = {
-    "Isolated labels": "isolated",
-    "Leiden NMI": "Leiden NMI",
-    "Leiden ARI": "Leiden ARI",
-    "KMeans NMI": "k-means NMI",
-    "KMeans ARI": "k-means ARI",
-    "Silhouette label": "silhouette",
+SCIB = {
+    "Isolated labels": "isolated F1",
     "cLISI": "cLISI",
     "BRAS": "BRAS",
-    "iLISI": "iLISI",
     "KBET": "kBET",
-    "Graph connectivity": "connectivity",
-    "Batch correction": "batch",
-    "Bio conservation": "biology",
-    "Total": "total",
+    "Bio conservation": "scib biology",
+    "Batch correction": "scib batch",
+    "Total": "scib total",
 }
+COLOURS = {"scvae": "#d62728", "scvi": "#1f77b4", "pca": "#7f7f7f", "harmony": "#2ca02c"}
 
 
-def score(adata: anndata.AnnData, embeddings: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return one row of metrics for every embedding; "total" is biology alone without batches."""
+def scib(adata: anndata.AnnData, embeddings: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return a row of scib-metrics for every embedding; the total is biology without batches."""
     from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
 
     several = batch_column(adata) is not None
@@ -58,40 +56,88 @@ def score(adata: anndata.AnnData, embeddings: dict[str, np.ndarray]) -> pd.DataF
     bench.prepare()
     bench.benchmark()
     table = bench.get_results(min_max_scale=False).drop("Metric Type", errors="ignore")
-    table = table.rename(columns=SHORT).astype(float)
-    if "total" not in table:
-        table["total"] = table["biology"]
-    return table
+    table = table.rename(columns=SCIB).astype(float)
+    if "scib total" not in table:
+        table["scib total"] = table["scib biology"]
+    return table[[name for name in SCIB.values() if name in table]]
 
 
-def rows(name: str) -> pd.DataFrame:
+def rows(name: str, with_scib: bool) -> pd.DataFrame:
     """Return the scores and measurements of every method and seed of one set."""
-    embeddings, measured = {}, {}
+    adata = load(name)
+    types = adata.obs["cell_type"].astype(str).to_numpy()
+    batches = adata.obs["batch"].astype(str).to_numpy() if batch_column(adata) else None
+    embeddings, scores = {}, {}
     for method in METHODS:
         for path in sorted(WORK.glob(f"{name}.{method}.?.npy")):
             key = path.name.removeprefix(f"{name}.").removesuffix(".npy")
             embeddings[key] = np.load(path)
-            measured[key] = json.loads(path.with_suffix(".json").read_text())
-    table = score(load(name), embeddings)
-    return table.join(pd.DataFrame(measured).T[lambda t: t.columns.intersection(["nelbo"])])
+            measured = json.loads(path.with_suffix(".json").read_text())
+            scores[key] = judge(embeddings[key], types, batches)
+            scores[key] |= {k: measured[k] for k in ("nelbo", "seconds") if k in measured}
+    table = pd.DataFrame(scores).T
+    return table.join(scib(adata, embeddings)) if with_scib else table
+
+
+def method_of(table: pd.DataFrame) -> pd.Series:
+    return table.index.str.rsplit(".", n=1).str[0]
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the median over the seeds of every method, and the spread of the total."""
-    method = table.index.str.rsplit(".", n=1).str[0]
-    grouped = table.groupby(method, sort=False)
+    """Return the median over the seeds of every method, and how far they spread."""
+    grouped = table.groupby(method_of(table), sort=False)
     summary = grouped.median()
-    summary["spread"] = grouped["total"].max() - grouped["total"].min()
+    for score in ("biology", "mixing"):
+        if score in table:
+            half = (grouped[score].max() - grouped[score].min()) / 2
+            summary.insert(summary.columns.get_loc(score) + 1, "± " + score, half)
     summary["seeds"] = grouped.size()
     return summary
 
 
+def draw(tables: dict[str, pd.DataFrame]) -> None:
+    """Draw a panel a set, one point a method; sets of one batch along one axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 4, figsize=(15, 7.5), layout="constrained")
+    for panel, (name, table) in zip(panels.flat, tables.items(), strict=False):
+        several = "mixing" in table
+        for place, (method, of_one) in enumerate(table.groupby(method_of(table), sort=False)):
+            x = of_one["mixing"] if several else pd.Series([place], dtype=float)
+            y = of_one["biology"]
+            panel.errorbar(
+                x.median(),
+                y.median(),
+                xerr=[[x.median() - x.min()], [x.max() - x.median()]] if several else None,
+                yerr=[[y.median() - y.min()], [y.max() - y.median()]],
+                fmt="o" if method in COLOURS else "s",
+                color=COLOURS.get(method.split("_")[0]),
+                label=method,
+            )
+            panel.annotate(method, (x.median(), y.median()), (5, 5), textcoords="offset points")
+        panel.set(title=name, ylabel="biology", xlabel="mixing" if several else "")
+        panel.margins(0.25)
+        if not several:
+            panel.set_xticks([])
+    figure.savefig(HERE / "quality.png", dpi=110)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", nargs="*", default=SETS)
+    parser.add_argument("--scib", action="store_true", help="add the metrics of scib-metrics")
+    given = parser.parse_args()
     warnings.filterwarnings("ignore")
-    for name in sys.argv[1:] or SETS:
-        summary = summarise(rows(name))
+    tables = {}
+    for name in given.sets:
+        tables[name] = rows(name, given.scib)
+        tables[name].to_json(WORK / f"{name}.scores.json")
         print(f"\n### {name}\n")
-        print(summary.round(3).to_markdown(), flush=True)
+        print(summarise(tables[name]).round(3).to_markdown(), flush=True)
+    draw(tables)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,16 @@ HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SCVAE_DATA", HERE.parent.parent / "shared" / "data"))
 WORK = HERE / "work"
 
-SETS = ("pbmc_facs", "baron_human1", "pbmc3k", "worm_embryo_sub", "kang_ifnb")
+SETS = (
+    "pbmc_facs",
+    "baron_human1",
+    "pbmc3k",
+    "pbmc4k_scdcc",
+    "paul15_myeloid",
+    "worm_embryo_sub",
+    "kang_ifnb",
+    "pbmc_6batch",
+)
 
 
 def load(name: str) -> anndata.AnnData:
