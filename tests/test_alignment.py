@@ -67,7 +67,7 @@ def test_one_cluster_has_the_offsets_in_closed_form(seed: int) -> None:
     batch = torch.tensor([0] * 6 + [1] * 12)
     x = torch.randn(18, D, generator=draw).double() + batch[:, None]
     start = Alignment(*module_start(x))
-    found = module._maximised(module._sums(start, x, batch), start)
+    found = module._estimated(module._sums(start, x, batch), start)
     n = torch.tensor([6.0, 12.0]).double()
     design = torch.cat([torch.ones(18, 1), torch.nn.functional.one_hot(batch).double()], dim=1)
     penalty = torch.diag(torch.cat([torch.zeros(1).double(), module.RIDGE * n]))
@@ -149,15 +149,24 @@ def test_offsets_are_estimated_from_all_cells_and_clusters_from_some(
     assert spread(after) < 0.35 * spread(before)
 
 
-def test_moved_is_in_distances_between_clusters() -> None:
-    """Two far clusters 100 apart, each half of the cells: the distance of two is 100 / sqrt 2."""
-    n = 400
+@pytest.mark.parametrize(("n", "noise"), [(12, 0.0), (2_000, 1.0)])
+def test_moved_is_in_distances_between_cells(n: int, noise: float) -> None:
+    """Cells spread by 10 in one direction: two of them are 10 sqrt 2 apart. Batches, 2 apart in
+    another, meet in the middle; in one cluster as in many."""
     batch = torch.arange(n) % 2
-    x = 0.01 * torch.randn(n, D, generator=seeded(0))
-    x[n // 2 :, 0] += 100.0
+    x = noise * torch.randn(n, D, generator=seeded(0))
+    x[:, 0] += 10 * (torch.arange(n) // 2 % 2 * 2 - 1)
     x[:, 1] += 2.0 * batch
     found = fit_alignment(x, batch, 2, seeded(0)).moved(x, batch)
-    assert found == pytest.approx([1 / (100 / 2**0.5)] * 2, rel=0.1)
+    assert found == pytest.approx([1 / (10 * 2**0.5)] * 2, rel=0.25)
+
+
+def test_many_cells_are_moved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kind, batch = types(4)
+    aligned = fit_alignment(x + offsets(4)[kind, batch], batch, 2, seeded(0))
+    whole = aligned(x, batch)
+    monkeypatch.setattr(module, "AT_ONCE", 7)
+    torch.testing.assert_close(aligned(x, batch), whole)
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -232,6 +232,11 @@ LIES: list[tuple[Callable[[Any], Any], str]] = [
     (at("record", "versions", value=[1]), "versions of the wrong kind"),
     (at("record", "versions", "scvae", value=1), "versions of the wrong kind"),
     (at("record", "schedule", "steps", value=None), "schedule of the wrong kind"),
+    *(
+        (at("record", "align", value=v), "a align of the wrong kind")
+        for v in (-5, 1e308, float("nan"), "1")
+    ),
+    (at("record", "moved", value=[-1.0]), "a moved of the wrong kind"),
     (at("record", "history", value=[1]), "history that is not an object"),
     (without("record", "history", "beta"), "history without beta"),
     (at("record", "history", "train", value=[]), "history of unequal lengths"),

@@ -7,7 +7,7 @@ by cluster. The embedding is modelled as a mixture of clusters whose means diffe
 .. math:: c_n \mid k, b \sim N(\mu_k + \delta_{kb}, v_k I), \qquad
           \lambda_{kb} = \alpha\, n_k \pi_b ,
 
-and fitted by expectation maximisation with a ridge penalty
+and fitted as expectation maximisation would with a ridge penalty
 :math:`\sum_{kb} \lambda_{kb} |\delta_{kb}|^2 / 2 v_k` (n_k cells in cluster k, a share
 :math:`\pi_b` of all cells in batch b). A cell is moved by the offset of its batch, averaged over
 the clusters around it, whose likelihood counts to the power 1/4:
@@ -21,10 +21,13 @@ be a type of its own, which moves the mean of that batch; the offset is then sca
 .. math:: \min\Big(1, \frac{n_k \pi_b}{n_{kb}}\Big)
           \Big(\sum_{b'} \frac{\min(n_{kb'}, n_k \pi_{b'})}{n_k}\Big)^2 ,
 
-the part of the batch that is not in excess, and (squared) the part of the cluster. The ridge per
-cluster and batch, in proportion to the expected number, is that of Harmony's second version
-(Korsunsky et al., Nature Methods 2019; Patikas et al., 2026). Clusters that move with their batch,
-instead of a penalty on clusters of few batches, and the trust in an offset are ours; and the
+the part of the batch that is not in excess, and (squared) the part of the cluster. Clusters follow
+their batches in every round as far as offsets are trusted, and no further: what is iterated is that
+estimate, not the maximum of a likelihood. It kept types of one batch best of the variants tried.
+
+The ridge per cluster and batch, in proportion to the expected number, is that of Harmony's second
+version (Korsunsky et al., Nature Methods 2019; Patikas et al., 2026). Clusters that move with their
+batch, instead of a penalty on clusters of few batches, and the trust in an offset are ours; and the
 offsets are those of a model, fixed once fitted, for any cell of a known batch.
 """
 
@@ -39,6 +42,7 @@ from torch import Generator, Tensor
 CLUSTERS = 100
 FEWEST = 10  # cells of a cluster on average
 MOST_CELLS = 2**16  # that clusters are fitted to; offsets are estimated from all
+AT_ONCE = 2**14  # cells whose distances to all clusters are held at once: 13 MB
 ROUNDS = 25
 RIDGE = 0.05  # alpha
 # Cells are moved by responsibilities of the likelihood to this power: neighbours in a continuum are
@@ -57,7 +61,7 @@ class Alignment:
     log_weight
         Logarithm of the share of the cells in every cluster, ``(k,)``.
     centre
-        Mean of every cluster in every batch, ``(k, b, d)``.
+        Centre of every cluster in every batch: its mean plus the batch's offset, ``(k, b, d)``.
     variance
         Of every cluster, the same in all directions, ``(k,)``.
     offset
@@ -94,11 +98,8 @@ class Alignment:
 
     def moved(self, x: Tensor, batch: Tensor) -> list[float]:
         """Return how far the cells of every batch are moved, in units of the distance between two
-        cells' clusters: both the root of a mean square. 0 for a batch without cells."""
-        share = self.log_weight.exp()[:, None]
-        mean = (self.centre - self.offset).mean(1)
-        away = mean - (share * mean).sum(0)
-        distance = (2 * (share * away.square()).sum()).sqrt().clamp(min=TINY)
+        cells: both the root of a mean square. 0 for a batch without cells."""
+        distance = (2 * x.var(0, correction=0).sum()).sqrt().clamp(min=TINY)
         squared = self.shift(x, batch).square().sum(1)
         sums = torch.zeros(self.centre.shape[1], device=x.device, dtype=x.dtype)
         sums.index_add_(0, batch, squared)
@@ -107,9 +108,10 @@ class Alignment:
 
 
 def _by_batch(batch: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the code of every batch that is there, and the rows of its cells."""
+    """Yield the code of every batch that is there, and rows of its cells, so many at a time."""
     for code in batch.unique().tolist():
-        yield code, (batch == code).nonzero()[:, 0]
+        for rows in (batch == code).nonzero()[:, 0].split(AT_ONCE):
+            yield code, rows
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def fit_alignment(
     n_clusters = max(1, min(CLUSTERS, len(some) // FEWEST))
     alignment = _start(x[some], n_clusters, n_batches, generator)
     for _ in range(ROUNDS):
-        alignment = _maximised(_sums(alignment, x[some], batch[some]), alignment)
-    fitted = _maximised(_sums(alignment, x, batch), alignment)
+        alignment = _estimated(_sums(alignment, x[some], batch[some]), alignment)
+    fitted = _estimated(_sums(alignment, x, batch), alignment)
     return Alignment(
         fitted.log_weight.float(),
         fitted.centre.float(),
@@ -167,9 +169,9 @@ def _start(x: Tensor, n_clusters: int, n_batches: int, generator: Generator) -> 
     centres = x[:1]
     nearest = (x - centres).square().sum(1)
     while len(centres) < n_clusters and nearest.sum() > 0:
-        ahead = nearest.cumsum(0)
+        ahead = nearest.cpu().cumsum(0)  # CUDA sums in any order
         draw = torch.rand(1, generator=generator, device=generator.device).to(ahead)
-        chosen = torch.searchsorted(ahead, draw * ahead[-1]).clamp(max=len(x) - 1)
+        chosen = torch.searchsorted(ahead, draw * ahead[-1]).clamp(max=len(x) - 1).to(x.device)
         centres = torch.cat([centres, x[chosen]])
         nearest = torch.minimum(nearest, (x - x[chosen]).square().sum(1))
     k, d = centres.shape
@@ -183,19 +185,18 @@ def _sums(alignment: Alignment, x: Tensor, batch: Tensor) -> _Sums:
     k, n_batches, d = alignment.centre.shape
     sums = _Sums(x.new_zeros(k, n_batches), x.new_zeros(k, n_batches, d), x.new_zeros(k))
     for code, rows in _by_batch(batch):
-        for some in rows.split(MOST_CELLS):
-            share, own = alignment.responsibilities(x[some], code), x[some]
-            sums.cells[:, code] += share.sum(0)
-            sums.x[:, code] += share.T @ own
-            sums.squared.add_(share.T @ own.square().sum(1))
+        share, own = alignment.responsibilities(x[rows], code), x[rows]
+        sums.cells[:, code] += share.sum(0)
+        sums.x[:, code] += share.T @ own
+        sums.squared.add_(share.T @ own.square().sum(1))
     return sums
 
 
-def _maximised(sums: _Sums, before: Alignment) -> Alignment:
-    """Return the clusters and offsets that maximise the penalised likelihood.
+def _estimated(sums: _Sums, before: Alignment) -> Alignment:
+    """Return the clusters and offsets of these sums.
 
-    Given the mean of a cluster, the offset of a batch is
-    (sum of x - n mean) / (n + penalty); the mean that goes with these offsets is in closed form.
+    Mean and offsets of a cluster are those of the ridge regression on its batches, in closed form:
+    the offset is (sum of x - n mean) / (n + penalty). It is then scaled by the trust in it.
     """
     cells, of_batch = sums.cells, sums.cells.sum(0)
     expected = cells.sum(1, keepdim=True) * of_batch / of_batch.sum()

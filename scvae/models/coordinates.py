@@ -112,9 +112,8 @@ def fit_coordinates(
         start += len(cells)
     deviation = _deviation(moments, len(chosen)).clamp(min=SMALLEST_DEVIATION)
     mean = expression.mean(0)
-    components = principal_components(
-        (expression - mean).div_(deviation), decoder.a.n_latent, generator
-    )
+    scaled = expression.sub_(mean).div_(deviation)  # in place: nothing is larger
+    components = principal_components(scaled, decoder.a.n_latent, generator)
     loadings = components / (deviation[:, None] * math.sqrt(n_genes))
     return Coordinates(loadings, mean @ loadings, covariates)
 

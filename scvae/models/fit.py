@@ -262,7 +262,10 @@ def _seed(seed: int) -> int:
 
 def _strength(align: bool | float) -> float:
     """Return the share of what is left of the batches that the embedding is rid of."""
-    if not isinstance(align, bool | float | int | np.number | np.bool_) or not 0 <= align <= 1:
+    if (
+        not isinstance(align, float | int | np.floating | np.integer | np.bool_)
+        or not 0 <= align <= 1
+    ):
         raise ConfigError(
             f"align={align!r}, but it must be True, False, or a share between 0 and 1: align=True"
         )

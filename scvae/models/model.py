@@ -103,7 +103,7 @@ class Model:
             Where the counts are; None looks where they were in the fit, then in X.
         return_std
             Also return the posterior standard deviation, ``(n, d)``, in the same units, by the
-            delta method. It takes about a hundred times as long.
+            delta method. It takes more than a hundred times as long.
 
         Raises
         ------
@@ -332,7 +332,8 @@ class Model:
         Returns
         -------
         AnnData
-            Counts as CSR in X, the batch in obs, the embedding of z in ``obsm["X_scvae"]``.
+            Counts as CSR in X, the batch in obs, in ``obsm["X_scvae"]`` the embedding of z, as it
+            would be of a cell of that batch.
         """
         from anndata import AnnData
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,14 @@ def _whole(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
+
+
+def _distance(value: Any) -> bool:
+    return _number(value) and 0 <= value < math.inf
 
 
 def _text(value: Any) -> bool:
@@ -62,8 +71,8 @@ RECORD: dict[str, Kind] = {
     "device": _text,
     "counts": _text,
     "digest": _text,
-    "align": _number,
-    "moved": _all(_number),
+    "align": _share,
+    "moved": _all(_distance),
     "warnings": _all(_text),
     "versions": _each(_text),
 }

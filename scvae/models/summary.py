@@ -147,7 +147,7 @@ def _embedding(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Ro
     far = sorted(named, key=lambda pair: -pair[1])
     moved = ", ".join(f"{name!r} {share:.2g}" for name, share in far[:MOST_NAMES])
     more = f" and {len(far) - MOST_NAMES} more" if len(far) > MOST_NAMES else ""
-    return [*rows, ("cells moved by", f"{moved}{more}, in distances between clusters")]
+    return [*rows, ("cells moved by", f"{moved}{more}, in distances between two cells")]
 
 
 def _training(ended: Convergence, record: Mapping[str, Any]) -> Rows:

@@ -150,7 +150,9 @@ class Run:
         for of_all in (weights, average, best):
             _check_like(of_all, self.vae.state_dict())
         self.vae.load_state_dict(weights)
-        self.average = {name: average[name].to(own.device) for name, own in self.best.items()}
+        self.average = {
+            name: average[name].to(own.device).clone() for name, own in self.best.items()
+        }
         self.best = best
         self.ascend.restore(moments)
         self.bounds = bounds.to(self.bounds.device)
