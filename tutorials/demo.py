@@ -107,7 +107,7 @@ def embed(adata: AnnData, name: str) -> None:
 def cluster(adata: AnnData, key: str) -> AnnData:
     """Return the neighbour graph of an embedding with its Leiden clusters and its UMAP."""
     graph = plot.lay_out(plot.neighbors(adata, key))
-    sc.tl.leiden(graph, resolution=0.5, flavor="igraph", n_iterations=2, directed=False)
+    sc.tl.leiden(graph, resolution=0.25, flavor="igraph", n_iterations=2, directed=False)
     return graph
 
 
