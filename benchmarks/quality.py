@@ -117,11 +117,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> None:
                 color=COLOURS.get(method.split("_")[0]),
                 label=method,
             )
-            panel.annotate(method, (x.median(), y.median()), (5, 5), textcoords="offset points")
         panel.set(title=name, ylabel="biology", xlabel="mixing" if several else "")
         panel.margins(0.25)
         if not several:
             panel.set_xticks([])
+    handles = {}
+    for panel in panels.flat:
+        found, names = panel.get_legend_handles_labels()
+        handles |= dict(zip(names, found, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     figure.savefig(HERE / "quality.png", dpi=110)
 
 
