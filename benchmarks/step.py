@@ -60,8 +60,8 @@ def parts(vae: VAE, dataset: Dataset, steps: int) -> dict[str, float]:
         terms = vae.terms(cells, generator=generator)
         bound = elbo(terms).mean()
         timed("backward of all else", (-bound).backward)
-        timed("optimiser", step.optimizer.step)
-        step.optimizer.zero_grad(set_to_none=True)
+        timed("optimiser", lambda: step.optimizer.step(1e-3, 0.01))
+        step.optimizer.zero_grad()
         timed("whole step", lambda cells=cells: step(cells, 1e-3, 1.0))
         if i == 10:
             times.clear()

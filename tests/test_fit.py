@@ -783,7 +783,7 @@ def test_diverging_training_writes_nothing(adata: AnnData) -> None:
     ("where", "error"),
     [
         (
-            "scvae.train.adamw.CompiledAdamW.step",
+            "scvae.train.optimizer.AdamW.step",
             MemoryError,
         ),  # Ctrl-C there ends training and no more
         ("scvae.Model.embed_dataset", MemoryError),

@@ -117,7 +117,7 @@ class Run:
             **{f"weights.{name}": value for name, value in snapshot(self.vae).items()},
             **{f"average.{name}": value.clone() for name, value in self.average.items()},
             **{f"best.{name}": value for name, value in self.best.items()},
-            **{f"optimizer.{name}": value for name, value in self.ascend.moments().items()},
+            **{f"optimizer.{name}": value for name, value in self.ascend.optimizer.state().items()},
             "random.now": self.generator.get_state(),
             "random.epoch": self.epoch_start,
             "bounds": self.bounds.clone(),
@@ -154,7 +154,7 @@ class Run:
             name: average[name].to(own.device).clone() for name, own in self.best.items()
         }
         self.best = best
-        self.ascend.restore(moments)
+        self.ascend.optimizer.restore(moments)
         self.bounds = bounds.to(self.bounds.device)
         self._find_place(epoch_start)
         _set_state(self.generator, now)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
-from scvae.train.adamw import NAMES, CompiledAdamW, serves
+from scvae.train.optimizer import AdamW
 
-Optimizer = torch.optim.Optimizer | CompiledAdamW
-MOMENTS = ("step", *NAMES)  # of AdamW
 EAGER_STEPS = 3  # before a graph is captured: libraries choose their kernels and workspaces
 
 
@@ -32,80 +30,16 @@ class Step:
     """
 
     def __init__(self, vae: VAE, weight_decay: float, generator: Generator) -> None:
-        self.vae, self.generator = vae, generator
-        self.optimizer = self._optimizer(weight_decay)
+        self.vae, self.weight_decay, self.generator = vae, weight_decay, generator
+        self.optimizer = AdamW(vae.parameters(), decayed=vae.posterior.parameters())
 
-    def _optimizer(self, weight_decay: float) -> Optimizer:
-        groups = self._groups(weight_decay)
-        if serves([p for group in groups for p in group["params"]]):
-            return CompiledAdamW(groups)
-        return torch.optim.AdamW(groups, fused=True)
-
-    def _groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        decayed = {id(parameter) for parameter in self.vae.posterior.parameters()}
-        rest = [p for p in self.vae.parameters() if id(p) not in decayed]
-        groups = [
-            {"params": list(self.vae.posterior.parameters()), "weight_decay": weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
-
-    def __call__(self, batch: Batch, rate: float, beta: float) -> Tensor:
+    def __call__(self, batch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
         """Take one step at a learning rate and a KL weight; return the bound, on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return self._ascend(batch, beta)
-
-    def moments(self) -> dict[str, Tensor]:
-        """Return a copy of what the optimiser remembers of every parameter."""
-        remembered = self.optimizer.state_dict()["state"]
-        return {
-            f"{number}.{name}": value.detach().clone()
-            for number, of_one in remembered.items()
-            for name, value in of_one.items()
-        }
-
-    def restore(self, moments: dict[str, Tensor]) -> None:
-        """Put back what `moments` returned.
-
-        Raises
-        ------
-        ValueError
-            If they are not those of the parameters; the fused optimiser, which looks at no shapes,
-            would write past their ends.
-        """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        left = dict(moments)
-        for number, parameter in enumerate(parameters):
-            keys = {name: f"{number}.{name}" for name in MOMENTS}
-            if not any(key in left for key in keys.values()):
-                continue  # no gradient came to it yet
-            of_one = {name: left.pop(key, None) for name, key in keys.items()}
-            state[number] = {
-                name: _moment(name, value, parameter) for name, value in of_one.items()
-            }
-        if left:
-            raise ValueError(f"no parameter has the moment {next(iter(left))!r:.60}")
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-    def _ascend(self, batch: Batch, beta: float | Tensor) -> Tensor:
         bound = elbo(self.vae.terms(batch, generator=self.generator), beta).mean()
         (-bound).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate, self.weight_decay)
+        self.optimizer.zero_grad()
         return bound.detach()
-
-
-def _moment(name: str, value: Tensor | None, parameter: Tensor) -> Tensor:
-    """Return `value`, if it can be what the optimiser remembers of `parameter`."""
-    like = torch.zeros((), dtype=torch.float32) if name == "step" else parameter
-    if value is None or value.shape != like.shape or value.dtype != like.dtype:
-        raise ValueError(f"{name} is not that of a parameter of shape {tuple(parameter.shape)}")
-    if not value.isfinite().all() or (name != "exp_avg" and (value < 0).any()):
-        raise ValueError(f"{name} of a parameter has impossible values")
-    return value
 
 
 class NotFiniteError(ArithmeticError):
@@ -139,13 +73,14 @@ class CheckedStep(Step):
     Raises `NotFiniteError`; asks the device for an answer at every step, so that it is slower.
     """
 
-    def _ascend(self, batch: Batch, beta: float | Tensor) -> Tensor:
+    def __call__(self, batch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
+        """Take the step, or raise NotFiniteError and leave the weights."""
         terms = self.vae.terms(batch, generator=self.generator)
         bound = elbo(terms, beta).mean()
         (-bound).backward()
         parameter = self._wrong_gradient()
         if parameter is not None or not bound.isfinite():
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             term = next(
                 (
                     name
@@ -155,8 +90,8 @@ class CheckedStep(Step):
                 None,
             )
             raise NotFiniteError(term, self._wrong_entry(terms.z, batch), parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate, self.weight_decay)
+        self.optimizer.zero_grad()
         return bound.detach()
 
     def _wrong_gradient(self) -> str | None:
@@ -184,17 +119,15 @@ class GraphedStep(Step):
     """
 
     def __init__(self, vae: VAE, weight_decay: float, generator: Generator) -> None:
-        self.vae, self.generator = vae, generator
+        super().__init__(vae, weight_decay, generator)
         # What changes from step to step must lie on the device: a graph repeats all else.
         self.rate = torch.zeros((), device=generator.device)
         self.beta = torch.zeros((), device=generator.device)
-        groups = self._groups(weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, self.rate, fused=True, capturable=True)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Tensor]] = {}
-        self.side = torch.cuda.Stream(generator.device)
         self.taken = 0
 
-    def __call__(self, batch: Batch, rate: float, beta: float) -> Tensor:
+    def __call__(self, batch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
+        """Take the step, by a graph once enough were taken without one."""
         self.rate.fill_(rate)
         self.beta.fill_(beta)
         self.taken += 1
@@ -208,18 +141,19 @@ class GraphedStep(Step):
         graph.replay()
         return bound.clone()
 
-    def restore(self, moments: dict[str, Tensor]) -> None:
-        """Put back what `moments` returned; what was captured would not know of it."""
-        super().restore(moments)
-        self.graphs.clear()
-        self.taken = 0
+    @cached_property
+    def side(self) -> torch.cuda.Stream:
+        """Stream of the steps before a graph and of its capture, as capturing asks."""
+        return torch.cuda.Stream(self.generator.device)
+
+    def _eagerly(self, batch: Batch) -> Tensor:
+        return super().__call__(batch, self.rate, self.beta)
 
     def _on_the_side(self, batch: Batch) -> Tensor:
-        """Take the step on another stream, as capturing asks of the steps before it."""
         main = torch.cuda.current_stream(self.generator.device)
         self.side.wait_stream(main)
         with torch.cuda.stream(self.side):
-            bound = self._ascend(batch, self.beta)
+            bound = self._eagerly(batch)
         main.wait_stream(self.side)
         return bound
 
@@ -231,7 +165,7 @@ class GraphedStep(Step):
         graph.register_generator_state(self.generator)
         pool = next((g.pool() for g, _, _ in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool, stream=self.side):
-            bound = self._ascend(inputs, self.beta)
+            bound = self._eagerly(inputs)
         return graph, inputs, bound
 
 

@@ -5,10 +5,9 @@ They are compiled at the first import and kept on disk. What is kept is renewed 
 entry changes, not when a file that it imports from does: after an edit here, remove __pycache__.
 """
 
-from scvae.core.kernels import adamw, counts, mixtures, products
+from scvae.core.kernels import counts, mixtures, products
 
 ENTRIES = {
-    "adamw": adamw.adamw,
     "nb": counts.nb,
     "zinb": counts.zinb,
     "mixture": mixtures.mixture,
