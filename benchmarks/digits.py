@@ -65,14 +65,14 @@ def vae_of(family: Family, n_latent: int, prior: str, seed: int) -> VAE:
 
 def fit(vae: VAE, x: Tensor, held_out: Tensor, seed: int, steps: int) -> VAE:
     """Train on minibatches of 128 and keep the weights of the best ELBO on `held_out`."""
-    generator = Generator().manual_seed(seed)
 
-    def epoch() -> Iterator[Batch]:
-        for rows in torch.randperm(len(x), generator=generator).split(128):
+    def epoch(order: Generator) -> Iterator[Batch]:
+        for rows in torch.randperm(len(x), generator=order).split(128):
             yield Batch(x[rows])
 
     schedule = Schedule(steps, patience=steps)  # to the end
-    train(vae, epoch, lambda: [Batch(held_out)], schedule, generator)
+    order, noise = (Generator().manual_seed(2 * seed + i) for i in range(2))
+    train(vae, epoch, lambda: [Batch(held_out)], schedule, order, noise)
     return vae
 
 

@@ -190,12 +190,12 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, times: int) -> list[bool | 
     streams: list[bool | None] = []
     kept = plan._execute
 
-    def execute(plan_: Any, generator: Any, stream: bool | None, *given: Any) -> Any:
+    def execute(plan_: Any, device: Any, stream: bool | None, *given: Any) -> Any:
         streams.append(stream)
-        if len(streams) <= times:
-            torch.rand(3, generator=generator)  # an attempt leaves traces
+        trained = kept(plan_, device, stream, *given)
+        if len(streams) <= times:  # an attempt may leave traces
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return kept(plan_, generator, stream, *given)
+        return trained
 
     monkeypatch.setattr(plan, "_execute", execute)
     return streams

@@ -26,6 +26,8 @@ from sklearn.neighbors import NearestNeighbors
 
 import scvae
 from scvae import ConfigError, DataError, ScvaeError, TrainingError
+from scvae.models.embedding import fit_embedding
+from scvae.models.plan import PURPOSES, generator_of
 
 QUICK: dict[str, Any] = {"max_steps": 3, "n_latent": 4, "n_hidden": 16, "progress": False}
 
@@ -164,6 +166,30 @@ def test_same_seed_same_file_to_the_last_byte(simulated: AnnData, tmp_path: Path
 def test_another_seed_is_another_fit(simulated: AnnData) -> None:
     one, other = (embedding(simulated.copy(), seed=seed) for seed in (0, 1))
     assert np.abs(one - other).max() > 1e-3
+
+
+def test_a_purpose_draws_numbers_of_its_own() -> None:
+    drawn = [
+        tuple(torch.randint(2**62, (3,), generator=generator_of(purpose, seed)).tolist())
+        for seed in (0, 1, 2**32 - 1)
+        for purpose in PURPOSES
+    ]
+    assert len({*drawn}) == len(drawn) == 3 * len(PURPOSES)
+
+
+def test_the_embedding_depends_on_no_draw_of_the_training(
+    simulated: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+
+    def recorded(*given: Any) -> Any:
+        states.append(given[-1].get_state())
+        return fit_embedding(*given)
+
+    monkeypatch.setattr("scvae.models.fit.fit_embedding", recorded)
+    for steps in (2, 5):
+        fit(simulated.copy(), max_steps=steps)
+    assert torch.equal(*states)
 
 
 def test_the_seed_decides_on_split_weights_and_noise(simulated: AnnData) -> None:

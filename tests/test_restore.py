@@ -13,7 +13,7 @@ import torch
 from cells import fitted_cells
 from container import Container
 from fuzz_files import FIT, STEPS, checkpoint_bases
-from test_training import build, data, parts, seeded, shuffled
+from test_training import both, build, data, parts, shuffled
 
 import scvae
 from scvae import FileError
@@ -29,21 +29,19 @@ SCHEDULE = Schedule(40, evaluations=8, patience=99)
 def held() -> State:
     """Return the state of a run half way."""
     states: list[State] = []
-    generator = seeded(3)
     train(
         build(),
-        shuffled(data(), generator),
+        shuffled(data()),
         lambda: parts(data(seed=1)),
         SCHEDULE,
-        generator,
+        *both(3),
         keep=lambda run: states.append(run.state()),
     )
     return states[len(states) // 2]
 
 
 def restored(state: State) -> Run:
-    generator = seeded(0)
-    run = Run(build(seed=9), shuffled(data(), generator), SCHEDULE, generator)
+    run = Run(build(seed=9), shuffled(data()), SCHEDULE, *both())
     run.restore(state)
     return run
 
@@ -125,10 +123,10 @@ NONSENSE: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda state: state.tensors.update({"optimizer.99.step": torch.ones(())}),
         "no parameter has the moment",
     ),
-    "no random state": (lambda state: state.tensors.pop("random.now"), "lacks one of"),
-    "random state cut": (tensor("random.now", lambda r: r[:-1]), "random states"),
-    "random state of floats": (tensor("random.epoch", torch.Tensor.float), "random states"),
-    "random state of nonsense": (tensor("random.epoch", lambda r: r * 0 + 255), "random states"),
+    "no random state": (lambda state: state.tensors.pop("random.noise"), "lacks one of"),
+    "random state cut": (tensor("random.noise", lambda r: r[:-1]), "random states"),
+    "random state of floats": (tensor("random.order", torch.Tensor.float), "random states"),
+    "random state of nonsense": (tensor("random.order", lambda r: r * 0 + 255), "random states"),
     "bounds of many": (tensor("bounds", lambda b: b.expand(3)), "another shape or type"),
     "NaN bounds": (tensor("bounds", nan), "not finite"),
 }
@@ -190,7 +188,7 @@ FILES: dict[str, tuple[Callable[[Container], Any], str]] = {
     "another digest": (content(digest="0"), "checkpoint of another fit"),
     "a list as digest": (content(digest=[1]), "checkpoint of another fit"),
     "counters alone": (content(numbers={"taken": 3}), "lacks a counter"),
-    "tensors in each other's place": (swap("bounds", "random.now"), "another shape or type"),
+    "tensors in each other's place": (swap("bounds", "random.noise"), "another shape or type"),
     "weights in each other's place": (
         swap("weights.likelihood.share.weight", "weights.likelihood.share.bias"),
         r"likelihood.share.* has shape",

@@ -37,6 +37,11 @@ def seeded(seed: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
+def both(seed: int = 0) -> tuple[Generator, Generator]:
+    """Return the generators of the order and of the noise."""
+    return seeded(2 * seed), seeded(2 * seed + 1)
+
+
 # -- a small model: x | z ~ N(Wz, s^2 I) with W known, and a linear encoder to be learned ----------
 
 W = torch.tensor([[1.5, 0, 1, -1, 0.5], [0, 1.0, -1, -1, 0]])
@@ -77,19 +82,23 @@ def parts(x: Tensor, size: int = 32) -> list[Batch]:
     return [batch_of(part) for part in x.split(size)]
 
 
-def shuffled(x: Tensor, generator: Generator) -> Callable[[], list[Batch]]:
-    return lambda: parts(x[torch.randperm(len(x), generator=generator)])
+def shuffled(x: Tensor) -> Callable[[Generator], list[Batch]]:
+    return lambda order: parts(x[torch.randperm(len(x), generator=order)])
 
 
 def fit(
-    seed: int = 0, steps: int = 60, x: Tensor | None = None, **options: float
+    seed: int = 0,
+    steps: int = 60,
+    x: Tensor | None = None,
+    n_held_out: int = N,
+    **options: float,
 ) -> tuple[VAE, History]:
-    """Train on `x` and hold out another draw; every source of noise is `seed`."""
-    vae, generator = build(seed), seeded(seed)
+    """Train on `x` and hold out another draw; everything random is of `seed`."""
+    vae = build(seed)
     x = data() if x is None else x
     schedule = Schedule(steps, **PLAIN, **{"patience": steps, **options})
-    held_out = lambda: parts(data(seed=1))  # noqa: E731
-    return vae, train(vae, shuffled(x, generator), held_out, schedule, generator)
+    held_out = lambda: parts(data(n_held_out, seed=1))  # noqa: E731
+    return vae, train(vae, shuffled(x), held_out, schedule, *both(seed))
 
 
 def weights(vae: VAE) -> Tensor:
@@ -128,6 +137,31 @@ def test_global_random_states_are_neither_read_nor_changed() -> None:
         assert torch.equal(weights(fit()[0]), weights(vae))
 
 
+@pytest.mark.parametrize("other", [(1, 7), (7, 1)], ids=["order", "noise"])
+def test_the_order_and_the_noise_are_drawn_each_from_its_own_generator(
+    other: tuple[int, int],
+) -> None:
+    orders, noises = [], []
+    for seeds in ((1, 1), other):
+        seen, drawn = [], []
+
+        def epoch(order: Generator, seen: list[Tensor] = seen) -> Iterator[Batch]:
+            for batch in shuffled(data())(order):
+                seen.append(batch.x)
+                yield batch
+
+        def keep(run: Run, drawn: list[Tensor] = drawn) -> None:
+            drawn.append(run.state().tensors["random.noise"])
+
+        schedule, generators = Schedule(12, evaluations=4), map(seeded, seeds)
+        held_out = lambda: parts(data(seed=1))  # noqa: E731
+        train(build(), epoch, held_out, schedule, *generators, keep=keep)
+        orders.append(torch.cat(seen))
+        noises.append(torch.cat(drawn))
+    assert torch.equal(*orders) == (other[0] == 1)
+    assert torch.equal(*noises) == (other[1] == 1)
+
+
 # -- what is learned -------------------------------------------------------------------------------
 
 
@@ -139,7 +173,7 @@ def test_the_bound_meets_the_log_evidence() -> None:
     )
     lost = 0.5 * (precision.diagonal().log().sum() - precision.logdet())  # mean-field KL
     best = (marginal.log_prob(x).mean() - lost).item()
-    vae, _ = fit(steps=600, x=data(2000, seed=2))
+    vae, _ = fit(steps=600, x=data(2000, seed=2), n_held_out=4000)
     bounds = [evaluate(vae, parts(x), seed=seed) for seed in range(200)]
     error = np.std(bounds) / math.sqrt(len(bounds))
     assert best - 0.1 < np.mean(bounds) < best + 5 * error
@@ -157,11 +191,11 @@ def test_training_improves_the_held_out_bound() -> None:
 # -- the best weights and early stopping -----------------------------------------------------------
 
 
-def spoiling(vae: VAE, after: int) -> Callable[[], Iterator[Batch]]:
+def spoiling(vae: VAE, after: int) -> Callable[[Generator], Iterator[Batch]]:
     """Return an epoch that pushes the weights away at every step after the first `after`."""
     seen = 0
 
-    def epoch() -> Iterator[Batch]:
+    def epoch(order: Generator) -> Iterator[Batch]:
         nonlocal seen
         for batch in parts(data()):
             seen += 1
@@ -175,7 +209,7 @@ def spoiling(vae: VAE, after: int) -> Callable[[], Iterator[Batch]]:
 def test_the_best_weights_come_back() -> None:
     schedule = Schedule(120, **PLAIN, patience=120)
     vae = build()
-    history = train(vae, spoiling(vae, 70), lambda: parts(data(seed=1)), schedule, seeded(0))
+    history = train(vae, spoiling(vae, 70), lambda: parts(data(seed=1)), schedule, *both())
     assert history.validation[-1] < history.best - 1  # the last weights were worse
     assert evaluate(vae, parts(data(seed=1))) == history.best
     assert history.best_step == history.step[int(np.argmax(history.validation))] <= 70
@@ -186,7 +220,7 @@ def test_the_best_weights_come_back() -> None:
 def test_patience_counts_evaluations_since_the_best(patience: int) -> None:
     schedule = Schedule(400, **PLAIN, patience=patience)
     vae = build()
-    history = train(vae, spoiling(vae, 100), lambda: parts(data(seed=1)), schedule, seeded(0))
+    history = train(vae, spoiling(vae, 100), lambda: parts(data(seed=1)), schedule, *both())
     assert history.stopped_early
     assert history.step[-1] < 400
     assert history.step[-1] - history.best_step == patience * schedule.every
@@ -208,14 +242,14 @@ def test_best_is_never_below_any_evaluation_and_all_are_recorded() -> None:
 def test_exactly_the_stated_steps_are_taken(steps: int) -> None:
     taken = 0
 
-    def epoch() -> Iterator[Batch]:
+    def epoch(order: Generator) -> Iterator[Batch]:
         nonlocal taken
         for batch in parts(data()):
             taken += 1
             yield batch
 
     schedule = Schedule(steps, patience=steps)
-    history = train(build(), epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+    history = train(build(), epoch, lambda: parts(data(seed=1)), schedule, *both())
     assert history.step[-1] == taken == steps
     assert history.beta[-1] == 1
 
@@ -225,10 +259,10 @@ def test_every_evaluation_is_reported() -> None:
     schedule = Schedule(40, evaluations=8)
     history = train(
         build(),
-        lambda: parts(data()),
+        lambda order: parts(data()),
         lambda: parts(data(seed=1)),
         schedule,
-        seeded(0),
+        *both(),
         lambda so_far: reported.append(so_far.step[-1]),
     )
     assert reported == history.step == [5, 10, 15, 20, 25, 30, 35, 40]
@@ -332,7 +366,7 @@ def test_evaluate_uses_the_same_noise_each_time() -> None:
 def test_the_trained_bound_is_weighted_and_the_held_out_bound_is_not() -> None:
     ones = [batch_of(torch.zeros(4, 1))]
     schedule = Schedule(20, warmup=0.5, evaluations=20, patience=20)
-    history = train(constant(kl=3.0), lambda: ones, lambda: ones, schedule, seeded(0))
+    history = train(constant(kl=3.0), lambda order: ones, lambda: ones, schedule, *both())
     beta = [min(1, step / 10) for step in range(1, 21)]
     assert history.beta == pytest.approx(beta)
     assert history.train == pytest.approx([-3 * b for b in beta], rel=1e-5)
@@ -369,14 +403,13 @@ def test_the_average_weights_a_step_by_a_power_of_its_number(updates: list[int])
 
 def test_what_is_kept_is_the_average() -> None:
     vae, seen = build(), []
-    generator = seeded(0)
     kept: list[dict[str, Tensor]] = []
     train(
         vae,
-        shuffled(data(), generator),
+        shuffled(data()),
         lambda: parts(data(seed=1)),
         Schedule(20, evaluations=1, patience=20, **PLAIN),
-        generator,
+        *both(),
         keep=lambda run: (seen.append(snapshot(run.vae)), kept.append(run.average)),  # type: ignore[func-returns-value,arg-type]
     )
     for name, weight in vae.state_dict().items():
@@ -416,7 +449,7 @@ def test_other_weights_are_lent_and_taken_back_even_after_an_error() -> None:
 def test_weight_decay_shrinks_the_posterior_alone(decay: float) -> None:
     vae, zeros = VAE(Fixed(0.0), Idle(), Constant()), [batch_of(torch.zeros(4, 1))]
     schedule = Schedule(30, learning_rate=0.02, weight_decay=decay)
-    train(vae, lambda: zeros, lambda: zeros, schedule, seeded(0))
+    train(vae, lambda order: zeros, lambda: zeros, schedule, *both())
     shrunk = np.cumprod([1 - schedule.rate(step) * decay for step in range(30)])
     kept = float(running_average(shrunk)[-1])
     torch.testing.assert_close(vae.posterior.weight.detach(), torch.full((3,), kept))
@@ -424,19 +457,19 @@ def test_weight_decay_shrinks_the_posterior_alone(decay: float) -> None:
 
 
 def test_the_train_entry_is_the_mean_since_the_last_one() -> None:
-    def epoch() -> Iterator[Batch]:
+    def epoch(order: Generator) -> Iterator[Batch]:
         for value in (1.0, 2.0, 3.0, 4.0, 5.0, 7.0):
             yield batch_of(torch.full((2, 1), value))
 
     schedule = Schedule(6, learning_rate=1e-30, weight_decay=0, evaluations=3)
-    history = train(constant(), epoch, lambda: parts(torch.ones(2, 1)), schedule, seeded(0))
+    history = train(constant(), epoch, lambda: parts(torch.ones(2, 1)), schedule, *both())
     assert history.train == pytest.approx([1.5, 3.5, 6.0])
 
 
 def test_the_model_trains_in_train_mode_and_is_judged_and_left_in_eval_mode() -> None:
     vae, schedule = constant(), Schedule(3, evaluations=3)
     cells = [batch_of(torch.zeros(4, 1))]
-    train(vae, lambda: cells, lambda: cells, schedule, seeded(0))
+    train(vae, lambda order: cells, lambda: cells, schedule, *both())
     assert vae.likelihood.modes == [True, False] * 3
     assert not vae.training
 
@@ -444,12 +477,12 @@ def test_the_model_trains_in_train_mode_and_is_judged_and_left_in_eval_mode() ->
 def test_epochs_follow_one_another() -> None:
     started = 0
 
-    def epoch() -> list[Batch]:
+    def epoch(order: Generator) -> list[Batch]:
         nonlocal started
         started += 1
         return [batch_of(torch.full((2, G), float(started)))] * 2
 
-    run = Run(build(), epoch, Schedule(40), seeded(0))
+    run = Run(build(), epoch, Schedule(40), *both())
     assert [run._next().x[0, 0].item() for _ in range(5)] == [1, 1, 2, 2, 3]
 
 
@@ -477,7 +510,7 @@ def test_a_non_finite_cell_ends_training_with_step_and_gene(value: float) -> Non
 def test_one_bad_moment_sends_training_back_to_the_best_weights() -> None:
     seen = 0
 
-    def epoch() -> Iterator[Batch]:
+    def epoch(order: Generator) -> Iterator[Batch]:
         nonlocal seen
         for batch in parts(data()):
             seen += 1
@@ -485,7 +518,7 @@ def test_one_bad_moment_sends_training_back_to_the_best_weights() -> None:
 
     vae, schedule = build(), Schedule(80, evaluations=8, patience=80)
     with pytest.warns(UserWarning, match=r"After step 30, the training ELBO was not finite"):
-        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, *both())
     assert history.rollbacks == [30]
     assert all(math.isfinite(value) for value in history.train + history.validation)
     assert history.best_step > 30  # it went on, and got better
@@ -493,7 +526,7 @@ def test_one_bad_moment_sends_training_back_to_the_best_weights() -> None:
 
 
 def test_a_rollback_lowers_the_rate_and_looks_at_every_step() -> None:
-    run = Run(build(), lambda: parts(data()), Schedule(40), seeded(0))
+    run = Run(build(), lambda order: parts(data()), Schedule(40), *both())
     for _ in range(5):
         run.step()
     before = {name: value.clone() for name, value in run.best.items()}
@@ -501,7 +534,7 @@ def test_a_rollback_lowers_the_rate_and_looks_at_every_step() -> None:
     assert run.scale == SLOWER
     for name, value in run.vae.state_dict().items():
         assert torch.equal(value, before[name])
-    run.epoch = lambda: [batch_of(torch.full((4, G), math.nan))]
+    run.epoch = lambda order: [batch_of(torch.full((4, G), math.nan))]
     run._batches = iter(())
     with pytest.raises(NotFiniteError) as e:
         run.step()
@@ -526,7 +559,7 @@ def test_non_finite_held_out_cells_are_named_too() -> None:
         with pytest.raises(TrainingError, match="the held-out ELBO was not finite"):
             quietly(
                 lambda steps=steps: train(
-                    build(), lambda: parts(data()), lambda: broken, Schedule(steps), seeded(0)
+                    build(), lambda order: parts(data()), lambda: broken, Schedule(steps), *both()
                 )
             )
 
@@ -538,7 +571,7 @@ def test_non_finite_held_out_cells_are_named_too() -> None:
 def test_ctrl_c_keeps_the_best_weights_so_far(at: int) -> None:
     taken = 0
 
-    def epoch() -> Iterator[Batch]:
+    def epoch(order: Generator) -> Iterator[Batch]:
         nonlocal taken
         for batch in parts(data()):
             taken += 1
@@ -548,7 +581,7 @@ def test_ctrl_c_keeps_the_best_weights_so_far(at: int) -> None:
 
     vae, schedule = build(), Schedule(400, patience=400)
     with pytest.warns(UserWarning, match="Interrupted"):
-        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, seeded(0))
+        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, *both())
     assert history.interrupted
     assert not vae.training
     assert evaluate(vae, parts(data(seed=1))) == history.best
@@ -557,13 +590,13 @@ def test_ctrl_c_keeps_the_best_weights_so_far(at: int) -> None:
 def states_of(schedule: Schedule) -> tuple[list[State], VAE, History]:
     """Return the states after every evaluation of a run, and what it came to."""
     states: list[State] = []
-    vae, generator = build(), seeded(3)
+    vae = build()
     history = train(
         vae,
-        shuffled(data(), generator),
+        shuffled(data()),
         lambda: parts(data(seed=1)),
         schedule,
-        generator,
+        *both(3),
         keep=lambda run: states.append(copy.deepcopy(run.state())),
     )
     return states, vae, history
@@ -574,13 +607,13 @@ def test_a_run_goes_on_from_any_state_to_the_same_bits() -> None:
     states, vae, history = states_of(schedule)
     assert len(states) >= 7
     for state in states:
-        other, generator = build(seed=9), seeded(99)  # nothing of these is to be left
+        other = build(seed=9)  # nothing of this or of its generators is to be left
         resumed = train(
             other,
-            shuffled(data(), generator),
+            shuffled(data()),
             lambda: parts(data(seed=1)),
             schedule,
-            generator,
+            *both(99),
             resume=state,
         )
         assert (resumed.step, resumed.train) == (history.step, history.train)
@@ -590,7 +623,7 @@ def test_a_run_goes_on_from_any_state_to_the_same_bits() -> None:
 
 
 def test_a_state_is_a_copy() -> None:
-    run = Run(build(), lambda: parts(data()), Schedule(40), seeded(0))
+    run = Run(build(), lambda order: parts(data()), Schedule(40), *both())
     run.step()
     state = run.state()
     kept = copy.deepcopy(state)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from scvae.data.cells import Dataset
 from scvae.data.covariates import column
@@ -27,7 +27,7 @@ from scvae.models.embedding import fit_embedding
 from scvae.models.held_out import measure_held_out
 from scvae.models.model import Model, pick_device
 from scvae.models.origin import Origin
-from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, train_plan
+from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
 from scvae.models.rna import (
     DISPERSIONS,
@@ -197,8 +197,7 @@ def fit(
     strength = _strength(align)
     chosen = pick_device(device)
     prepared = prepare(adata, batch, covariates, layer, genes, library_size)
-    generator = Generator(chosen).manual_seed(seed)
-    train_rows, held_out_rows = _split(adata, validation, generator)
+    train_rows, held_out_rows = (rows.to(chosen) for rows in _split(adata, validation, seed))
     size = _batch_size(batch_size, len(train_rows))
     architecture = Architecture(
         n_genes=len(prepared.genes),
@@ -222,7 +221,7 @@ def fit(
     )
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with _progress_bar(schedule, progress) as report:
-            trained = train_plan(plan, generator, stream=stream, checkpoint=kept, report=report)
+            trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
         embedding, moved = fit_embedding(
             trained.vae,
             trained.dataset,
@@ -230,7 +229,7 @@ def fit(
             _typical(prepared, trained.dataset, train_rows),
             architecture.n_batches,
             strength,
-            generator,
+            generator_of("embedding", seed, chosen),
         )
         record = {**_record(plan, trained), "align": strength, "moved": moved}
         model = Model(trained.vae, embedding, architecture, origin, record)
@@ -284,12 +283,11 @@ def _count(**named: int) -> int:
     return whole
 
 
-def _split(adata: AnnData, validation: float | str, generator: Generator) -> tuple[Tensor, Tensor]:
+def _split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, Tensor]:
     """Return the rows to train on and the rows held out."""
     if isinstance(validation, str):
         marked = _marked(adata, validation)
-        rows = torch.arange(adata.n_obs, device=generator.device)
-        held = torch.from_numpy(marked).to(generator.device)
+        rows, held = torch.arange(adata.n_obs), torch.from_numpy(marked)
         return rows[~held], rows[held]
     n = adata.n_obs
     if not 0 < validation < 1:
@@ -297,7 +295,7 @@ def _split(adata: AnnData, validation: float | str, generator: Generator) -> tup
             f"validation={validation}, but it is a share between 0 and 1: validation=0.1"
         )
     held_out = _number_held_out(validation, n)
-    order = torch.randperm(n, generator=generator, device=generator.device)
+    order = torch.randperm(n, generator=generator_of("split", seed))
     return order[held_out:], order[:held_out]
 
 

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.random import SeedSequence
 from torch import Generator, Tensor
 
 from scvae._version import __version__
@@ -64,9 +66,20 @@ class Trained:
     history: History
 
 
+PURPOSES = ("split", "weights", "order", "noise", "embedding")
+
+
+def generator_of(purpose: str, seed: int, device: torch.device | str = "cpu") -> Generator:
+    """Return the generator of one purpose, whose draws depend on those for no other.
+
+    All of them with the seed itself would draw the same numbers."""
+    (own,) = SeedSequence([seed, PURPOSES.index(purpose)]).generate_state(1, np.uint64)
+    return Generator(device).manual_seed(int(own))
+
+
 def train_plan(
     plan: Plan,
-    generator: Generator,
+    device: torch.device,
     *,
     stream: bool | None,
     checkpoint: Checkpoint | None,
@@ -79,10 +92,9 @@ def train_plan(
     ConfigError
         If streaming does not help.
     """
-    start = generator.get_state()
     for streamed in (stream, True):
         try:
-            return _execute(plan, generator, streamed, checkpoint, report)
+            return _execute(plan, device, streamed, checkpoint, report)
         except torch.cuda.OutOfMemoryError as error:
             if streamed:
                 raise ConfigError(
@@ -96,30 +108,30 @@ def train_plan(
         )
         gc.collect()
         torch.cuda.empty_cache()
-        generator.set_state(start)
     raise AssertionError("one of two attempts returns or raises")
 
 
 def _execute(
     plan: Plan,
-    generator: Generator,
+    device: torch.device,
     stream: bool | None,
     checkpoint: Checkpoint | None,
     report: Callable[[History], None],
 ) -> Trained:
-    read, device = plan.prepared, generator.device
+    read = plan.prepared
     statistics = statistics_of(read, plan.train_rows.cpu().numpy(), plan.architecture)
-    vae = build_vae(plan.architecture, statistics, Generator().manual_seed(plan.seed)).to(device)
+    vae = build_vae(plan.architecture, statistics, generator_of("weights", plan.seed)).to(device)
     dataset = Dataset.build(
         read.counts, read.design, read.codes, read.library, device, stream=stream
     )
     with contextlib.nullcontext() if checkpoint is None else checkpoint.naming_itself():
         history = train(
             vae,
-            lambda: dataset.shuffled(plan.train_rows, plan.batch_size, generator),
+            lambda order: dataset.shuffled(plan.train_rows, plan.batch_size, order),
             lambda: dataset.batches(plan.held_out_rows, HELD_OUT_SIZE),
             plan.schedule,
-            generator,
+            generator_of("order", plan.seed),
+            generator_of("noise", plan.seed, device),
             report,
             resume=None if checkpoint is None else checkpoint.read(plan.architecture),
             keep=(lambda run: None) if checkpoint is None else checkpoint.keep,

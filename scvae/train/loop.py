@@ -40,10 +40,11 @@ def evaluate(vae: VAE, batches: Iterable[Batch], seed: int = 0) -> float:
 @torch.enable_grad()
 def train(
     vae: VAE,
-    epoch: Callable[[], Iterable[Batch]],
+    epoch: Callable[[Generator], Iterable[Batch]],
     held_out: Callable[[], Iterable[Batch]],
     schedule: Schedule,
-    generator: Generator,
+    order: Generator,
+    noise: Generator,
     report: Callable[[History], None] = lambda history: None,
     *,
     resume: State | None = None,
@@ -63,9 +64,11 @@ def train(
         The model, on the device of the minibatches.
     epoch, held_out
         Each call yields the minibatches of one pass over the training or the held-out cells.
-        `epoch` draws their order from `generator`.
-    generator
-        Source of the latent noise, on the same device.
+        `epoch` is given `order`, to draw their order from it.
+    order
+        Source of the order of the cells, and of nothing else.
+    noise
+        Source of the latent noise, on the device of the minibatches.
     report
         Called after every evaluation.
     resume
@@ -80,7 +83,7 @@ def train(
     TrainingError
         If the ELBO is not finite again and again; names step, term, entry and parameter.
     """
-    run = Run(vae, epoch, schedule, generator)
+    run = Run(vae, epoch, schedule, order, noise)
     if resume is not None:
         run.restore(resume)
     start = time.perf_counter() - run.history.seconds

@@ -26,8 +26,8 @@ class State:
     Attributes
     ----------
     tensors
-        Weights, their average, the best average so far, moments of the optimiser, random states,
-        sums.
+        Weights, their average, the best average so far, moments of the optimiser, the random
+        states of the noise and of the order as this epoch began, sums.
     numbers
         Everything else, as JSON holds it.
     """
@@ -46,17 +46,19 @@ class Run:
     def __init__(
         self,
         vae: VAE,
-        epoch: Callable[[], Iterable[Batch]],
+        epoch: Callable[[Generator], Iterable[Batch]],
         schedule: Schedule,
-        generator: Generator,
+        order: Generator,
+        noise: Generator,
     ) -> None:
-        self.vae, self.epoch, self.schedule, self.generator = vae, epoch, schedule, generator
+        self.vae, self.epoch, self.schedule = vae, epoch, schedule
+        self.order, self.noise = order, noise
         self.history, self.average, self.best = History(), snapshot(vae), snapshot(vae)
-        self.ascend: Step = make_step(vae, schedule.weight_decay, generator)
+        self.ascend: Step = make_step(vae, schedule.weight_decay, noise)
         self.taken = self.cells = self.summed = self.position = self.averaged = 0
         self.scale = 1.0
-        self.bounds = torch.zeros((), device=generator.device)  # summed since the last evaluation
-        self.epoch_start = generator.get_state()
+        self.bounds = torch.zeros((), device=noise.device)  # summed since the last evaluation
+        self.epoch_start = order.get_state()
         self._batches: Iterator[Batch] = iter(())
 
     # -- steps ---------------------------------------------------------------------------------
@@ -94,8 +96,8 @@ class Run:
     def _next(self) -> Batch:
         batch = next(self._batches, None)
         if batch is None:
-            self.epoch_start, self.position = self.generator.get_state(), 0
-            self._batches = iter(self.epoch())
+            self.epoch_start, self.position = self.order.get_state(), 0
+            self._batches = iter(self.epoch(self.order))
             batch = next(self._batches)
         self.position += 1
         return batch
@@ -107,7 +109,7 @@ class Run:
         self.vae.load_state_dict(self.best)
         self.average = snapshot(self.vae)
         self.scale *= SLOWER
-        self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.generator)
+        self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.noise)
         self.history.rollbacks.append(self.taken)
         self.forget_bounds()
 
@@ -118,8 +120,8 @@ class Run:
             **{f"average.{name}": value.clone() for name, value in self.average.items()},
             **{f"best.{name}": value for name, value in self.best.items()},
             **{f"optimizer.{name}": value for name, value in self.ascend.optimizer.state().items()},
-            "random.now": self.generator.get_state(),
-            "random.epoch": self.epoch_start,
+            "random.order": self.epoch_start,
+            "random.noise": self.noise.get_state(),
             "bounds": self.bounds.clone(),
         }
         counters = {name: getattr(self, name) for name in COUNTERS}
@@ -141,12 +143,12 @@ class Run:
     def _put_back(self, state: State) -> None:
         weights, average, best = (under(name, state.tensors) for name in WEIGHTS)
         moments = under("optimizer", state.tensors)
-        bounds, now, epoch_start = self._singles(state.tensors, weights, average, best, moments)
+        bounds, order, noise = self._singles(state.tensors, weights, average, best, moments)
         for name, value in _counters(state.numbers, self.schedule.steps).items():
             setattr(self, name, value)
         self.history = read_history(state.numbers["history"], self.taken)
         if self.history.rollbacks:
-            self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.generator)
+            self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.noise)
         for of_all in (weights, average, best):
             _check_like(of_all, self.vae.state_dict())
         self.vae.load_state_dict(weights)
@@ -156,27 +158,27 @@ class Run:
         self.best = best
         self.ascend.optimizer.restore(moments)
         self.bounds = bounds.to(self.bounds.device)
-        self._find_place(epoch_start)
-        _set_state(self.generator, now)
+        self._find_place(order)
+        _set_state(self.noise, noise)
 
     def _singles(
         self, tensors: dict[str, Tensor], *groups: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tensors outside of the groups; there must be these and no others."""
         singles = [tensors.get(name) for name in SINGLES]
-        bounds, now, epoch_start = singles
-        if bounds is None or now is None or epoch_start is None:
+        bounds, order, noise = singles
+        if bounds is None or order is None or noise is None:
             raise ValueError(f"it lacks one of {', '.join(SINGLES)}")
         if len(tensors) != len(singles) + sum(map(len, groups)):
             raise ValueError("it has tensors that no run has")
         _check_like({"bounds": bounds}, {"bounds": self.bounds.to(bounds.dtype)})
-        return bounds, now, epoch_start
+        return bounds, order, noise
 
     def _find_place(self, epoch_start: Tensor) -> None:
         """Draw the order of the epoch again, and leave out what was seen of it."""
         self.epoch_start = epoch_start
-        _set_state(self.generator, epoch_start)
-        self._batches = iter(self.epoch() if self.position else ())
+        _set_state(self.order, epoch_start)
+        self._batches = iter(self.epoch(self.order) if self.position else ())
         for _ in range(self.position):
             if next(self._batches, None) is None:
                 raise ValueError(f"an epoch has fewer than {self.position} minibatches")
@@ -184,7 +186,7 @@ class Run:
 
 WEIGHTS = ("weights", "average", "best")  # of the same network, in a state
 COUNTERS = ("taken", "cells", "summed", "position", "averaged", "scale")
-SINGLES = ("bounds", "random.now", "random.epoch")
+SINGLES = ("bounds", "random.order", "random.noise")
 
 
 def _counters(numbers: Mapping[str, Any], steps: int) -> dict[str, Any]:

@@ -25,17 +25,17 @@ class Step:
         The model, on the device of the minibatches.
     weight_decay
         Decoupled weight decay of the posterior network alone; the likelihood is left free to fit.
-    generator
+    noise
         Source of the latent noise, on the same device.
     """
 
-    def __init__(self, vae: VAE, weight_decay: float, generator: Generator) -> None:
-        self.vae, self.weight_decay, self.generator = vae, weight_decay, generator
+    def __init__(self, vae: VAE, weight_decay: float, noise: Generator) -> None:
+        self.vae, self.weight_decay, self.noise = vae, weight_decay, noise
         self.optimizer = AdamW(vae.parameters(), decayed=vae.posterior.parameters())
 
     def __call__(self, batch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
         """Take one step at a learning rate and a KL weight; return the bound, on the device."""
-        bound = elbo(self.vae.terms(batch, generator=self.generator), beta).mean()
+        bound = elbo(self.vae.terms(batch, generator=self.noise), beta).mean()
         (-bound).backward()
         self.optimizer.step(rate, self.weight_decay)
         self.optimizer.zero_grad()
@@ -75,7 +75,7 @@ class CheckedStep(Step):
 
     def __call__(self, batch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
         """Take the step, or raise NotFiniteError and leave the weights."""
-        terms = self.vae.terms(batch, generator=self.generator)
+        terms = self.vae.terms(batch, generator=self.noise)
         bound = elbo(terms, beta).mean()
         (-bound).backward()
         parameter = self._wrong_gradient()
@@ -118,11 +118,11 @@ class GraphedStep(Step):
     one length share a graph; an epoch has at most two lengths.
     """
 
-    def __init__(self, vae: VAE, weight_decay: float, generator: Generator) -> None:
-        super().__init__(vae, weight_decay, generator)
+    def __init__(self, vae: VAE, weight_decay: float, noise: Generator) -> None:
+        super().__init__(vae, weight_decay, noise)
         # What changes from step to step must lie on the device: a graph repeats all else.
-        self.rate = torch.zeros((), device=generator.device)
-        self.beta = torch.zeros((), device=generator.device)
+        self.rate = torch.zeros((), device=noise.device)
+        self.beta = torch.zeros((), device=noise.device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Tensor]] = {}
         self.taken = 0
 
@@ -144,13 +144,13 @@ class GraphedStep(Step):
     @cached_property
     def side(self) -> torch.cuda.Stream:
         """Stream of the steps before a graph and of its capture, as capturing asks."""
-        return torch.cuda.Stream(self.generator.device)
+        return torch.cuda.Stream(self.noise.device)
 
     def _eagerly(self, batch: Batch) -> Tensor:
         return super().__call__(batch, self.rate, self.beta)
 
     def _on_the_side(self, batch: Batch) -> Tensor:
-        main = torch.cuda.current_stream(self.generator.device)
+        main = torch.cuda.current_stream(self.noise.device)
         self.side.wait_stream(main)
         with torch.cuda.stream(self.side):
             bound = self._eagerly(batch)
@@ -162,17 +162,17 @@ class GraphedStep(Step):
         copies = {name: value.clone() for name, value in _named(batch).items()}
         inputs = dataclasses.replace(batch, **copies)
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
+        graph.register_generator_state(self.noise)
         pool = next((g.pool() for g, _, _ in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool, stream=self.side):
             bound = self._eagerly(inputs)
         return graph, inputs, bound
 
 
-def make_step(vae: VAE, weight_decay: float, generator: Generator) -> Step:
-    """Return the fastest step of the generator's device."""
-    kind = GraphedStep if generator.device.type == "cuda" else Step
-    return kind(vae, weight_decay, generator)
+def make_step(vae: VAE, weight_decay: float, noise: Generator) -> Step:
+    """Return the fastest step of the device of `noise`."""
+    kind = GraphedStep if noise.device.type == "cuda" else Step
+    return kind(vae, weight_decay, noise)
 
 
 def _named(batch: Batch) -> dict[str, Tensor]:
