@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from scvae.core.numerics import nb_log_mass, zero_inflate
 from scvae.data.cells import Cells
-from scvae.train.step import Step
+from scvae.train.loop import Step
+from scvae.train.optimizer import optimizer_of
 
 KEPT, SLACK, GENES, ROUNDS = HERE / "regression.json", 0.75, 2_000, 60
 
@@ -47,7 +48,7 @@ def ratio() -> float:
     """Return the time of a plain step over the time of ours, medians of interleaved steps."""
     vae, dataset = prepared(GENES)
     generator = torch.Generator().manual_seed(0)
-    step, plain = Step(vae, 0.01, generator), Plain()
+    step, plain = Step(vae, optimizer_of(vae), 0.01, generator), Plain()
     optimizer = torch.optim.AdamW(plain.parameters(), fused=True)
     rows = torch.arange(len(dataset))
 

@@ -23,7 +23,8 @@ from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
 from scvae.data.cells import Dataset
 from scvae.models.rna import Architecture, Statistics, build_vae
-from scvae.train.step import Step
+from scvae.train.loop import Step
+from scvae.train.optimizer import optimizer_of
 
 
 def prepared(n_genes: int) -> tuple[VAE, Dataset]:
@@ -41,7 +42,7 @@ def parts(vae: VAE, dataset: Dataset, steps: int) -> dict[str, float]:
     """Return the median milliseconds of every part of a step."""
     times: dict[str, list[float]] = defaultdict(list)
     generator = Generator().manual_seed(0)
-    step = Step(vae, 0.01, generator)
+    step = Step(vae, optimizer_of(vae), 0.01, generator)
     rows = torch.arange(len(dataset))
 
     def timed(name: str, part: Callable[[], object]) -> object:

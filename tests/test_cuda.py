@@ -18,7 +18,8 @@ import scvae
 from scvae.core.rows import nb_log_prob, zinb_log_prob
 from scvae.data.cells import Dataset
 from scvae.models.rna import Architecture, Statistics, build_vae
-from scvae.train.step import GraphedStep, Step
+from scvae.train.loop import Step, fastest
+from scvae.train.optimizer import optimizer_of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_triton = pytest.mark.skipif(
@@ -96,12 +97,12 @@ def test_rows_on_the_gpu_are_rows_on_the_cpu(inflated: bool) -> None:
 def test_the_graph_takes_the_steps_that_are_taken_one_by_one() -> None:
     adata = scvae.simulate(n_cells=520, n_genes=60)
     weights = []
-    for kind in (Step, GraphedStep):
+    for form in (lambda step: step, fastest):
         architecture = Architecture(n_genes=60, prior="mixture")
         statistics = Statistics(torch.zeros(60), torch.ones(1), torch.ones(1))
         vae = build_vae(architecture, statistics, seeded(0)).to("cuda").train()
         dataset = on_the_gpu(adata)
-        step = kind(vae, 0.01, seeded(1, "cuda"))
+        step = form(Step(vae, optimizer_of(vae), 0.01, seeded(1, "cuda")))
         rows = torch.arange(520, device="cuda")
         for _ in range(3):
             for batch in dataset.shuffled(rows, 100, seeded(2, "cuda")):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,11 @@ import torch
 from test_training import batch_of, build, data, parts, seeded, weights
 from torch import Generator, Tensor, nn
 
-from scvae.train.optimizer import AdamW
-from scvae.train.step import CheckedStep, GraphedStep, Step
+from scvae.core.vae import VAE
+from scvae.train.checks import check_finite
+from scvae.train.graph import GraphedStep
+from scvae.train.loop import Step
+from scvae.train.optimizer import AdamW, optimizer_of
 
 # The last is cut into parts in its middle.
 SHAPES: list[tuple[int, ...]] = [(), (3,), (7, 5), (1, 1, 2), (300, 401)]
@@ -26,7 +31,7 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
-def optimizer_of(of: list[nn.Parameter]) -> AdamW:
+def decaying(of: list[nn.Parameter]) -> AdamW:
     return AdamW(of, decayed=of[:DECAYED])
 
 
@@ -62,7 +67,7 @@ def steps(optimizer: AdamW, of: list[nn.Parameter], which: range, decay: float =
 @pytest.mark.parametrize("fused", [False, True])
 def test_parameters_and_moments_are_those_of_torch(decay: float, fused: bool) -> None:
     ours, theirs = parameters(), parameters()
-    own, reference = optimizer_of(ours), torchs(theirs)
+    own, reference = decaying(ours), torchs(theirs)
     reference.param_groups[0]["weight_decay"] = decay
     for group in reference.param_groups:
         group["fused"] = fused
@@ -89,7 +94,7 @@ def test_parameters_and_moments_are_those_of_torch(decay: float, fused: bool) ->
 def test_a_rate_on_the_device_is_that_rate() -> None:
     ours, theirs = parameters(), parameters()
     for of, rate in ((ours, torch.tensor(0.5)), (theirs, 0.5)):
-        optimizer = optimizer_of(of)
+        optimizer = decaying(of)
         for step in range(3):
             for parameter, grad in zip(of, gradients(step), strict=True):
                 parameter.grad = grad
@@ -99,10 +104,10 @@ def test_a_rate_on_the_device_is_that_rate() -> None:
 
 def test_it_goes_on_from_what_it_remembered() -> None:
     straight, broken = parameters(), parameters()
-    steps(optimizer_of(straight), straight, range(12))
-    first = optimizer_of(broken)
+    steps(decaying(straight), straight, range(12))
+    first = decaying(broken)
     steps(first, broken, range(5))
-    second = optimizer_of(broken)
+    second = decaying(broken)
     second.restore(first.state())
     steps(second, broken, range(5, 12))
     assert all(torch.equal(a, b) for a, b in zip(straight, broken, strict=True))
@@ -110,7 +115,7 @@ def test_it_goes_on_from_what_it_remembered() -> None:
 
 def test_what_it_remembers_is_a_copy_and_is_put_back_in_place() -> None:
     ours = parameters()
-    first, second = optimizer_of(ours), optimizer_of(ours)
+    first, second = decaying(ours), decaying(ours)
     steps(first, ours, range(3))
     state, places = first.state(), [m.exp_avg.data_ptr() for m in second.moments]
     second.restore(state)
@@ -128,7 +133,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             ours = parameters()
-            steps(optimizer_of(ours), ours, range(4))
+            steps(decaying(ours), ours, range(4))
             found.append(ours)
     finally:
         torch.set_num_threads(threads)
@@ -139,7 +144,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_gradients_in_any_order_of_memory() -> None:
     ours, theirs = parameters(), parameters()
     for of, step in (
-        (ours, lambda of: optimizer_of(of).step(1e-3)),
+        (ours, lambda of: decaying(of).step(1e-3)),
         (theirs, lambda of: torch.optim.AdamW(of, 1e-3, weight_decay=0).step()),
     ):
         of[2].grad = torch.arange(35.0).view(5, 7).t() - 17.0
@@ -162,7 +167,7 @@ def test_parameters_in_any_order_of_memory() -> None:
 
 def test_moments_in_any_order_of_memory() -> None:
     first, second = parameters(), parameters()
-    source, other = optimizer_of(first), optimizer_of(second)
+    source, other = decaying(first), decaying(second)
     steps(source, first, range(3))
     steps(other, second, range(3))
     state = source.state()
@@ -176,7 +181,7 @@ def test_moments_in_any_order_of_memory() -> None:
 
 def test_autograd_knows_that_parameters_changed() -> None:
     ours = parameters()
-    optimizer = optimizer_of(ours)
+    optimizer = decaying(ours)
     steps(optimizer, ours, range(3))
     y = ours[2].square().sum()
     steps(optimizer, ours, range(3, 4))
@@ -186,7 +191,7 @@ def test_autograd_knows_that_parameters_changed() -> None:
 
 def test_no_gradient_no_step() -> None:
     ours = parameters()
-    optimizer = optimizer_of(ours)
+    optimizer = decaying(ours)
     optimizer.step(0.1, DECAY)
     assert all(torch.equal(a, b) for a, b in zip(ours, parameters(), strict=True))
     steps(optimizer, ours, range(1))
@@ -222,44 +227,49 @@ class UncapturedStep(GraphedStep):
     """The graphed step on the CPU: what a graph would replay is taken again, on the same inputs."""
 
     def _on_the_side(self, batch: Any) -> Tensor:
-        return self._eagerly(batch)
+        return self.step(batch, self.rate, self.beta)
 
     def _capture(self, batch: Any) -> Any:
         inputs, bound = batch_of(batch.x.clone()), torch.zeros(())
-        graph = SimpleNamespace(replay=lambda: bound.copy_(self._eagerly(inputs)))
+        graph = SimpleNamespace(replay=lambda: bound.copy_(self.step(inputs, self.rate, self.beta)))
         return graph, inputs, bound
 
 
-KINDS = [Step, CheckedStep, UncapturedStep]
+def plain(vae: VAE, noise: Generator) -> Step:
+    return Step(vae, optimizer_of(vae), 0.01, noise)
+
+
+KINDS: dict[str, Callable[[Step], Any]] = {
+    "plain": lambda step: step,
+    "checked": lambda step: dataclasses.replace(step, hook=check_finite),
+    "graphed": lambda step: UncapturedStep(step, step.noise),
+}
 
 
 @pytest.mark.parametrize("taken", [2, 6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restored_step_moves_the_weights_by_the_same_bits(kind: type[Step], taken: int) -> None:
+def test_a_restored_step_moves_the_weights_by_the_same_bits(kind: str, taken: int) -> None:
     minibatches = [*parts(data()), *parts(data(seed=2))]
-    whole, noise = build(), seeded(1)
-    step = kind(whole, 0.01, noise)
+    whole, other = (plain(build(seed), seeded(seed)) for seed in (1, 9))
+    step, resumed = KINDS[kind](whole), KINDS[kind](other)
+    resumed(minibatches[-1], 1e-2, 0.7)  # nothing of this is to be left
     for minibatch in minibatches[:taken]:
         step(minibatch, 1e-2, 0.7)
-    state = copy.deepcopy(whole.state_dict()), step.optimizer.state(), noise.get_state()
-    other, again = build(seed=9), seeded(9)
-    resumed = kind(other, 0.01, again)
-    resumed(minibatches[-1], 1e-2, 0.7)  # nothing of this is to be left
-    other.load_state_dict(state[0])
-    resumed.optimizer.restore(state[1])
-    again.set_state(state[2])
+    other.vae.load_state_dict(whole.vae.state_dict())
+    other.optimizer.restore(whole.optimizer.state())
+    other.noise.set_state(whole.noise.get_state())
     for minibatch in minibatches[taken:]:
-        before = weights(whole)
+        before = weights(whole.vae)
         assert step(minibatch, 1e-2, 0.7) == resumed(minibatch, 1e-2, 0.7)
-        assert torch.equal(weights(whole), weights(other))
-        assert not torch.equal(weights(whole), before)
+        assert torch.equal(weights(whole.vae), weights(other.vae))
+        assert not torch.equal(weights(whole.vae), before)
 
 
 def test_what_a_graph_replays_is_the_step() -> None:
     found = []
-    for kind in (Step, UncapturedStep):
-        vae = build()
-        step = kind(vae, 0.01, seeded(1))
+    for kind in ("plain", "graphed"):
+        own = plain(build(), seeded(1))
+        step = KINDS[kind](own)
         bounds = [step(batch, 1e-2 / (1 + i), 0.7) for i, batch in enumerate(parts(data(), 20))]
-        found.append(torch.cat([torch.stack(bounds), weights(vae)]))
+        found.append(torch.cat([torch.stack(bounds), weights(own.vae)]))
     torch.testing.assert_close(found[1], found[0])

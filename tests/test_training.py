@@ -18,16 +18,18 @@ from torch import Generator, Tensor, nn
 
 from scvae.core.distributions import Gaussian
 from scvae.core.networks import Linear
+from scvae.core.objectives import elbo
 from scvae.core.priors import StandardNormal
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE, Batch, Terms
 from scvae.errors import ConfigError, ScvaeError, TrainingError
 from scvae.train.average import POWER, snapshot, update_average, with_weights
+from scvae.train.checks import NotFiniteError, check_finite
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
-from scvae.train.loop import evaluate, train
+from scvae.train.loop import Step, evaluate, step_of, train
+from scvae.train.optimizer import optimizer_of
 from scvae.train.run import SLOWER, Run, State
 from scvae.train.schedule import Schedule
-from scvae.train.step import CheckedStep, NotFiniteError, Step
 
 N, G, D = 160, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=100)
@@ -99,6 +101,14 @@ def fit(
     schedule = Schedule(steps, **PLAIN, **{"patience": steps, **options})
     held_out = lambda: parts(data(n_held_out, seed=1))  # noqa: E731
     return vae, train(vae, shuffled(x), held_out, schedule, *both(seed))
+
+
+def advance(run: Run, steps: int) -> None:
+    """Take steps, as `train` does between evaluations."""
+    step = step_of(run)
+    for _ in range(steps):
+        minibatch = run.next_minibatch()
+        run.count(step(minibatch, run.rate, run.beta), len(minibatch))
 
 
 def weights(vae: VAE) -> Tensor:
@@ -483,7 +493,7 @@ def test_epochs_follow_one_another() -> None:
         return [batch_of(torch.full((2, G), float(started)))] * 2
 
     run = Run(build(), epoch, Schedule(40), *both())
-    assert [run._next().x[0, 0].item() for _ in range(5)] == [1, 1, 2, 2, 3]
+    assert [run.next_minibatch().x[0, 0].item() for _ in range(5)] == [1, 1, 2, 2, 3]
 
 
 # -- failures --------------------------------------------------------------------------------------
@@ -527,27 +537,62 @@ def test_one_bad_moment_sends_training_back_to_the_best_weights() -> None:
 
 def test_a_rollback_lowers_the_rate_and_looks_at_every_step() -> None:
     run = Run(build(), lambda order: parts(data()), Schedule(40), *both())
-    for _ in range(5):
-        run.step()
+    advance(run, 5)
     before = {name: value.clone() for name, value in run.best.items()}
     run.roll_back()
     assert run.scale == SLOWER
     for name, value in run.vae.state_dict().items():
         assert torch.equal(value, before[name])
     run.epoch = lambda order: [batch_of(torch.full((4, G), math.nan))]
-    run._batches = iter(())
+    run._minibatches = iter(())
     with pytest.raises(NotFiniteError) as e:
-        run.step()
+        advance(run, 1)
     assert (e.value.term, e.value.entry) == ("reconstruction", 0)
     for name, value in run.vae.state_dict().items():  # the step was not taken
         assert torch.equal(value, before[name])
 
 
+def test_no_step_is_added_after_a_bad_moment_at_the_end() -> None:
+    seen = 0
+
+    def epoch(order: Generator) -> Iterator[Batch]:
+        nonlocal seen
+        for batch in parts(data()):
+            seen += 1
+            yield batch_of(batch.x * math.nan) if seen == 38 else batch
+
+    vae, schedule = build(), Schedule(40, evaluations=8, patience=80)
+    with pytest.warns(UserWarning, match=r"After step 40, the training ELBO was not finite"):
+        history = train(vae, epoch, lambda: parts(data(seed=1)), schedule, *both())
+    assert seen == 40
+    assert (history.rollbacks, history.step[-1]) == ([40], 35)
+    assert not history.stopped_early
+    assert evaluate(vae, parts(data(seed=1))) == history.best
+
+
+def test_the_hook_sees_the_gradients_before_any_weight_moves() -> None:
+    vae, minibatch, seen = build(), batch_of(data()), []
+    before = weights(vae)
+
+    def hook(of: VAE, given: Batch, terms: Terms, bound: Tensor) -> None:
+        assert (of, given) == (vae, minibatch)
+        assert torch.equal(weights(of), before)
+        assert all(p.grad is not None and p.grad.any() for p in of.parameters())
+        seen.append((bound.item(), elbo(terms, 0.7).mean().item()))
+        for parameter in of.parameters():
+            parameter.grad.zero_()
+
+    step = Step(vae, optimizer_of(vae), 0.0, seeded(1), hook)
+    bound = step(minibatch, 1e-2, 0.7).item()
+    assert seen == [(bound, bound)]
+    assert torch.equal(weights(vae), before)  # the gradients that the hook left were taken
+
+
 def test_a_checked_step_is_the_step() -> None:
     bounds = []
-    for kind in (Step, CheckedStep):
+    for hook in (None, check_finite):
         vae = build()
-        step = kind(vae, 0.01, seeded(1))
+        step = Step(vae, optimizer_of(vae), 0.01, seeded(1), hook)
         steps = [step(batch, 1e-2, 0.7).item() for batch in parts(data())]
         bounds.append([*steps, *(p.sum().item() for p in vae.parameters())])
     assert bounds[0] == bounds[1]
@@ -624,11 +669,10 @@ def test_a_run_goes_on_from_any_state_to_the_same_bits() -> None:
 
 def test_a_state_is_a_copy() -> None:
     run = Run(build(), lambda order: parts(data()), Schedule(40), *both())
-    run.step()
+    advance(run, 1)
     state = run.state()
     kept = copy.deepcopy(state)
-    for _ in range(5):
-        run.step()
+    advance(run, 5)
     assert state.numbers == kept.numbers
     for name, value in state.tensors.items():
         assert torch.equal(value, kept.tensors[name]), name

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, early stopping, and what is done when something fails."""
+"""The training loop: steps, evaluations, early stopping, and what is done when something fails."""
 
 from __future__ import annotations
 
@@ -6,35 +6,62 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE, Batch, Terms
 from scvae.errors import TrainingError
-from scvae.train.average import with_weights
+from scvae.train.average import EVERY, with_weights
+from scvae.train.checks import NotFiniteError, check_finite
+from scvae.train.graph import GraphedStep
 from scvae.train.heap import steady_heap
 from scvae.train.history import History
+from scvae.train.optimizer import AdamW
 from scvae.train.run import SLOWER, Run, State
 from scvae.train.schedule import Schedule
-from scvae.train.step import NotFiniteError
 
 MOST_ROLLBACKS = 3
 
 
-@torch.no_grad()
-def evaluate(vae: VAE, batches: Iterable[Batch], seed: int = 0) -> float:
-    """Return the mean ELBO per cell at KL weight 1, always with the same noise."""
-    vae.eval()
-    total, n = torch.zeros(()), 0
-    generator: Generator | None = None
-    for batch in batches:
-        generator = generator or Generator(batch.x.device).manual_seed(seed)
-        bound = elbo(vae.terms(batch, generator=generator)).double().sum()
-        total, n = total.to(bound.device) + bound, n + len(batch)
-    vae.train()
-    return total.item() / n
+@dataclass
+class Step:
+    """One step up the mean ELBO of a minibatch.
+
+    Attributes
+    ----------
+    vae
+        The model, on the device of the minibatches.
+    optimizer
+        Of its parameters.
+    weight_decay
+        Decoupled weight decay, of those that decay.
+    noise
+        Source of the latent noise, on the same device.
+    hook
+        Called when the gradients are there and no weight was touched yet, with the model,
+        minibatch, terms and bound. What it raises, the step raises.
+    """
+
+    vae: VAE
+    optimizer: AdamW
+    weight_decay: float
+    noise: Generator
+    hook: Callable[[VAE, Batch, Terms, Tensor], None] | None = None
+
+    def __call__(self, minibatch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
+        """Take it at a learning rate and a KL weight; return the bound, on the device."""
+        terms = self.vae.terms(minibatch, generator=self.noise)
+        bound = elbo(terms, beta).mean()
+        (-bound).backward()
+        if self.hook is not None:
+            self.hook(self.vae, minibatch, terms, bound)
+        self.optimizer.step(rate, self.weight_decay)
+        self.optimizer.zero_grad()
+        return bound.detach()
 
 
 @torch.enable_grad()
@@ -86,13 +113,24 @@ def train(
     run = Run(vae, epoch, schedule, order, noise)
     if resume is not None:
         run.restore(resume)
+    step = step_of(run)
     start = time.perf_counter() - run.history.seconds
     vae.train()
     try:
         with steady_heap():
-            while run.taken < schedule.steps and not _is_over(run):
-                _steps_to_evaluation(run, entry_name)
-                if _evaluate(run, held_out, start):
+            while not run.is_over:
+                minibatch = run.next_minibatch()
+                try:
+                    run.count(step(minibatch, run.rate, run.beta), len(minibatch))
+                    if run.taken % EVERY == 0:
+                        run.update_average()
+                    if not run.is_due:
+                        continue
+                    measure(run, held_out, start)
+                except NotFiniteError as error:
+                    _roll_back(run, error.described(entry_name))
+                    step = step_of(run)
+                else:
                     report(run.history)
                     keep(run)
     except KeyboardInterrupt:
@@ -103,36 +141,50 @@ def train(
     return run.history
 
 
-def _is_over(run: Run) -> bool:
-    if not run.history.step:
-        return False
-    since = (run.history.step[-1] - run.history.best_step) / run.schedule.every
-    return since >= run.schedule.patience
+def step_of(run: Run) -> Step | GraphedStep:
+    """Return the step of a run, which looks at every number once one was not finite."""
+    hook = check_finite if run.history.rollbacks else None
+    step = Step(run.vae, run.optimizer, run.schedule.weight_decay, run.noise, hook)
+    return step if hook else fastest(step)
 
 
-def _steps_to_evaluation(run: Run, entry_name: Callable[[int], str]) -> None:
-    """Take steps until the next evaluation is due, going back where a bound is not finite."""
-    while True:
-        try:
-            run.step()
-            while run.taken % run.schedule.every and run.taken < run.schedule.steps:
-                run.step()
-            problem = None if math.isfinite(run.mean_bound) else "the training ELBO"
-        except NotFiniteError as error:
-            problem = error.described(entry_name)
-        if problem is None:
-            return
-        _roll_back(run, problem)
+def fastest(step: Step) -> Step | GraphedStep:
+    """Return the step as it is fastest on its device."""
+    return GraphedStep(step, step.noise) if step.noise.device.type == "cuda" else step
+
+
+def measure(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> None:
+    """Measure the held-out ELBO of the average weights, and keep them if it is the best.
+
+    Raises NotFiniteError if it is not finite, or the ELBO of training since the last time."""
+    if not math.isfinite(run.mean_bound):
+        raise NotFiniteError("training ELBO")
+    run.update_average()
+    with with_weights(run.vae, run.average):
+        value = evaluate(run.vae, held_out())
+    if not math.isfinite(value):
+        raise NotFiniteError("held-out ELBO")
+    run.record(value, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def evaluate(vae: VAE, minibatches: Iterable[Batch], seed: int = 0) -> float:
+    """Return the mean ELBO per cell at KL weight 1, always with the same noise."""
+    total, n = torch.zeros(()), 0
+    noise: Generator | None = None
+    with evaluating(vae):
+        for minibatch in minibatches:
+            noise = noise or Generator(minibatch.x.device).manual_seed(seed)
+            bound = elbo(vae.terms(minibatch, generator=noise)).double().sum()
+            total, n = total.to(bound.device) + bound, n + len(minibatch)
+    return total.item() / n
 
 
 def _roll_back(run: Run, problem: str) -> None:
+    """Go back to the best weights, unless that was of no use before or no step is left."""
     is_last = run.taken >= run.schedule.steps and not run.history.step
     if is_last or len(run.history.rollbacks) >= MOST_ROLLBACKS:
-        raise TrainingError(
-            f"Training failed {len(run.history.rollbacks) + 1} times; last, after step "
-            f"{run.taken}, {problem} was not finite. Nothing was written. Train with a smaller "
-            "rate: scvae.fit(adata, learning_rate=1e-3), and look at the data: scvae.check(adata)"
-        )
+        raise _failure(run, problem)
     run.roll_back()
     warnings.warn(
         f"After step {run.taken}, {problem} was not finite; training goes on from the best weights "
@@ -141,27 +193,12 @@ def _roll_back(run: Run, problem: str) -> None:
     )
 
 
-def _evaluate(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> bool:
-    """Measure the held-out ELBO of the average weights, and keep them if it is the best; return
-    if it is finite."""
-    history = run.history
-    run.update_average()
-    with with_weights(run.vae, run.average):
-        value = evaluate(run.vae, held_out())
-    if not math.isfinite(value):
-        _roll_back(run, "the held-out ELBO")
-        return False
-    history.step.append(run.taken)
-    history.train.append(run.mean_bound)
-    history.validation.append(value)
-    history.beta.append(run.schedule.beta(run.taken - 1))
-    history.seconds = time.perf_counter() - start
-    history.cells_per_second = run.cells / history.seconds
-    run.forget_bounds()
-    if value >= history.best:
-        run.best = {name: weight.clone() for name, weight in run.average.items()}
-        history.best_step = run.taken
-    return True
+def _failure(run: Run, problem: str) -> TrainingError:
+    return TrainingError(
+        f"Training failed {len(run.history.rollbacks) + 1} times; last, after step {run.taken}, "
+        f"{problem} was not finite. Nothing was written. Train with a smaller rate: "
+        "scvae.fit(adata, learning_rate=1e-3), and look at the data: scvae.check(adata)"
+    )
 
 
 def _stop_here(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> None:
@@ -169,7 +206,10 @@ def _stop_here(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) 
     run.history.interrupted = True
     if not run.history.step:
         run.taken = max(run.taken, 1)
-        _evaluate(run, held_out, start)
+        try:
+            measure(run, held_out, start)
+        except NotFiniteError as error:
+            raise _failure(run, error.described(str)) from error
     warnings.warn(
         f"Interrupted at step {run.taken}; the model has the best weights so far (step "
         f"{run.history.best_step}).",

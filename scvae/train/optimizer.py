@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from scvae.core.vae import VAE
+
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -113,6 +115,12 @@ class AdamW:
             for number, each in enumerate(self.moments)
             for name in Moments._fields[1:]
         }
+
+
+def optimizer_of(vae: VAE) -> AdamW:
+    """Return the optimiser of `vae`, of which the posterior alone decays: the likelihood is left
+    free to fit."""
+    return AdamW(vae.parameters(), decayed=vae.posterior.parameters())
 
 
 def _check(name: str, value: Tensor | None, own: tuple[Parameter, Tensor] | None) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.vae import VAE, Batch
-from scvae.train.average import EVERY, snapshot, update_average
+from scvae.train.average import snapshot, update_average
 from scvae.train.history import History, read_history
+from scvae.train.optimizer import optimizer_of
 from scvae.train.schedule import Schedule
-from scvae.train.step import CheckedStep, Step, make_step
 
 SLOWER = 0.3  # times the learning rate, after a bound that was not finite
 
@@ -41,7 +41,7 @@ class StateError(ValueError):
 
 
 class Run:
-    """A run of `train`, step by step; its parameters are those of `train`."""
+    """All that a step of `train` changes or depends on; its parameters are those of `train`."""
 
     def __init__(
         self,
@@ -54,25 +54,55 @@ class Run:
         self.vae, self.epoch, self.schedule = vae, epoch, schedule
         self.order, self.noise = order, noise
         self.history, self.average, self.best = History(), snapshot(vae), snapshot(vae)
-        self.ascend: Step = make_step(vae, schedule.weight_decay, noise)
+        self.optimizer = optimizer_of(vae)
         self.taken = self.cells = self.summed = self.position = self.averaged = 0
         self.scale = 1.0
         self.bounds = torch.zeros((), device=noise.device)  # summed since the last evaluation
         self.epoch_start = order.get_state()
-        self._batches: Iterator[Batch] = iter(())
+        self._minibatches: Iterator[Batch] = iter(())
 
-    # -- steps ---------------------------------------------------------------------------------
+    # -- where it is ---------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Take one step on the next minibatch."""
-        batch = self._next()
-        rate = self.scale * self.schedule.rate(self.taken)
-        self.bounds = self.bounds + self.ascend(batch, rate, self.beta)
+    def next_minibatch(self) -> Batch:
+        """Return the next minibatch of the epoch, or the first of another one."""
+        minibatch = next(self._minibatches, None)
+        if minibatch is None:
+            self.epoch_start, self.position = self.order.get_state(), 0
+            self._minibatches = iter(self.epoch(self.order))
+            minibatch = next(self._minibatches)
+        self.position += 1
+        return minibatch
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.scale * self.schedule.rate(self.taken)
+
+    @property
+    def beta(self) -> float:
+        """KL weight of the next step."""
+        return self.schedule.beta(self.taken)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to evaluate."""
+        return self.taken % self.schedule.every == 0 or self.taken >= self.schedule.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps were taken, or patience is at its end."""
+        measured, schedule = self.history.step, self.schedule
+        since = measured[-1] - self.history.best_step if measured else -1
+        return self.taken >= schedule.steps or since >= schedule.patience * schedule.every
+
+    # -- what was found ------------------------------------------------------------------------
+
+    def count(self, bound: Tensor, cells: int) -> None:
+        """Count a step that was taken on so many cells."""
+        self.bounds = self.bounds + bound
         self.taken += 1
         self.summed += 1
-        self.cells += len(batch)
-        if self.taken % EVERY == 0:
-            self.update_average()
+        self.cells += cells
 
     def update_average(self) -> None:
         """Let the average of the weights follow them."""
@@ -81,37 +111,36 @@ class Run:
             self.averaged = self.taken
 
     @property
-    def beta(self) -> float:
-        """KL weight of the next step."""
-        return self.schedule.beta(self.taken)
-
-    @property
     def mean_bound(self) -> float:
         """Mean bound of the steps since the last evaluation. Waits for the device."""
         return self.bounds.item() / max(self.summed, 1)
 
-    def forget_bounds(self) -> None:
-        self.bounds, self.summed = torch.zeros_like(self.bounds), 0
+    def record(self, held_out: float, seconds: float) -> None:
+        """Write the held-out ELBO of the average weights down, and keep them if it is the best."""
+        history = self.history
+        history.step.append(self.taken)
+        history.train.append(self.mean_bound)
+        history.validation.append(held_out)
+        history.beta.append(self.schedule.beta(self.taken - 1))
+        history.seconds, history.cells_per_second = seconds, self.cells / seconds
+        self._forget_bounds()
+        if held_out >= history.best:
+            self.best = {name: weight.clone() for name, weight in self.average.items()}
+            history.best_step = self.taken
 
-    def _next(self) -> Batch:
-        batch = next(self._batches, None)
-        if batch is None:
-            self.epoch_start, self.position = self.order.get_state(), 0
-            self._batches = iter(self.epoch(self.order))
-            batch = next(self._batches)
-        self.position += 1
-        return batch
+    def _forget_bounds(self) -> None:
+        self.bounds, self.summed = torch.zeros_like(self.bounds), 0
 
     # -- going back ----------------------------------------------------------------------------
 
     def roll_back(self) -> None:
-        """Return to the best weights, with a smaller rate and a look at every step from now on."""
+        """Return to the best weights, with a smaller rate and nothing remembered of gradients."""
         self.vae.load_state_dict(self.best)
         self.average = snapshot(self.vae)
         self.scale *= SLOWER
-        self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.noise)
+        self.optimizer = optimizer_of(self.vae)
         self.history.rollbacks.append(self.taken)
-        self.forget_bounds()
+        self._forget_bounds()
 
     def state(self) -> State:
         """Return a copy of everything that the next steps depend on."""
@@ -119,7 +148,7 @@ class Run:
             **{f"weights.{name}": value for name, value in snapshot(self.vae).items()},
             **{f"average.{name}": value.clone() for name, value in self.average.items()},
             **{f"best.{name}": value for name, value in self.best.items()},
-            **{f"optimizer.{name}": value for name, value in self.ascend.optimizer.state().items()},
+            **{f"optimizer.{name}": value for name, value in self.optimizer.state().items()},
             "random.order": self.epoch_start,
             "random.noise": self.noise.get_state(),
             "bounds": self.bounds.clone(),
@@ -147,8 +176,6 @@ class Run:
         for name, value in _counters(state.numbers, self.schedule.steps).items():
             setattr(self, name, value)
         self.history = read_history(state.numbers["history"], self.taken)
-        if self.history.rollbacks:
-            self.ascend = CheckedStep(self.vae, self.schedule.weight_decay, self.noise)
         for of_all in (weights, average, best):
             _check_like(of_all, self.vae.state_dict())
         self.vae.load_state_dict(weights)
@@ -156,7 +183,7 @@ class Run:
             name: average[name].to(own.device).clone() for name, own in self.best.items()
         }
         self.best = best
-        self.ascend.optimizer.restore(moments)
+        self.optimizer.restore(moments)
         self.bounds = bounds.to(self.bounds.device)
         self._find_place(order)
         _set_state(self.noise, noise)
@@ -178,9 +205,9 @@ class Run:
         """Draw the order of the epoch again, and leave out what was seen of it."""
         self.epoch_start = epoch_start
         _set_state(self.order, epoch_start)
-        self._batches = iter(self.epoch(self.order) if self.position else ())
+        self._minibatches = iter(self.epoch(self.order) if self.position else ())
         for _ in range(self.position):
-            if next(self._batches, None) is None:
+            if next(self._minibatches, None) is None:
                 raise ValueError(f"an epoch has fewer than {self.position} minibatches")
 
 
