@@ -37,7 +37,8 @@ OUTSIDE = {
     "_version": set(),
     "core": {"torch"},
     "core/kernels": {"numba", "llvmlite", "numpy"},
-    "core/triton_rows": {"torch", "triton"},
+    "core/kernels/run": {"torch"},
+    "core/kernels/cuda": {"torch", "triton"},
     "train": {"torch"},
     "io": {"torch", "safetensors"},
 }

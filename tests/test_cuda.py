@@ -28,8 +28,8 @@ needs_triton = pytest.mark.skipif(
 
 INTERPRETED = """
 import torch
-from scvae.core import triton_rows
-from scvae.core.parallel import run
+from scvae.core.kernels import cuda
+from scvae.core.kernels.run import run
 
 def draw(*shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -50,7 +50,7 @@ for g, outside, rows_of_r, inflated, shared in [
     if not inflated:
         given, names = given[:-1], names[:-1]
     found, expected = ([torch.zeros(n, w) for w in (1, *names)] for _ in range(2))
-    triton_rows.launch(given, found[0], found[1:])
+    cuda.launch(given, found[0], found[1:])
     run("zinb" if inflated else "nb", n, *given, *expected)
     for i, (a, b) in enumerate(zip(found, expected)):
         size = x.sum(1, keepdim=True) + b.abs() + g

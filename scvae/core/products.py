@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from scvae.core.parallel import is_served, run
+from scvae.core.kernels.run import is_served, run
 
 SPARSE = 0.15  # share of non-zeros up to which skipping the zeros was measured to be faster
 ROWS = 8  # to judge by: counting all entries would take as long as the product

@@ -1,7 +1,7 @@
 """Log-probabilities of whole rows: by a compiled kernel where there is one, else by `numerics`.
 
 The kernels serve float32, which is what training uses, on the CPU (`scvae.core.kernels`) and on
-CUDA (`scvae.core.triton_rows`), and compute value and gradients in one pass. They are compiled at
+CUDA (`scvae.core.kernels.cuda`), and compute value and gradients in one pass. They are compiled at
 first use and kept on disk.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Size, Tensor
 from torch.autograd.function import once_differentiable
 
+from scvae.core.kernels.run import is_served, run
 from scvae.core.numerics import HALF_LOG_2PI, nb_log_mass, zero_inflate
-from scvae.core.parallel import is_served, run
 from scvae.core.shapes import broadcast_shape
 
 
@@ -79,7 +79,7 @@ def gaussian_mixture_log_prob(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tens
 def _triton() -> Callable[..., None] | None:
     """Return the launcher of CUDA's kernel, or None where torch came without Triton."""
     try:
-        from scvae.core.triton_rows import launch
+        from scvae.core.kernels.cuda import launch
     except ImportError:
         return None
     return launch

@@ -1,17 +1,6 @@
-"""Compiled CPU kernels, float32: what takes the time of a training step, in one pass over memory.
+"""All speed plumbing: compiled kernels, how threads share them, and what CUDA runs instead.
 
-`ENTRIES` holds them by name, for `scvae.core.parallel.run`, which gives them matrices and threads.
-They are compiled at the first import and kept on disk. What is kept is renewed when the file of an
-entry changes, not when a file that it imports from does: after an edit here, remove __pycache__.
+`scvae.core.rows` and `scvae.core.products` choose among them. `run` gives a kernel of the CPU its
+matrices and threads, once `layouts` has found that they fit; `entries` compiles; `cuda` is Triton.
+Nothing is compiled before it is asked for.
 """
-
-from scvae.core.kernels import counts, mixtures, products
-
-ENTRIES = {
-    "nb": counts.nb,
-    "zinb": counts.zinb,
-    "mixture": mixtures.mixture,
-    "mixture_gradients": mixtures.mixture_gradients,
-    "product": products.product,
-    "outer": products.outer,
-}

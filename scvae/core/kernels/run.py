@@ -26,7 +26,7 @@ _is_forked = False
 def _kernels() -> dict[str, Any] | None:
     """Return the compiled kernels, or None where this machine cannot compile or keep them."""
     try:
-        from scvae.core.kernels import ENTRIES
+        from scvae.core.kernels.entries import ENTRIES
     except (ImportError, RuntimeError):
         return None
     return ENTRIES

@@ -1,0 +1,16 @@
+"""The compiled CPU kernels by name, float32: what takes the time of a training step, in one pass.
+
+They are compiled at the first import and kept on disk. What is kept is renewed when the file of an
+entry changes, not when a file that it imports from does: after an edit here, remove __pycache__.
+"""
+
+from scvae.core.kernels import counts, mixtures, products
+
+ENTRIES = {
+    "nb": counts.nb,
+    "zinb": counts.zinb,
+    "mixture": mixtures.mixture,
+    "mixture_gradients": mixtures.mixture_gradients,
+    "product": products.product,
+    "outer": products.outer,
+}
