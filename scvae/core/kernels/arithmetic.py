@@ -46,7 +46,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 @inlined
 def log(x):  # type: ignore[no-untyped-def]
-    """Return log x to 1e-7, for normal x > 0 (Cephes' polynomial)."""
+    """Return log x to 1e-7, for normal x > 0 (Cephes' polynomial); NaN of NaN."""
     bits = f32(x).view(np.int32)
     exponent = f32((bits >> i32(23)) - i32(126))
     t = i32((bits & i32(0x007FFFFF)) | i32(0x3F000000)).view(np.float32)  # in [0.5, 1)
@@ -64,7 +64,8 @@ def log(x):  # type: ignore[no-untyped-def]
     p = p * t + f32(3.3333331174e-1)
     square = t * t
     y = p * t * square + exponent * LOG_2_LOW - f32(0.5) * square
-    return t + y + exponent * LOG_2_HIGH
+    # The bits of NaN would pass for a number's: x - x is 0 of every other.
+    return t + y + exponent * LOG_2_HIGH + (x - x)
 
 
 @inlined
