@@ -38,6 +38,7 @@ OUTSIDE = {
     "core": {"torch"},
     "core/kernels": {"numba", "llvmlite", "numpy"},
     "core/kernels/run": {"torch"},
+    "core/kernels/layouts": {"torch"},
     "core/kernels/cuda": {"torch", "triton"},
     "train": {"torch"},
     "io": {"torch", "safetensors"},

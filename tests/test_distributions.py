@@ -489,6 +489,55 @@ def test_gradients_in_the_parameters_are_numerical_ones(build: Build) -> None:
     assert_numerical(lambda *own: built_of(build, own).log_prob(value), leaves)
 
 
+def test_second_derivatives_are_numerical_ones(build: Build) -> None:
+    leaves = leaves_of(build, n=(2,), g=2)
+    value = sample_of(build(double, n=(2,), g=2), 2, seed=9)
+
+    def log_prob(*own: Tensor) -> Tensor:
+        # A sum alone would leave out that the gradient of log p takes part in others.
+        return built_of(build, own).log_prob(value).tanh()
+
+    assert torch.autograd.gradgradcheck(log_prob, leaves, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("draw", [double, single], ids=["float64", "float32"])
+def test_torch_func_gives_the_gradient_of_every_row(build: Build, draw: Draw) -> None:
+    leaves = [leaf.detach().to(draw(1).dtype) for leaf in leaves_of(build, n=())]
+    values = sample_of(build(draw, n=()), 6, seed=9)
+    of_row = torch.func.grad(lambda own, value: built_of(build, own).log_prob(value))
+    found = torch.func.vmap(of_row, in_dims=(None, 0))(leaves, values)
+    for row, value in enumerate(values):
+        own = [leaf.clone().requires_grad_() for leaf in leaves]
+        expected = torch.autograd.grad(built_of(build, own).log_prob(value), own)
+        for of_rows, of_one in zip(found, expected, strict=True):
+            torch.testing.assert_close(of_rows[row], of_one, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_derivatives_are_the_backward_ones(build: Build) -> None:
+    leaves = [leaf.detach() for leaf in leaves_of(build, n=())]
+    value = sample_of(build(double, n=()), seed=9)
+    moved = [torch.ones_like(leaf) for leaf in leaves]
+
+    def ask(*own: Tensor) -> Tensor:
+        return built_of(build, own).log_prob(value)
+
+    _, forward = torch.func.jvp(ask, tuple(leaves), tuple(moved))
+    backward = sum(g.sum() for g in torch.func.grad(ask, tuple(range(len(leaves))))(*leaves))
+    torch.testing.assert_close(forward, backward)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.int64])
+def test_values_of_any_type_give_the_same(build: Build, dtype: torch.dtype) -> None:
+    if dtype == torch.int64 and build in CONTINUOUS:
+        pytest.skip("no whole numbers")
+    leaves = [leaf.detach().float().requires_grad_() for leaf in leaves_of(build)]
+    p = built_of(build, leaves)
+    value = sample_of(p, 5, seed=9)
+    found, expected = p.log_prob(value.to(dtype)), p.log_prob(value)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-4)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(found.sum(), leaves))
+
+
 @every(CONTINUOUS)
 def test_gradients_in_the_value_are_numerical_ones(build: Build) -> None:
     p = build(double)

@@ -90,3 +90,27 @@ def test_a_wide_layer_is_a_linear_layer() -> None:
     torch.testing.assert_close(layer(x), dense(x), rtol=0.02, atol=0.02)  # may be rounded
     layer.eval()
     assert torch.equal(layer(x), dense(x))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_products_have_second_derivatives(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient penalty on two layers, in float32 against float64."""
+    monkeypatch.setattr(products, "_multiplies_bfloat16", lambda: native)
+    x, weights = mostly_zero(32, 100, 0.05), [draw(100, 6, seed=1), draw(9, 6, seed=2), draw(9)]
+    curvatures = []
+    for dtype in (torch.float32, torch.float64):
+        w, *layer = (t.to(dtype).requires_grad_() for t in weights)
+        out = rounded_linear(torch.tanh(sparse_product(x.to(dtype), w)), *layer)
+        first = torch.autograd.grad(out.square().sum(), [w, *layer], create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in first]).sum()
+        curvatures.append(torch.autograd.grad(penalty, [w, *layer]))
+    for found, expected in zip(*curvatures, strict=True):
+        assert (found - expected).norm() < (0.05 if native else 1e-5) * expected.norm()
+
+
+@pytest.mark.parametrize("columns", [1, 60, 200, 20_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sparse_layer_refuses_other_columns(columns: int, dtype: torch.dtype) -> None:
+    layer = SparseLinear(100, 16, Generator().manual_seed(0)).to(dtype)
+    with pytest.raises(ValueError, match=rf"\(8, {columns}\).*\(100, 16\)"):
+        layer(torch.zeros(8, columns, dtype=dtype))

@@ -220,6 +220,31 @@ def test_nothing_is_nan_at_the_corners(inflated: bool) -> None:
         assert all(not value.grad.isnan().any() for value in q.values())
 
 
+@pytest.mark.parametrize("count", [0.0, 1.0, 20.0, 1e5])
+@pytest.mark.parametrize("nan", [math.nan, -math.nan])
+@pytest.mark.parametrize("of_shares", [False, True])
+@every
+def test_nan_anywhere_is_nan_in_its_row(
+    count: float, nan: float, of_shares: bool, inflated: bool
+) -> None:
+    x, p = some(0.0, 1.0, False, inflated)
+    x[2, 3] = count
+    names = {"log_mean": "a"} if of_shares else {}
+    given_ = {"x": x} | {names.get(name, name): value for name, value in p.items()}
+    if of_shares:
+        given_["log_total"] = draw(N, 1, seed=5)
+    ask = zinb_log_prob if inflated else nb_log_prob
+    for name, value in given_.items():
+        spoilt = value.clone()
+        spoilt[2, 3 if value.shape[1] > 1 else 0] = nan
+        named = given_ | {name: spoilt}
+        if not of_shares:
+            named["a"] = named.pop("log_mean")
+        out = ask(**named)
+        assert out[2].isnan(), name
+        assert out.isnan().sum() == 1, name
+
+
 def test_other_types_take_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     x, p = some(0.0, 1.0, True, True)
     monkeypatch.setattr(rows, "run", lambda *given: pytest.fail("float64 has no kernel"))
@@ -317,6 +342,66 @@ def test_shares_far_apart_and_huge_totals_stay_finite() -> None:
         assert all(grad.isfinite().all() for grad in grads)
 
 
+# -- types, second derivatives and torch.func ----------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.int32, torch.uint8])
+@every
+def test_counts_of_any_type_give_the_same(dtype: torch.dtype, inflated: bool) -> None:
+    x, p = some(0.0, 1.0, True, inflated)
+    x = x.clamp(max=200)
+    q, reference = with_gradients(p), with_gradients(p)
+    found, expected = compiled(x.to(dtype), q), compiled(x, reference)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-4)
+    found.sum().backward()
+    expected.sum().backward()
+    for name, value in q.items():
+        assert value.grad is not None
+        assert value.grad.dtype == torch.float32
+        torch.testing.assert_close(value.grad, reference[name].grad, rtol=1e-4, atol=1e-2)
+
+
+@every
+def test_the_kernels_say_that_they_have_no_second_derivatives(inflated: bool) -> None:
+    x, p = some(0.0, 1.0, True, inflated)
+    q = with_gradients(p)
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*float64"):
+        torch.autograd.grad(compiled(x, q).sum(), list(q.values()), create_graph=True)
+
+
+@every
+def test_second_derivatives_by_torch_func_are_those_of_float64(inflated: bool) -> None:
+    x, p = some(0.0, 0.5, False, inflated)
+    x, p = x[:1, :5], {name: value[:1, :5] for name, value in p.items()}
+    curvatures = []
+    for dtype in (torch.float32, torch.float64):
+        of_all = torch.func.hessian(
+            lambda *values: compiled(x, dict(zip(p, values, strict=True))).sum(),
+            tuple(range(len(p))),
+        )
+        found = of_all(*(value.to(dtype) for value in p.values()))
+        curvatures.append(torch.stack([block for row in found for block in row]).double())
+    assert curvatures[1].abs().max() > 0.1
+    torch.testing.assert_close(*curvatures, rtol=1e-4, atol=1e-4)
+
+
+@every
+def test_torch_func_gives_the_gradient_of_every_row(inflated: bool) -> None:
+    x, p = some(0.0, 1.0, False, inflated)
+    names = list(p)
+
+    def of_row(x: Tensor, *values: Tensor) -> Tensor:
+        return compiled(x, dict(zip(names, values, strict=True)))
+
+    every_parameter = tuple(range(1, 1 + len(p)))
+    rows_ = torch.func.vmap(torch.func.grad(of_row, every_parameter))(x, *p.values())
+    q = with_gradients(p)
+    compiled(x, q).sum().backward()
+    for found, value in zip(rows_, q.values(), strict=True):
+        assert value.grad is not None
+        torch.testing.assert_close(found, value.grad, rtol=1e-3, atol=1e-2)
+
+
 # -- mixtures of Gaussians -------------------------------------------------------------------------
 
 
@@ -350,3 +435,33 @@ def test_mixtures_are_the_same_without_a_compiler(monkeypatch: pytest.MonkeyPatc
     compiled_ = rows.gaussian_mixture_log_prob(*given_)
     monkeypatch.setattr(rows, "is_served", lambda *tensors: False)
     torch.testing.assert_close(rows.gaussian_mixture_log_prob(*given_), compiled_)
+
+
+def test_mixtures_have_second_derivatives() -> None:
+    given_ = (draw(9, 4), torch.log_softmax(draw(3), -1), draw(3, 4, seed=1), 1 + draw(3, 4).abs())
+    curvatures = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.to(dtype).requires_grad_() for t in given_]
+        out = rows.gaussian_mixture_log_prob(*leaves)
+        first = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in first]).sum()
+        curvatures.append(torch.autograd.grad(penalty, leaves))
+    for found, expected in zip(*curvatures, strict=True):
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mixtures_can_be_transformed() -> None:
+    z, log_w, loc = draw(9, 4), torch.log_softmax(draw(3), -1), draw(3, 4, seed=1)
+    scale, leaf = torch.ones(3, 4), draw(9, 4).requires_grad_()
+    of_row = torch.func.grad(lambda z: rows.gaussian_mixture_log_prob(z, log_w, loc, scale))
+    rows.gaussian_mixture_log_prob(leaf, log_w, loc, scale).sum().backward()
+    torch.testing.assert_close(torch.func.vmap(of_row)(z), leaf.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 3, 5, 64])
+def test_mixtures_refuse_another_width(width: int, dtype: torch.dtype) -> None:
+    parameters = (torch.zeros(3), torch.zeros(3, 4), torch.ones(3, 4))
+    with pytest.raises(ValueError, match=rf"\(6, {width}\).* 4 dim"):
+        rows.gaussian_mixture_log_prob(*(t.to(dtype) for t in (draw(6, width), *parameters)))

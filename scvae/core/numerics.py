@@ -28,12 +28,12 @@ the usual difference of log-gammas loses up to 75 nats in float32. Its gradients
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from scvae.core.gradients import elementwise, is_transformed, promoted
 from scvae.core.shapes import broadcast_shape
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -59,7 +59,8 @@ def stirling_error(y: Tensor) -> Tensor:
 
 def digamma_error(y: Tensor) -> Tensor:
     r"""Return :math:`\epsilon(y) = \psi(y) - \log y`."""
-    inverse = y.reciprocal()
+    # Cut off, lest it overflow where it is not used: its derivative would be 0 times infinity.
+    inverse = y.clamp(min=SERIES_FROM).reciprocal()
     squared = inverse * inverse
     series = squared * _horner(DIGAMMA, squared) - 0.5 * inverse
     return torch.where(y >= SERIES_FROM, series, torch.digamma(y) - y.log())
@@ -72,7 +73,8 @@ def log_ratio(numerator: Tensor, denominator: Tensor, difference: Tensor) -> Ten
     every digit where the other is exact.
     """
     u = difference / denominator
-    return torch.where(u > -0.5, torch.log1p(u), numerator.log() - denominator.log())
+    near = torch.log1p(u.clamp(min=-0.5))
+    return torch.where(u > -0.5, near, numerator.log() - denominator.log())
 
 
 def _log_mean_over_next(x: Tensor, log_mean: Tensor, mean: Tensor) -> Tensor:
@@ -102,8 +104,11 @@ def _nb_positive_grad_log_r(x: Tensor, mean: Tensor, r: Tensor) -> Tensor:
 
 
 def _nonzero(x: Tensor) -> Tensor | None:
-    """Flat positions of the non-zeros, or None where looking for them would stall the device."""
-    return x.reshape(-1).nonzero().squeeze(-1) if x.device.type == "cpu" else None
+    """Flat positions of the non-zeros, or None where looking for them would stall the device, or
+    where `torch.func` has no room for a result of unknown length."""
+    if x.device.type != "cpu" or is_transformed():
+        return None
+    return x.reshape(-1).nonzero().squeeze(-1)
 
 
 def _at(tensor: Tensor, shape: torch.Size, where: Tensor) -> Tensor:
@@ -115,39 +120,37 @@ def _at(tensor: Tensor, shape: torch.Size, where: Tensor) -> Tensor:
     return tensor.expand(shape).reshape(-1)[where]
 
 
-class _NegativeBinomialLogMass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
-        shape = broadcast_shape(x.shape, log_mean.shape, log_r.shape)
-        x, log_mean_full = x.expand(shape), log_mean.expand(shape)
-        mean, r = log_mean_full.exp(), log_r.exp()
-        out = torch.log1p(mean / r).mul_(-r).contiguous()
-        where = _nonzero(x)
-        if where is None:
-            out = torch.where(x == 0, out, _nb_positive(x, log_mean_full, r))
-        elif where.numel():
-            at = [_at(t, shape, where) for t in (x, log_mean_full, r)]
-            out.view(-1)[where] = _nb_positive(*at)
-        ctx.save_for_backward(x, mean, r, out, where)
-        ctx.shapes = (log_mean.shape, log_r.shape)
-        return out
+def _nb(x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
+    shape = broadcast_shape(x.shape, log_mean.shape, log_r.shape)
+    x, log_mean = x.expand(shape), log_mean.expand(shape)
+    r = log_r.exp()
+    out = torch.log1p(log_mean.exp() / r).mul(-r).contiguous()
+    where = _nonzero(x)
+    if where is None:
+        return torch.where(x == 0, out, _nb_positive(x, log_mean, r))
+    if where.numel():
+        out.view(-1)[where] = _nb_positive(*(_at(t, shape, where) for t in (x, log_mean, r)))
+    return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        x, mean, r, out, where = ctx.saved_tensors
-        slope = mean * (r / (r + mean))  # of -log NB(0) in log mean
-        d_mean = x * (r / (r + mean)) - slope
-        d_r = None
-        if ctx.needs_input_grad[2]:
-            d_r = (slope + out).contiguous()
-            if where is None:
-                d_r = torch.where(x == 0, d_r, _nb_positive_grad_log_r(x, mean, r))
-            elif where.numel():
-                at = [_at(t, x.shape, where) for t in (x, mean, r)]
-                d_r.view(-1)[where] = _nb_positive_grad_log_r(*at)
-            d_r = d_r.mul_(grad).sum_to_size(ctx.shapes[1])
-        return None, d_mean.mul_(grad).sum_to_size(ctx.shapes[0]), d_r
+
+def _nb_slopes(
+    x: Tensor, log_mean: Tensor, log_r: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor | None]:
+    shape = broadcast_shape(x.shape, log_mean.shape, log_r.shape)
+    x, mean, r = x.expand(shape), log_mean.exp().expand(shape), log_r.exp()
+    of_mean = r / (r + mean)
+    slope = mean * of_mean  # of -log NB(0) in log mean
+    d_mean = x * of_mean - slope
+    if not needed[1]:
+        return d_mean, None
+    d_r = (slope - r * torch.log1p(mean / r)).contiguous()
+    where = _nonzero(x)
+    if where is None:
+        return d_mean, torch.where(x == 0, d_r, _nb_positive_grad_log_r(x, mean, r))
+    if where.numel():
+        at = [_at(t, shape, where) for t in (x, mean, r)]
+        d_r.view(-1)[where] = _nb_positive_grad_log_r(*at)
+    return d_mean, d_r
 
 
 def nb_log_mass(x: Tensor, log_mean: Tensor, log_inverse_dispersion: Tensor) -> Tensor:
@@ -157,10 +160,9 @@ def nb_log_mass(x: Tensor, log_mean: Tensor, log_inverse_dispersion: Tensor) -> 
               + r\log\frac{r}{r+\mu} + x\log\frac{\mu}{r+\mu}
 
     Parameters are :math:`\log\mu` and :math:`\log r`; all three arguments broadcast. `x` are
-    whole numbers >= 0 in a floating type. Differentiable once, in both parameters.
+    whole numbers >= 0 in any type. Differentiable in both parameters, as often as wanted.
     """
-    out: Tensor = _NegativeBinomialLogMass.apply(x, log_mean, log_inverse_dispersion)
-    return out
+    return elementwise(_nb, _nb_slopes, *promoted(x, log_mean, log_inverse_dispersion))
 
 
 def _poisson_positive(x: Tensor, log_mean: Tensor) -> Tensor:
@@ -174,59 +176,45 @@ def _poisson_positive(x: Tensor, log_mean: Tensor) -> Tensor:
     )
 
 
-class _PoissonLogMass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, log_mean: Tensor) -> Tensor:
-        shape = broadcast_shape(x.shape, log_mean.shape)
-        x, full = x.expand(shape), log_mean.expand(shape)
-        mean = full.exp()
-        out = (-mean).contiguous()
-        where = _nonzero(x)
-        if where is None:
-            out = torch.where(x == 0, out, _poisson_positive(x, full))
-        elif where.numel():
-            out.view(-1)[where] = _poisson_positive(_at(x, shape, where), _at(full, shape, where))
-        ctx.save_for_backward(x, mean)
-        ctx.shape = log_mean.shape
-        return out
+def _poisson(x: Tensor, log_mean: Tensor) -> Tensor:
+    shape = broadcast_shape(x.shape, log_mean.shape)
+    x, log_mean = x.expand(shape), log_mean.expand(shape)
+    out = log_mean.exp().neg().contiguous()
+    where = _nonzero(x)
+    if where is None:
+        return torch.where(x == 0, out, _poisson_positive(x, log_mean))
+    if where.numel():
+        out.view(-1)[where] = _poisson_positive(*(_at(t, shape, where) for t in (x, log_mean)))
+    return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        x, mean = ctx.saved_tensors
-        return None, ((x - mean) * grad).sum_to_size(ctx.shape)
+
+def _poisson_slopes(x: Tensor, log_mean: Tensor, needed: Sequence[bool]) -> tuple[Tensor]:
+    return (x - log_mean.exp(),)
 
 
 def poisson_log_mass(x: Tensor, log_mean: Tensor) -> Tensor:
     r"""Return the log-mass of the Poisson, :math:`x\log\mu - \mu - \log x!`, elementwise.
 
-    `x` are whole numbers >= 0 in a floating type. Differentiable once, in `log_mean`.
+    `x` are whole numbers >= 0 in any type. Differentiable in `log_mean`, as often as wanted.
     """
-    out: Tensor = _PoissonLogMass.apply(x, log_mean)
-    return out
+    return elementwise(_poisson, _poisson_slopes, *promoted(x, log_mean))
 
 
-class _ZeroInflate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, log_mass: Tensor, logits: Tensor, is_zero: Tensor) -> Tensor:
-        # log p(0) = max(h, m) - max(h, 0) + log[(1 + e^-|h - m|) / (1 + e^-|h|)], m = log mass
-        at_zero = torch.exp(-(logits - log_mass).abs())
-        at_one = torch.exp(-logits.abs())
-        out = torch.maximum(logits, log_mass) + torch.log((1 + at_zero) / (1 + at_one))
-        positive = log_mass - torch.log1p(at_one)
-        out = torch.where(is_zero, out, positive) - logits.clamp(min=0)
-        ctx.save_for_backward(log_mass, logits, is_zero, at_zero, at_one)
-        return out
+def _inflated(is_zero: Tensor, log_mass: Tensor, logits: Tensor) -> Tensor:
+    # log p(0) = max(h, m) - max(h, 0) + log[(1 + e^-|h - m|) / (1 + e^-|h|)], m = log mass
+    at_zero = torch.exp(-(logits - log_mass).abs())
+    at_one = torch.exp(-logits.abs())
+    out = torch.maximum(logits, log_mass) + torch.log((1 + at_zero) / (1 + at_one))
+    positive = log_mass - torch.log1p(at_one)
+    return torch.where(is_zero, out, positive) - logits.clamp(min=0)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        log_mass, logits, is_zero, at_zero, at_one = ctx.saved_tensors
-        inflated = torch.where(logits > log_mass, 1.0, at_zero) / (1 + at_zero)
-        inflated = torch.where(is_zero, inflated, 0.0)
-        gate = torch.where(logits > 0, 1.0, at_one) / (1 + at_one)
-        d_mass, d_logits = (1 - inflated) * grad, (inflated - gate) * grad
-        return d_mass.sum_to_size(log_mass.shape), d_logits.sum_to_size(logits.shape), None
+
+def _inflated_slopes(
+    is_zero: Tensor, log_mass: Tensor, logits: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    inflated = torch.where(is_zero, torch.sigmoid(logits - log_mass), 0.0)
+    kept = torch.where(is_zero, torch.sigmoid(log_mass - logits), 1.0)
+    return kept, inflated - torch.sigmoid(logits)
 
 
 def zero_inflate(log_mass: Tensor, logits: Tensor, is_zero: Tensor) -> Tensor:
@@ -234,9 +222,7 @@ def zero_inflate(log_mass: Tensor, logits: Tensor, is_zero: Tensor) -> Tensor:
 
     .. math:: \log[\pi\,1\{x=0\} + (1-\pi)\,p(x)],\qquad \pi = \mathrm{sigmoid}(\text{logits})
 
-    Arguments broadcast; `is_zero` marks x = 0. Finite for every finite input, differentiable once.
+    Arguments broadcast; `is_zero` marks x = 0. Finite for every finite input, differentiable as
+    often as wanted.
     """
-    shape = broadcast_shape(log_mass.shape, logits.shape, is_zero.shape)
-    full = (log_mass.expand(shape), logits.expand(shape), is_zero.expand(shape))
-    out: Tensor = _ZeroInflate.apply(*full)
-    return out
+    return elementwise(_inflated, _inflated_slopes, is_zero, *promoted(log_mass, logits))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from scvae.core.gradients import again
 from scvae.core.kernels.run import is_served, run
 
 SPARSE = 0.15  # share of non-zeros up to which skipping the zeros was measured to be faster
@@ -19,8 +19,11 @@ ROWS = 8  # to judge by: counting all entries would take as long as the product
 def sparse_product(x: Tensor, w: Tensor) -> Tensor:
     """Return x w for x ``(n, g)`` and w ``(g, h)``, by the non-zeros of x alone where few are.
 
-    There is no gradient in x on that way; where one is wanted, the product is dense.
+    There is no gradient in x on that way; where one is wanted, the product is dense. Raises
+    ValueError where the columns of x are not as many as the rows of w.
     """
+    if not x.dim() or w.dim() != 2 or x.shape[-1] != len(w):
+        raise ValueError(f"x {tuple(x.shape)} cannot be multiplied with weights {tuple(w.shape)}")
     if x.dim() == 2 and not x.requires_grad and is_served(x, w) and _is_sparse(x):
         out: Tensor = _SparseProduct.apply(x, w)
         return out
@@ -42,9 +45,10 @@ class _SparseProduct(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, x.t() @ grad
         d_w = x.new_empty(x.shape[1], grad.shape[1])
         run("outer", len(d_w), x, grad.contiguous(), d_w)
         return None, d_w
@@ -56,6 +60,11 @@ def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Where the processor multiplies bfloat16 natively, the factors of this product and of those of
     its gradient are rounded to it, and what comes out is; sums within are taken in float32.
     """
+    if x.shape[-1:] != weight.shape[1:] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"x {tuple(x.shape)} and bias {tuple(bias.shape)} do not fit weights "
+            f"{tuple(weight.shape)}"
+        )
     if is_served(x, weight, bias) and _multiplies_bfloat16():
         out: Tensor = _Linear.apply(x, weight, bias)
         return out
@@ -76,13 +85,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rounded = x.bfloat16(), weight.bfloat16()
-        ctx.save_for_backward(*rounded)
+        ctx.save_for_backward(x, weight, bias, *rounded)
         return rounded[0] @ rounded[1].t() + bias
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(linear, inputs, ctx.needs_input_grad, grad)
         rows = grad.reshape(-1, grad.shape[-1])
         rounded = rows.bfloat16()
         d_x = (rounded @ weight).float().view(*grad.shape[:-1], x.shape[-1])

@@ -13,11 +13,16 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor
-from torch.autograd.function import once_differentiable
 
+from scvae.core.gradients import again, is_transformed, promoted
 from scvae.core.kernels.run import is_served, run
 from scvae.core.numerics import HALF_LOG_2PI, nb_log_mass, zero_inflate
 from scvae.core.shapes import broadcast_shape
+
+NO_SECOND = (
+    "create_graph=True, but the kernels of float32 counts compute no second derivatives. "
+    "Give float64 tensors, or use torch.func, which go without them."
+)
 
 
 def nb_log_prob(x: Tensor, a: Tensor, log_r: Tensor, log_total: Tensor | None = None) -> Tensor:
@@ -32,29 +37,59 @@ def nb_log_prob(x: Tensor, a: Tensor, log_r: Tensor, log_total: Tensor | None = 
         :math:`\log\mu = \log\mathrm{softmax}(a) + \log l`, of which the first g are counted.
     log_total
         :math:`\log l`, ``(..., 1)``.
+
+    Raises
+    ------
+    ValueError
+        Where shapes do not fit each other; they are named.
     """
+    shape = _shape(log_total, a, x=x, log_r=log_r)
+    x, a, log_r = promoted(x, a, log_r)
     total = a.new_empty(0) if log_total is None else log_total
-    if _is_served(x, a, total, log_r):
-        out: Tensor = _Rows.apply("nb", x, a, total, log_r)
+    if shape and _is_served(x, a, total, log_r):
+        out: Tensor = _Rows.apply("nb", shape, x, a, total, log_r)
         return out
-    return nb_log_mass(x, log_means(a, log_total, x.shape[-1]), log_r).sum(-1)
+    return nb_log_mass(x, log_means(a, log_total, shape[-1] if shape else 1), log_r).sum(-1)
 
 
 def zinb_log_prob(
     x: Tensor, a: Tensor, log_r: Tensor, logits: Tensor, log_total: Tensor | None = None
 ) -> Tensor:
     """Return the sum of `zero_inflate` of `nb_log_mass` over the last axis; see `nb_log_prob`."""
+    shape = _shape(log_total, a, x=x, log_r=log_r, logits=logits)
+    x, a, log_r, logits = promoted(x, a, log_r, logits)
     total = a.new_empty(0) if log_total is None else log_total
-    if _is_served(x, a, total, log_r, logits):
-        out: Tensor = _Rows.apply("zinb", x, a, total, log_r, logits)
+    if shape and _is_served(x, a, total, log_r, logits):
+        out: Tensor = _Rows.apply("zinb", shape, x, a, total, log_r, logits)
         return out
-    mass = nb_log_mass(x, log_means(a, log_total, x.shape[-1]), log_r)
+    mass = nb_log_mass(x, log_means(a, log_total, shape[-1] if shape else 1), log_r)
     return zero_inflate(mass, logits, x == 0).sum(-1)
 
 
 def log_means(a: Tensor, log_total: Tensor | None, g: int) -> Tensor:
     """Return the first g log-means: `a` itself, or shares of a total by their logits."""
     return a if log_total is None else torch.log_softmax(a, dim=-1)[..., :g] + log_total
+
+
+def _shape(log_total: Tensor | None, a: Tensor, **others: Tensor) -> Size:
+    """Return the shape ``(..., g)`` of all entries, or raise ValueError where there is none."""
+    shapes = {name: tensor.shape for name, tensor in others.items()}
+    if log_total is None:
+        return _broadcast(a=a.shape, **shapes)
+    g = (_broadcast(**shapes) or (1,))[-1]
+    if log_total.shape[-1:] != (1,):
+        raise ValueError(f"log_total has shape {tuple(log_total.shape)}, but it must be (..., 1)")
+    if not a.shape or a.shape[-1] < g:
+        raise ValueError(f"a has shape {tuple(a.shape)}, but {g} counts take {g} shares or more")
+    return _broadcast(a=Size((*a.shape[:-1], g)), log_total=log_total.shape, **shapes)
+
+
+def _broadcast(**shapes: Size) -> Size:
+    try:
+        return broadcast_shape(*shapes.values())
+    except RuntimeError:
+        given = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"These shapes do not fit each other: {given}") from None
 
 
 def gaussian_mixture_log_prob(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -67,12 +102,30 @@ def gaussian_mixture_log_prob(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tens
     log_w, loc, scale
         Log-weights ``(c,)``, means and standard deviations ``(c, d)``.
     """
-    if is_served(z, log_w, loc, scale):
+    _demand_one_width(z, log_w, loc, scale)
+    if len(log_w) and is_served(z, log_w, loc, scale):
         out: Tensor = _Mixture.apply(z, log_w, loc, scale)
         return out
+    return _plain_mixture(z, log_w, loc, scale)
+
+
+def _plain_mixture(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     t = (z[..., None, :] - loc) / scale
     of_each = -(0.5 * t.square() + scale.log() + HALF_LOG_2PI).sum(-1)
     return torch.logsumexp(log_w + of_each, dim=-1)
+
+
+def _demand_one_width(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> None:
+    if log_w.dim() != 1 or loc.shape[:-1] != log_w.shape or scale.shape != loc.shape:
+        raise ValueError(
+            f"{tuple(log_w.shape)} weights for Gaussians with means {tuple(loc.shape)} and scales "
+            f"{tuple(scale.shape)}, but they must be (c,), (c, d) and (c, d)"
+        )
+    if z.shape[-1:] != loc.shape[-1:]:
+        raise ValueError(
+            f"z has shape {tuple(z.shape)}, but the Gaussians of the mixture have "
+            f"{loc.shape[-1]} dimensions"
+        )
 
 
 @cache
@@ -87,8 +140,9 @@ def _triton() -> Callable[..., None] | None:
 
 def _is_served(*tensors: Tensor) -> bool:
     if tensors[0].is_cuda:
-        suits = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
-        return suits and _triton() is not None
+        device = tensors[0].device
+        suits = all(t.device == device and t.dtype == torch.float32 for t in tensors)
+        return suits and _triton() is not None and not is_transformed()
     return is_served(*tensors)
 
 
@@ -96,10 +150,10 @@ class _Rows(torch.autograd.Function):
     """Rows of the kernel called `name`, for a, the total (or nothing: width 0), log r, logits."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, name: str, full: Size, x: Tensor, *parameters: Tensor) -> Tensor:
         a, total, log_r, *logits = parameters
-        batch = broadcast_shape(x.shape[:-1], *(p.shape[:-1] for p in parameters))
-        n, g = batch.numel(), broadcast_shape(x.shape[-1:], log_r.shape[-1:])[-1]
+        batch, g = full[:-1], full[-1]
+        n = batch.numel()
         shapes = [Size((*batch, width)) for width in _widths(a, total, g, len(parameters))]
         # The kernels take r, not log r, and one row of it where all rows are the same.
         of_r = Size((1, g)) if _is_one_row(log_r.shape, shapes[2]) else shapes[2]
@@ -116,16 +170,17 @@ class _Rows(torch.autograd.Function):
         return out.view(batch)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # what is returned would pass for constants
+            raise RuntimeError(NO_SECOND)
         weights = grad.reshape(-1)
         found = [
             _weighted(weights, slope, *shapes) if needed else None
             for slope, shapes, needed in zip(
-                ctx.saved_tensors, ctx.shapes, ctx.needs_input_grad[2:], strict=True
+                ctx.saved_tensors, ctx.shapes, ctx.needs_input_grad[3:], strict=True
             )
         ]
-        return (None, None, *found)
+        return (None, None, None, *found)
 
 
 def _widths(a: Tensor, total: Tensor, g: int, parameters: int) -> list[int]:
@@ -154,19 +209,19 @@ def _flat(tensor: Tensor, shape: Size) -> Tensor:
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        rows = z.detach().reshape(-1, z.shape[-1]).contiguous()
-        parameters = [p.detach().contiguous() for p in (log_w[None], loc, scale)]
+        rows, log_w_, loc_, scale_ = map(_rows_of, (z, log_w, loc, scale))
         n, components = len(rows), len(loc)
         out, share, d_z = z.new_empty(n, 1), z.new_empty(n, components), torch.empty_like(rows)
-        run("mixture", n, rows, *parameters, out, share, d_z)
-        ctx.save_for_backward(rows, *parameters[1:], share, d_z)
-        ctx.shape = z.shape
+        run("mixture", n, rows, log_w_, loc_, scale_, out, share, d_z)
+        ctx.save_for_backward(z, log_w, loc, scale, share, d_z)
         return out.view(z.shape[:-1])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        rows, loc, scale, share, d_z = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, share, d_z = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_plain_mixture, inputs, ctx.needs_input_grad, grad)
+        rows, _, loc, scale = map(_rows_of, inputs)
         weights = grad.reshape(-1, 1)
         weighted = weights * share
         d_loc, d_scale = torch.empty_like(loc), torch.empty_like(scale)
@@ -181,4 +236,9 @@ class _Mixture(torch.autograd.Function):
             d_scale,
             fewest=4,
         )
-        return (weights * d_z).view(ctx.shape), weighted.sum(0), d_loc, d_scale
+        return (weights * d_z).view(inputs[0].shape), weighted.sum(0), d_loc, d_scale
+
+
+def _rows_of(tensor: Tensor) -> Tensor:
+    """Return a tensor ``(..., d)`` as a contiguous matrix of rows."""
+    return _flat(tensor, tensor.shape)

@@ -11,9 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scvae.core.kernels.layouts import demand
+
 SHORT = tl.constexpr(16)
 LARGEST = tl.constexpr(80.0)
 BLOCK = 1024
+
+
+@triton.jit
+def _exp(t):  # type: ignore[no-untyped-def]
+    return tl.exp(tl.where(t > LARGEST, LARGEST, t))  # a minimum would make a number of NaN
 
 
 @triton.jit
@@ -100,7 +107,7 @@ def _rows(  # type: ignore[no-untyped-def]
         count = tl.load(x + j, mask=inside, other=0.0)
         log_mean = tl.load(a + j, mask=inside, other=-1e4).to(tl.float64) + shift
         rate = tl.load(r + j, mask=inside, other=1.0)
-        mean = tl.exp(tl.minimum(log_mean.to(tl.float32), LARGEST))
+        mean = _exp(log_mean.to(tl.float32))
         of_sum = 1.0 / (1.0 + mean / rate)
         zero, slope = -rate * _log1p(mean / rate), mean * of_sum
         value, of_mean, of_r = _positive(
@@ -137,7 +144,7 @@ def _rows(  # type: ignore[no-untyped-def]
         for start in range(0, width, BLOCK):
             j = start + lanes
             log_mean = tl.load(a + j, mask=j < width, other=-1e4) + shift.to(tl.float32)
-            mean = tl.exp(tl.minimum(log_mean, LARGEST))
+            mean = _exp(log_mean)
             so_far = tl.load(d_a + j, mask=j < g, other=0.0)
             tl.store(d_a + j, so_far - mean / total * d_sum, mask=j < width)
 
@@ -148,6 +155,7 @@ def launch(inputs: list[Tensor], out: Tensor, slopes: list[Tensor]) -> None:
     `inputs` are x, a, log_total, r and, for zero-inflated counts, logits; `slopes` are the
     derivatives in a, log_total, log r and logits.
     """
+    demand("zinb" if inputs[4:] else "nb", len(out), (*inputs, out, *slopes), out.device.type)
     x, a, log_total, r, *logits = inputs
     d_a, d_total, d_r, *d_logits = slopes
     n, g = x.shape

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scvae.core.gradients import is_transformed
+from scvae.core.kernels.layouts import demand, demand_groups
+
 PARTS = 4  # a thread: so many that none waits long for another
 _is_forked = False
 
@@ -33,21 +36,37 @@ def _kernels() -> dict[str, Any] | None:
 
 
 def is_served(*tensors: Tensor) -> bool:
-    """Return whether kernels take these tensors: float32 on the CPU."""
-    suits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    return suits and _kernels() is not None
+    """Return whether kernels take these tensors: float32 on the CPU, outside of `torch.func`."""
+    suits = all(
+        t.dtype == torch.float32 and t.is_cpu and t.layout == torch.strided for t in tensors
+    )
+    return suits and _kernels() is not None and not is_transformed()
 
 
 def run(name: str, rows: int, *matrices: Tensor, fewest: int = 16) -> None:
     """Run a kernel over `rows` rows of contiguous float32 matrices, some of which it writes.
 
-    A thread gets at least `fewest` rows: less costs more to hand over than to compute.
+    A thread gets at least `fewest` rows: less costs more to hand over than to compute. Raises
+    ValueError where the matrices are not those that the kernel takes.
     """
-    run_at(name, rows, [n for m in matrices for n in (m.data_ptr(), *m.shape)], fewest)
+    demand(name, rows, matrices)
+    _start(name, rows, [n for m in matrices for n in (m.data_ptr(), *m.shape)], fewest)
 
 
-def run_at(name: str, rows: int, places: list[int], fewest: int) -> None:
-    """Do as `run`, with the address, rows and columns of every matrix, one after the other."""
+def run_over(name: str, settings: Tensor, tensors: list[Tensor], fewest: int) -> None:
+    """Run a kernel over the entries of parameters, laid end to end, `settings` a row for each.
+
+    `tensors` are `layouts.OF_EACH` contiguous ones of the same size for each parameter.
+    """
+    entries = demand_groups(name, settings, tensors)
+    places = [settings.data_ptr(), *settings.shape]
+    for tensor in tensors:
+        places += [tensor.data_ptr(), 1, tensor.numel()]
+    _start(name, entries, places, fewest)
+
+
+def _start(name: str, rows: int, places: list[int], fewest: int) -> None:
+    """Run a kernel, given the address, rows and columns of every matrix, one after the other."""
     kernels = _kernels()
     assert kernels is not None
     kernel = kernels[name]

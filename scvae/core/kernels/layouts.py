@@ -1,0 +1,100 @@
+"""Which matrices every kernel takes: checked before an address is handed over.
+
+A kernel reads and writes as many numbers as it is told there are. Told wrongly, it takes them from
+memory of others, so that nothing is to reach one unchecked. A check is a few comparisons, and what
+was once found to fit is remembered.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Size, Tensor
+
+# Rows and columns of every matrix, in the order of the kernel's arguments; the first letter is the
+# axis that is cut into parts. A letter is one size wherever it stands.
+LAYOUTS = {
+    "nb": ("n", "ng na nt rg n1 na nu ng"),
+    "zinb": ("n", "ng na nt rg ng n1 na nu ng ng"),
+    "mixture": ("n", "nd 1c cd cd n1 nc nd"),
+    "mixture_gradients": ("c", "nd cd cd nc cd cd"),
+    "product": ("n", "ng gh nh"),
+    "outer": ("g", "ng nh gh"),
+}
+OF_EACH = 4  # tensors of a parameter that AdamW takes
+
+
+def demand(name: str, rows: int, matrices: tuple[Tensor, ...], device: str = "cpu") -> None:
+    """Raise ValueError unless a kernel may be given these matrices."""
+    for number, matrix in enumerate(matrices):
+        _demand_plain(name, number, matrix, device)
+    _demand_shapes(name, rows, tuple(matrix.shape for matrix in matrices))
+
+
+def demand_groups(name: str, settings: Tensor, tensors: list[Tensor]) -> int:
+    """Return the entries of all parameters, given `OF_EACH` tensors of each, or raise ValueError
+    unless a kernel may be given these, and the settings, a row for each parameter."""
+    for number, tensor in enumerate((settings, *tensors)):
+        _demand_plain(name, number, tensor, "cpu")
+    sizes = [tensor.numel() for tensor in tensors]
+    firsts = sizes[::OF_EACH]
+    if len(sizes) % OF_EACH or settings.dim() != 2 or len(settings) != len(firsts):
+        raise ValueError(
+            f"The kernel {name!r} takes {OF_EACH} tensors for each of the parameters that have "
+            f"settings, but got {len(sizes)} and settings of shape {tuple(settings.shape)}"
+        )
+    for other in range(1, OF_EACH):
+        if sizes[other::OF_EACH] != firsts:
+            raise ValueError(
+                f"The kernel {name!r} got parameters of {firsts} entries, but {OF_EACH} tensors "
+                f"each of which number {other} has {sizes[other::OF_EACH]}"
+            )
+    return sum(firsts)
+
+
+def _demand_plain(name: str, number: int, matrix: Tensor, device: str) -> None:
+    if (
+        matrix.dtype != torch.float32
+        or matrix.device.type != device
+        or matrix.layout != torch.strided
+        or not matrix.is_contiguous()
+        or matrix.is_neg()
+    ):
+        stride = matrix.stride() if matrix.layout == torch.strided else matrix.layout
+        raise ValueError(
+            f"The kernel {name!r} takes contiguous torch.float32 on {device}, but matrix {number} "
+            f"is {matrix.dtype} on {matrix.device} with stride {stride}"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _demand_shapes(name: str, rows: int, shapes: tuple[Size, ...]) -> None:
+    axis, layout = LAYOUTS[name][0], LAYOUTS[name][1].split()
+    if len(shapes) != len(layout):
+        raise ValueError(f"The kernel {name!r} takes {len(layout)} matrices, not {len(shapes)}")
+    sizes = {"1": 1, axis: rows}
+    for number, (shape, letters) in enumerate(zip(shapes, layout, strict=True)):
+        wanted = tuple(
+            sizes.setdefault(letter, size) for letter, size in zip(letters, shape, strict=False)
+        )
+        if wanted != tuple(shape) or len(shape) != len(letters):
+            raise ValueError(
+                f"The kernel {name!r} takes matrix {number} of shape ({', '.join(letters)}), here "
+                f"{wanted}, but it is {tuple(shape)}"
+            )
+    _demand_sense(name, sizes)
+
+
+def _demand_sense(name: str, sizes: dict[str, int]) -> None:
+    """Raise ValueError unless the sizes that letters stand for are such as the kernel takes."""
+    n, g, t = (sizes.get(letter, 0) for letter in "ngt")
+    if sizes.get("r", 1) not in (1, n):
+        raise ValueError(f"The kernel {name!r} takes 1 or {n} rows of r, not {sizes['r']}")
+    if t > 1 or sizes.get("u", t) < t:
+        raise ValueError(f"The kernel {name!r} takes no total or 1 a row, not {t}")
+    if "a" in sizes and (sizes["a"] < g or (t == 0 and sizes["a"] != g)):
+        what = "logits of shares" if t else "log-means"
+        raise ValueError(f"The kernel {name!r} got {sizes['a']} {what} for {g} counts")
+    if sizes.get("c", 1) < 1:
+        raise ValueError(f"The kernel {name!r} takes 1 component or more, not {sizes['c']}")
