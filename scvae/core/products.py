@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from scvae.core.gradients import again
+from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
 
 SPARSE = 0.15  # share of non-zeros up to which skipping the zeros was measured to be faster
@@ -38,9 +39,9 @@ def _is_sparse(x: Tensor) -> bool:
 class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
-        x = x.contiguous()
+        x = laid_out(x)
         out = x.new_empty(len(x), w.shape[1])
-        run("product", len(x), x, w.detach().contiguous(), out)
+        run("product", len(x), x, laid_out(w), out)
         ctx.save_for_backward(x)
         return out
 
@@ -50,7 +51,7 @@ class _SparseProduct(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, x.t() @ grad
         d_w = x.new_empty(x.shape[1], grad.shape[1])
-        run("outer", len(d_w), x, grad.contiguous(), d_w)
+        run("outer", len(d_w), x, laid_out(grad), d_w)
         return None, d_w
 
 
@@ -93,8 +94,9 @@ class _Linear(torch.autograd.Function):
         *inputs, x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
             return again(linear, inputs, ctx.needs_input_grad, grad)
-        rows = grad.reshape(-1, grad.shape[-1])
+        n = grad.shape[:-1].numel()  # not -1, which is ambiguous where a width is 0
+        rows = grad.reshape(n, grad.shape[-1])
         rounded = rows.bfloat16()
         d_x = (rounded @ weight).float().view(*grad.shape[:-1], x.shape[-1])
-        d_weight = (rounded.t() @ x.reshape(-1, x.shape[-1])).float()
+        d_weight = (rounded.t() @ x.reshape(n, x.shape[-1])).float()
         return d_x, d_weight, rows.sum(0)

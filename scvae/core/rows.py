@@ -15,6 +15,7 @@ import torch
 from torch import Size, Tensor
 
 from scvae.core.gradients import again, is_transformed, promoted
+from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
 from scvae.core.numerics import HALF_LOG_2PI, nb_log_mass, zero_inflate
 from scvae.core.shapes import broadcast_shape
@@ -198,12 +199,12 @@ def _weighted(weights: Tensor, slope: Tensor, full: Size, shape: Size) -> Tensor
 
 def _is_one_row(shape: Size, full: Size) -> bool:
     """Return whether a parameter of this shape is the same for all rows."""
-    return bool(shape) and shape.numel() == shape[-1] == full[-1]
+    return bool(shape) and shape[:-1].numel() == 1 and shape[-1] == full[-1]
 
 
 def _flat(tensor: Tensor, shape: Size) -> Tensor:
     """Return a tensor, broadcast to `shape`, as a contiguous matrix of rows."""
-    return tensor.detach().expand(shape).reshape(shape[:-1].numel(), shape[-1]).contiguous()
+    return laid_out(tensor.detach().expand(shape).reshape(shape[:-1].numel(), shape[-1]))
 
 
 class _Mixture(torch.autograd.Function):

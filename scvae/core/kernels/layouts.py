@@ -22,13 +22,19 @@ LAYOUTS = {
     "product": ("n", "ng gh nh"),
     "outer": ("g", "ng nh gh"),
 }
-OF_EACH = 4  # tensors of a parameter that AdamW takes
+OF_EACH, SETTINGS = 4, 7  # tensors and numbers of a parameter that AdamW takes
+
+
+def laid_out(tensor: Tensor) -> Tensor:
+    """Return a tensor, without its history, in memory as kernels take it."""
+    return tensor.detach().contiguous().resolve_neg()
 
 
 def demand(name: str, rows: int, matrices: tuple[Tensor, ...], device: str = "cpu") -> None:
     """Raise ValueError unless a kernel may be given these matrices."""
     for number, matrix in enumerate(matrices):
-        _demand_plain(name, number, matrix, device)
+        if not _is_plain(matrix, device):
+            raise _not_plain(name, number, matrix, device)
     _demand_shapes(name, rows, tuple(matrix.shape for matrix in matrices))
 
 
@@ -36,13 +42,14 @@ def demand_groups(name: str, settings: Tensor, tensors: list[Tensor]) -> int:
     """Return the entries of all parameters, given `OF_EACH` tensors of each, or raise ValueError
     unless a kernel may be given these, and the settings, a row for each parameter."""
     for number, tensor in enumerate((settings, *tensors)):
-        _demand_plain(name, number, tensor, "cpu")
+        if not _is_plain(tensor, "cpu"):
+            raise _not_plain(name, number, tensor, "cpu")
     sizes = [tensor.numel() for tensor in tensors]
     firsts = sizes[::OF_EACH]
-    if len(sizes) % OF_EACH or settings.dim() != 2 or len(settings) != len(firsts):
+    if len(sizes) != OF_EACH * len(firsts) or settings.shape != (len(firsts), SETTINGS):
         raise ValueError(
-            f"The kernel {name!r} takes {OF_EACH} tensors for each of the parameters that have "
-            f"settings, but got {len(sizes)} and settings of shape {tuple(settings.shape)}"
+            f"The kernel {name!r} takes {OF_EACH} tensors and {SETTINGS} settings for each "
+            f"parameter, but got {len(sizes)} and settings of shape {tuple(settings.shape)}"
         )
     for other in range(1, OF_EACH):
         if sizes[other::OF_EACH] != firsts:
@@ -53,19 +60,22 @@ def demand_groups(name: str, settings: Tensor, tensors: list[Tensor]) -> int:
     return sum(firsts)
 
 
-def _demand_plain(name: str, number: int, matrix: Tensor, device: str) -> None:
-    if (
-        matrix.dtype != torch.float32
-        or matrix.device.type != device
-        or matrix.layout != torch.strided
-        or not matrix.is_contiguous()
-        or matrix.is_neg()
-    ):
-        stride = matrix.stride() if matrix.layout == torch.strided else matrix.layout
-        raise ValueError(
-            f"The kernel {name!r} takes contiguous torch.float32 on {device}, but matrix {number} "
-            f"is {matrix.dtype} on {matrix.device} with stride {stride}"
-        )
+def _is_plain(tensor: Tensor, device: str) -> bool:
+    return (
+        tensor.dtype is torch.float32
+        and (tensor.is_cpu if device == "cpu" else tensor.device.type == device)
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
+def _not_plain(name: str, number: int, matrix: Tensor, device: str) -> ValueError:
+    stride = matrix.stride() if matrix.layout == torch.strided else matrix.layout
+    return ValueError(
+        f"The kernel {name!r} takes contiguous torch.float32 on {device}, but matrix {number} "
+        f"is {matrix.dtype} on {matrix.device} with stride {stride}"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -91,8 +101,10 @@ def _demand_sense(name: str, sizes: dict[str, int]) -> None:
     n, g, t = (sizes.get(letter, 0) for letter in "ngt")
     if sizes.get("r", 1) not in (1, n):
         raise ValueError(f"The kernel {name!r} takes 1 or {n} rows of r, not {sizes['r']}")
-    if t > 1 or sizes.get("u", t) < t:
-        raise ValueError(f"The kernel {name!r} takes no total or 1 a row, not {t}")
+    if t > 1 or sizes.get("u", t) not in (t, 1):
+        raise ValueError(
+            f"The kernel {name!r} takes no total or 1 a row, not {t} with {sizes['u']} derivatives"
+        )
     if "a" in sizes and (sizes["a"] < g or (t == 0 and sizes["a"] != g)):
         what = "logits of shares" if t else "log-means"
         raise ValueError(f"The kernel {name!r} got {sizes['a']} {what} for {g} counts")

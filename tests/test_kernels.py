@@ -1,0 +1,74 @@
+"""No kernel reads or writes memory that is not its own: see `guarded`, which draws what it gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scvae.core.kernels.layouts import demand
+from scvae.core.kernels.run import is_served, run
+
+needs_kernels = pytest.mark.skipif(
+    not is_served(torch.zeros(1)), reason="no kernels can be compiled here"
+)
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made by Linux's mprotect")
+def test_whatever_is_drawn_gives_right_numbers_or_a_value_error() -> None:
+    """In a process of its own, which a fault would end, and under guard pages.
+
+    Seen to fail: with `demand` and `demand_groups` made to accept everything, the process ends by
+    signal 11 at the first matrix that is too small, in the kernels called straight and in AdamW.
+    """
+    program = Path(__file__).with_name("guarded.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+        env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert len(done.stdout.split()) == 6
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("matrices", "said"),
+    [
+        ([torch.zeros(8, 5), torch.zeros(4, 3), torch.zeros(8, 3)], r"\(4, 3\).* \(5, 3\)|5"),
+        ([torch.zeros(8, 5), torch.zeros(5, 3), torch.zeros(8, 2)], r"\(8, 3\).*\(8, 2\)"),
+        ([torch.zeros(7, 5), torch.zeros(5, 3), torch.zeros(7, 3)], r"\(8, 5\).*\(7, 5\)"),
+        ([torch.zeros(8, 5), torch.zeros(5, 3)], "3 matrices, not 2"),
+        ([torch.zeros(8, 5), torch.zeros(3, 5).t(), torch.zeros(8, 3)], r"stride \(1, 5\)"),
+        ([torch.zeros(8, 5).double(), torch.zeros(5, 3), torch.zeros(8, 3)], "float64"),
+        ([torch.zeros(8, 5, device="meta"), torch.zeros(5, 3), torch.zeros(8, 3)], "on meta"),
+        ([torch.zeros(8, 5), torch.zeros(15), torch.zeros(8, 3)], r"\(15,\)"),
+    ],
+)
+def test_a_kernel_names_what_does_not_fit(matrices: list[torch.Tensor], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run("product", 8, *matrices)
+
+
+@pytest.mark.parametrize("name", ["nb", "mixture", "outer"])
+def test_what_was_found_to_fit_stays_so_and_the_rest_does_not(name: str) -> None:
+    right = {
+        "nb": [(4, 3), (4, 3), (4, 0), (1, 3), (4, 1), (4, 3), (4, 0), (4, 3)],
+        "mixture": [(4, 3), (1, 2), (2, 3), (2, 3), (4, 1), (4, 2), (4, 3)],
+        "outer": [(5, 4), (5, 2), (4, 2)],
+    }[name]
+    for _ in range(2):
+        demand(name, 4, tuple(torch.zeros(shape) for shape in right))
+        for number, (n, m) in enumerate(right):
+            for other in ((n + 1, m), (n, m + 2)):
+                bent = [*right[:number], other, *right[number + 1 :]]
+                with pytest.raises(ValueError, match=f"kernel '{name}'"):
+                    demand(name, 4, tuple(torch.zeros(shape) for shape in bent))
