@@ -468,6 +468,13 @@ def test_a_batch_may_be_held_out_whole(adata: AnnData) -> None:
     assert np.isfinite(adata.obsm["X_scvae"]).all()
 
 
+def test_shares_of_batches_are_those_of_the_cells_trained_on(adata: AnnData) -> None:
+    adata.obs["held_out"] = (adata.obs["batch"] == "batch_1").to_numpy()
+    model = fit(adata, batch="batch", validation="held_out")
+    assert model.origin.batch_shares == [1.0, 0.0]
+    assert set(model.sample(50).obs["batch"]) == {"batch_0"}
+
+
 # -- the objective ---------------------------------------------------------------------------------
 
 

@@ -216,9 +216,8 @@ def fit(
     schedule = _schedule(max_steps, len(train_rows), size, learning_rate, early_stopping)
     plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed)
     kept = None if checkpoint is None else Checkpoint(checkpoint, plan.digest)
-    origin = Origin(
-        prepared.genes, prepared.covariates, prepared.layer, library_size, batch_shares(prepared)
-    )
+    shares = batch_shares(prepared, train_rows.cpu().numpy())
+    origin = Origin(prepared.genes, prepared.covariates, prepared.layer, library_size, shares)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with _progress_bar(schedule, progress) as report:
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)

@@ -120,6 +120,7 @@ def statistics_of(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Stat
     )
 
 
-def batch_shares(prepared: Prepared) -> list[float]:
-    sizes = np.bincount(prepared.codes, minlength=prepared.covariates.n_batches)
+def batch_shares(prepared: Prepared, rows: np.ndarray) -> list[float]:
+    """Return the share of every batch in the training cells, ``(b,)``."""
+    sizes = np.bincount(prepared.codes[rows], minlength=prepared.covariates.n_batches)
     return [float(share) for share in sizes / sizes.sum()]
