@@ -192,7 +192,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "layer": origin.layer or "X",
         "batch_column": origin.covariates.batch,
         "batches": origin.covariates.batches,
-        "covariates": _covariates(model),
+        "covariates": origin.covariates.others,
         "training_cells": record.get("n_train"),
         "held_out_cells": record.get("n_held_out"),
         "held_out_elbo": record.get("elbo_held_out"),
@@ -206,12 +206,6 @@ def _facts(model: Model) -> dict[str, Any]:
         "versions": record.get("versions", {}),
         "warnings": list(summary.warnings),
     }
-
-
-def _covariates(model: Model) -> list[str]:
-    covariates = model.origin.covariates
-    names = [*covariates.categories, *covariates.numbers]
-    return [name for name in names if name != covariates.batch]
 
 
 def _table(facts: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import scvae
 from scvae import ConfigError, DataError, ScvaeError, TrainingError
+from scvae.cli import _facts
 from scvae.models.embedding import fit_embedding
 from scvae.models.plan import PURPOSES, generator_of
 
@@ -121,6 +122,22 @@ def test_description_says_how_the_fit_went(adata: AnnData) -> None:
     assert list(uns["batches"]) == ["batch_0", "batch_1"]
     assert uns["elbo_held_out"] == max(uns["history"]["validation"])
     assert uns["versions"]["scvae"] == scvae.__version__
+
+
+@pytest.mark.parametrize("covariates", [None, ["library_size", "cell_type"]], ids=str)
+def test_the_description_tells_what_info_and_the_summary_tell(
+    adata: AnnData, covariates: list[str] | None
+) -> None:
+    model = fit(adata, batch="batch", covariates=covariates)
+    uns, facts = adata.uns["scvae"], _facts(model)
+    data = dict(model.summary().sections["Data"])
+    told = {name: np.atleast_1d(uns[name]).tolist() for name in ("batches", "covariates")}
+    assert told == {name: facts[name] for name in told}
+    assert told["covariates"] == ([] if covariates is None else ["cell_type", "library_size"])
+    assert data.get("covariates", "") == ", ".join(map(repr, told["covariates"]))
+    assert (uns["batch"], uns["layer"]) == (facts["batch_column"], facts["layer"])
+    assert (uns["library_size"], uns["seed"]) == (facts["library_size"], facts["seed"])
+    assert uns["elbo_held_out"] == facts["held_out_elbo"]
 
 
 def test_a_view_gets_the_slots_and_its_parent_does_not(simulated: AnnData) -> None:

@@ -82,6 +82,11 @@ class Covariates:
         return self.categories[self.batch] if self.batch is not None else []
 
     @property
+    def others(self) -> list[str]:
+        """Names of the covariates besides the batch, categories first."""
+        return [name for name in (*self.categories, *self.numbers) if name != self.batch]
+
+    @property
     def width(self) -> int:
         """Width of the design matrix."""
         return sum(map(len, self.categories.values())) + len(self.numbers)

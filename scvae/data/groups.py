@@ -21,13 +21,12 @@ def odd_groups(obs: pd.DataFrame, learned: Covariates, label: str | None) -> lis
     if learned.batch is None:
         return []
     codes = learned.codes(obs)
-    covariates = [name for name in learned.categories if name != learned.batch]
     found = _small_batches(codes, obs[learned.batch], learned)
-    for name in covariates:
+    for name in (name for name in learned.others if name in learned.categories):
         found += _confounded_covariate(codes, obs[name], learned.batch)
     if label is not None:
         return found + _confounded_label(codes, obs[label], learned.batch)
-    corrected = {learned.batch, *covariates, *learned.numbers}
+    corrected = {learned.batch, *learned.others}
     return found + _other_columns(codes, obs, learned.batch, corrected)
 
 

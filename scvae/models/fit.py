@@ -420,7 +420,7 @@ def _uns(model: Model) -> dict[str, Any]:
             "architecture": dataclasses.asdict(model.architecture),
             "batch": origin.covariates.batch,
             "batches": origin.covariates.batches,
-            "covariates": [*origin.covariates.categories, *origin.covariates.numbers],
+            "covariates": origin.covariates.others,
             "layer": origin.layer or "X",
             "library_size": origin.library_size,
         }

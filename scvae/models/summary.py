@@ -101,10 +101,8 @@ def _data(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
     if covariates.batch is not None:
         names = _listed(covariates.batches)
         rows.append(("batches", f"{a.n_batches} of {covariates.batch!r}: {names}"))
-    others = [*covariates.categories, *covariates.numbers]
-    others = [name for name in others if name != covariates.batch]
-    if others:
-        rows.append(("covariates", _listed(others)))
+    if covariates.others:
+        rows.append(("covariates", _listed(covariates.others)))
     place = where_named(origin.layer)
     return [*rows, ("counts", f"{place}, {record['counts']}" if "counts" in record else place)]
 
