@@ -276,8 +276,8 @@ def fit_check(
     given = None if axes is None else _object_array(np.ravel(np.asarray(axes, dtype=object)))
     if given is not None and len(given) != len(CHECKED):
         raise ConfigError(f"axes holds {len(given)} Axes, but {len(CHECKED)} are drawn on.")
-    table = model.predictive_check(
-        adata, layer=layer, samples=samples, max_cells=max_cells, seed=seed
+    table = model.predictive_table(
+        adata, layer, samples, max_cells, seed, call="scvae.plot.fit_check(model, adata"
     )
     panels = _own_axes((12.0, 4.3), len(CHECKED)) if given is None else given
     for ax, (name, label, is_log) in zip(panels, CHECKED, strict=True):

@@ -265,6 +265,46 @@ def test_the_remedy_for_a_wrong_layer_mends_it(simulated: AnnData) -> None:
     assert "adata.X holds some: model.embed(adata)." not in str(caught.value)
 
 
+VERBS: dict[str, Callable[..., Any]] = {
+    "model.embed(adata": lambda model, adata, **how: model.embed(adata, **how),
+    "model.elbo(adata": lambda model, adata, **how: model.elbo(adata, **how),
+    "model.log_likelihood(adata": lambda model, adata, **how: model.log_likelihood(adata, **how),
+    "model.mean_log_likelihood(adata": (
+        lambda model, adata, **how: model.mean_log_likelihood(adata, **how)
+    ),
+    "model.normalized(adata": lambda model, adata, **how: model.normalized(adata, **how),
+    "model.predictive_check(adata": (
+        lambda model, adata, **how: model.predictive_check(adata, **how)
+    ),
+    "scvae.plot.fit_check(model, adata": scvae.plot.fit_check,
+}
+
+
+@pytest.mark.parametrize("call", VERBS)
+def test_errors_and_warnings_name_the_verb_that_was_called(fitted: Fitted, call: str) -> None:
+    """And the line that called it."""
+    adata, model = fitted
+    other = adata.copy()
+    other.layers["counts"], other.layers["log"] = adata.X.copy(), adata.X.log1p()
+    with pytest.raises(DataError) as caught:
+        VERBS[call](model, other, layer="log")
+    assert f"adata.layers['counts'] holds some: {call}, layer='counts')." in str(caught.value)
+    del other.layers["counts"]
+    with pytest.raises(DataError) as caught:
+        VERBS[call](model, other, layer="log")
+    assert f"adata.X holds some: {call})." in str(caught.value)
+    other.layers["counts"], other.X = adata.X.copy(), adata.X.log1p()
+    with pytest.warns(UserWarning, match="To choose and silence this") as warned:
+        VERBS[call](model, other)
+    assert f"silence this: {call}, layer='counts')" in str(warned[0].message)
+    assert warned[0].filename == __file__
+    del other.layers["counts"]
+    other.raw = adata.copy()
+    with pytest.raises(DataError) as caught:
+        VERBS[call](model, other)
+    assert f"adata.raw.to_adata(), then {call})." in str(caught.value)
+
+
 # -- bounds ----------------------------------------------------------------------------------------
 
 

@@ -302,7 +302,7 @@ class Known:
     def __init__(self, table):
         self.table = pd.DataFrame(table)
 
-    def predictive_check(self, adata, **given):
+    def predictive_table(self, *given, call):
         self.given = given
         return self.table
 
@@ -385,7 +385,7 @@ def test_fit_check_goes_where_it_is_asked_to(adata):
 def test_fit_check_passes_on_what_it_is_given(adata):
     known = Known(TABLE)
     plot.fit_check(known, adata, layer="counts", samples=7, max_cells=9, seed=2)
-    assert known.given == {"layer": "counts", "samples": 7, "max_cells": 9, "seed": 2}
+    assert known.given == (adata, "counts", 7, 9, 2)
 
 
 def test_errors_of_fit_check_come_before_the_work(adata, tmp_path):

@@ -111,7 +111,7 @@ def test_predictions_of_a_model_are_those_of_its_decoder(
         adata, batch="batch", likelihood=likelihood, n_latent=4, max_steps=60, progress=False
     )
     model.vae.posterior = Sharp(model.vae.posterior)
-    dataset = model._dataset(adata, None)
+    dataset = model._dataset(adata, None, "model.embed(adata")
     cells = dataset.cells(torch.arange(150))
     with torch.no_grad():
         p = model.vae.decode(model.vae.encode(cells).loc, cells)

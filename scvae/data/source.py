@@ -178,9 +178,17 @@ def instead_of_x(fault: Fault | None, other: str, call: str = CALL) -> str:
 
 
 def not_counts(
-    adata: AnnData, layer: str | None, fault: Fault, other: str | None, call: str = CALL
+    adata: AnnData,
+    layer: str | None,
+    fault: Fault,
+    other: str | None,
+    call: str = CALL,
+    *,
+    home: str | None = None,
 ) -> DataError:
-    """Return the error of a matrix with a fault; `other` is a layer that holds counts."""
+    """Return the error of a matrix with a fault; `other` is a layer that holds counts.
+
+    `home` is where the call looks without a layer."""
     cell, gene = adata.obs_names[fault.row], adata.var_names[fault.column]
     problem = (
         f"{where_named(layer)} has {fault.kind} values "
@@ -192,11 +200,11 @@ def not_counts(
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
         )
     if layer is not None and _holds_counts(adata.X):
-        remedy = f"{call})" if call.startswith("scvae.fit") else f"{where_named(layer)} = adata.X"
+        remedy = f"{call})" if home is None else f"{where_named(layer)} = adata.X"
         return DataError(f"{problem}; adata.X holds some: {remedy}.")
     if adata.raw is not None and _holds_counts(adata.raw.X):
         return DataError(
-            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then scvae.fit(adata)."
+            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
         )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")
 
@@ -216,6 +224,7 @@ def find_counts(
     columns: np.ndarray | None = None,
     *,
     call: str = CALL,
+    home: str | None = None,
 ) -> Found:
     """Return the raw counts of `adata`, as `read_counts` does, with its warning as a note."""
     matrix = matrix_of(adata, layer)
@@ -227,7 +236,9 @@ def find_counts(
         counts = _read(adata.layers[other], columns)
         assert isinstance(counts, sparse.csr_matrix)
         return Found(counts, other, instead_of_x(read, other, call))
-    raise no_counts(call) if read is None else not_counts(adata, layer, read, other, call)
+    if read is None:
+        raise no_counts(call)
+    raise not_counts(adata, layer, read, other, call, home=home)
 
 
 def read_counts(
@@ -236,6 +247,8 @@ def read_counts(
     columns: np.ndarray | None = None,
     *,
     call: str = CALL,
+    home: str | None = None,
+    stacklevel: int = 2,
 ) -> tuple[sparse.csr_matrix, str | None]:
     """Return the raw counts of `adata` as CSR, and the layer where they were (None: X).
 
@@ -251,13 +264,17 @@ def read_counts(
         Positions of the genes to return, in this order; None returns all.
     call
         The user's call, for the remedy in an error.
+    home
+        The layer where that call looks if it is given none; None is X.
+    stacklevel
+        Of the warning, seen from here: 2 is the caller's line.
 
     Raises
     ------
     DataError
         If the values are not counts; the message names value, cell, gene and remedy.
     """
-    found = find_counts(adata, layer, columns, call=call)
+    found = find_counts(adata, layer, columns, call=call, home=home)
     if found.note is not None:
-        warnings.warn(found.note, stacklevel=4)
+        warnings.warn(found.note, stacklevel=stacklevel)
     return found.counts, found.layer

@@ -118,7 +118,7 @@ class Model:
         >>> model.embed(adata).shape == (200, model.architecture.n_latent)
         True
         """
-        dataset = self._dataset(adata, layer)
+        dataset = self._dataset(adata, layer, "model.embed(adata")
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
 
@@ -158,7 +158,8 @@ class Model:
         def bound(cells: Cells) -> Tensor:
             return elbo(self.vae.terms(cells, samples, generator))[:, None]
 
-        return self._per_cell(self._dataset(adata, layer), bound, samples)[:, 0]
+        dataset = self._dataset(adata, layer, "model.elbo(adata")
+        return self._per_cell(dataset, bound, samples)[:, 0]
 
     def log_likelihood(
         self,
@@ -212,7 +213,8 @@ class Model:
         generator = self._generator(samples, seed)
         if return_error and samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        value, error = self._evidence(self._dataset(adata, layer), samples, generator)
+        dataset = self._dataset(adata, layer, "model.log_likelihood(adata")
+        value, error = self._evidence(dataset, samples, generator)
         return (value, error) if return_error else value
 
     def mean_log_likelihood(
@@ -240,7 +242,7 @@ class Model:
         generator = self._generator(samples, seed)
         if samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._dataset(adata, layer)
+        dataset = self._dataset(adata, layer, "model.mean_log_likelihood(adata")
         first, second = (self._evidence(dataset, samples // 2, generator)[0] for _ in range(2))
         return mean_over_cells(first, second)
 
@@ -310,7 +312,8 @@ class Model:
             raise ConfigError(
                 f"out has shape {tuple(out.shape)}, but the result has {shape}: cells x genes."
             )
-        values = self._per_cell(self._dataset(adata, layer), expression, out=out)
+        dataset = self._dataset(adata, layer, "model.normalized(adata")
+        values = self._per_cell(dataset, expression, out=out)
         if out is not None:
             return out
         names = [self.origin.genes[i] for i in columns.tolist()]
@@ -443,6 +446,21 @@ class Model:
         >>> model.predictive_check(adata).shape
         (50, 6)
         """
+        return self.predictive_table(
+            adata, layer, samples, max_cells, seed, call="model.predictive_check(adata"
+        )
+
+    def predictive_table(
+        self,
+        adata: AnnData,
+        layer: str | None,
+        samples: int,
+        max_cells: int,
+        seed: int,
+        *,
+        call: str,
+    ) -> pd.DataFrame:
+        """Do as `predictive_check`, in the name of the user's `call` of what calls this."""
         check_unique(adata)
         generator = self._generator(samples, seed)
         if min(adata.n_obs, max_cells) < 1:
@@ -450,7 +468,7 @@ class Model:
         if adata.n_obs > max_cells:
             chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
             adata = adata[np.sort(chosen)]
-        dataset = self._dataset(adata, layer)
+        dataset = self._dataset(adata, layer, call, depth=1)
         batches = dataset.batches(
             torch.arange(len(dataset), device=self.device), self._chunk(samples)
         )
@@ -473,11 +491,12 @@ class Model:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _dataset(self, adata: AnnData, layer: str | None) -> Dataset:
+    def _dataset(self, adata: AnnData, layer: str | None, call: str, depth: int = 0) -> Dataset:
+        """Return the cells of `adata`, for the user's `call`, `depth` frames above the caller's."""
         columns = match_genes(adata, self.origin.genes)
-        if layer is None and self.origin.layer in adata.layers:
-            layer = self.origin.layer
-        counts, _ = read_counts(adata, layer, columns, call="model.embed(adata")
+        home = self.origin.layer if self.origin.layer in adata.layers else None
+        layer = home if layer is None else layer
+        counts, _ = read_counts(adata, layer, columns, call=call, home=home, stacklevel=4 + depth)
         covariates = self.origin.covariates
         library = library_sizes(adata, counts, self.origin.library_size)
         return Dataset.build(
