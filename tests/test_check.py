@@ -33,10 +33,10 @@ from scvae.data import survey as survey_module
 from scvae.data.association import cramers_v, name_the_same_groups
 from scvae.data.counts import Counts
 from scvae.data.normalisation import Traces, recognise
-from scvae.data.report import WIDTH, Finding, Report, warning_texts
+from scvae.data.report import WIDTH, Finding, Kind, Report, warning_texts
 from scvae.data.survey import survey, survey_counts
 from scvae.models import fit as fit_module
-from scvae.models import pace
+from scvae.models import pace, prepare
 from scvae.models.fit import RunSize, usual_run
 from scvae.models.pace import _seconds_of_step
 
@@ -955,6 +955,24 @@ def test_only_what_fit_always_said_is_said_aloud(adata: AnnData) -> None:
         scvae.fit(adata, batch="batch", **QUICK)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("kind", [Kind.SILENT_GENES, Kind.BATCHES], ids=str)
+def test_a_fit_says_aloud_what_is_of_a_kind_whatever_it_is_called(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    adata.X = adata.X.toarray()
+    adata.X[:, 4] = 0
+    adata.obs["run"] = np.where(np.arange(adata.n_obs) < 12, "few", "many")
+    report = scvae.check(adata, batch="run")
+    assert all(isinstance(finding.what, Kind) for finding in report.findings)
+    monkeypatch.setattr(prepare, "ALOUD", {kind})
+    expected = [finding.text for finding in report.warnings if finding.what is kind]
+    assert len(expected) == 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scvae.fit(adata, batch="run", **QUICK)
+    assert [str(warning.message) for warning in caught] == expected
 
 
 # -- the report ------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ import torch
 import scvae
 from scvae import core
 from scvae.data.association import cramers_v
-from scvae.data.report import Finding, Report
+from scvae.data.report import Finding, Kind, Report
 
 ROOT = Path(__file__).parent.parent
 NAMES = {name: getattr(core, name) for name in core.__all__}
 # The modules among the public names are tested by themselves.
 PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
 PUBLIC = {name: thing for name, thing in PUBLIC.items() if not inspect.ismodule(thing)}
-FURTHER = {"Report": Report, "Finding": Finding, "cramers_v": cramers_v}
+FURTHER = {"Report": Report, "Finding": Finding, "Kind": Kind, "cramers_v": cramers_v}
 EXAMPLES = {
     name: thing
     for name, thing in (NAMES | PUBLIC | FURTHER).items()

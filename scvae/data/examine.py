@@ -9,7 +9,7 @@ import pandas as pd
 
 from scvae.data.covariates import Covariates
 from scvae.data.groups import odd_groups
-from scvae.data.report import Finding, listed
+from scvae.data.report import Finding, Kind, listed
 from scvae.data.source import where_named
 from scvae.data.survey import CountSummary, Survey
 
@@ -18,7 +18,6 @@ EVEN = 1.02  # largest over smallest library size that counting does not give
 PEAK, ABOVE = 20, 8  # counts of one cell; times those of any other
 FEWEST_PEAKS, PEAKS = 10, 0.005  # genes, and share of the genes, with such a cell
 ENOUGH = 10  # cells, from where on equal counts are no chance
-SILENT = "silent genes"  # what the finding is about that `fit` says aloud
 
 
 def _fitted_counts(layer: str | None, genes: str | Sequence[str] | None) -> str:
@@ -70,7 +69,7 @@ def _silent_genes(cells_of_genes: np.ndarray, genes: pd.Index) -> list[Finding]:
         f"{len(silent)} genes have no counts (first: {genes[silent[0]]!r}); they are kept and "
         "modelled as near zero. To leave them out: sc.pp.filter_genes(adata, min_cells=1)"
     )
-    return [Finding("warning", SILENT, text)]
+    return [Finding("warning", Kind.SILENT_GENES, text)]
 
 
 def _odd_counts(
@@ -109,7 +108,7 @@ def _identical_genes(
         "same gene were there twice; it then weighs twice. Leave the copies out: "
         f"adata = adata[:, ~adata.var_names.isin({listed(names)})].copy()"
     )
-    return [Finding("warning", "identical genes", text)]
+    return [Finding("warning", Kind.IDENTICAL_GENES, text)]
 
 
 def _lone_peaks(counts: CountSummary, genes: pd.Index, layer: str | None) -> list[Finding]:
@@ -130,7 +129,7 @@ def _lone_peaks(counts: CountSummary, genes: pd.Index, layer: str | None) -> lis
         f"sc.experimental.pp.highly_variable_genes(adata{place}, flavor='pearson_residuals', "
         "n_top_genes=2000)"
     )
-    return [Finding("warning", "lone counts", text)]
+    return [Finding("warning", Kind.LONE_COUNTS, text)]
 
 
 # -- cells -------------------------------------------------------------------------------------
@@ -146,7 +145,7 @@ def _totals(totals: np.ndarray, cells: pd.Index, place: str) -> list[Finding]:
     found = [
         Finding(
             "info",
-            "total counts",
+            Kind.TOTAL_COUNTS,
             f"{place} has {totals[low]:,.0f} to {totals[high]:,.0f} counts in a cell, median "
             f"{median:,.0f}.",
         )
@@ -158,7 +157,7 @@ def _totals(totals: np.ndarray, cells: pd.Index, place: str) -> list[Finding]:
             f"times the median ({median:,.0f}); so many are rarely one cell's. Leave such cells "
             f"out: adata = adata[{sums} <= {_floor(EXTREME * median)}].copy()"
         )
-        found.append(Finding("warning", "total counts", text))
+        found.append(Finding("warning", Kind.TOTAL_COUNTS, text))
     if median > EXTREME * totals[low]:
         text = (
             f"Cell {cells[low]!r} has {totals[low]:,.0f} counts; the median is "
@@ -166,7 +165,7 @@ def _totals(totals: np.ndarray, cells: pd.Index, place: str) -> list[Finding]:
             f"cell is. Leave such cells out: adata = adata[{sums} >= {-_floor(-median / EXTREME)}]"
             ".copy()"
         )
-        found.append(Finding("warning", "total counts", text))
+        found.append(Finding("warning", Kind.TOTAL_COUNTS, text))
     return found
 
 
@@ -184,7 +183,7 @@ def _even_totals(totals: np.ndarray, place: str) -> list[Finding]:
         "The model corrects for library size itself; give the counts as they were: "
         "scvae.fit(adata, layer=...)"
     )
-    return [Finding("warning", "normalisation", text)]
+    return [Finding("warning", Kind.NORMALISATION, text)]
 
 
 def _multiples(
@@ -201,4 +200,4 @@ def _multiples(
         "times a factor, whose noise is not that of counts. Divide every cell by its factor, or "
         "give the counts as they were: scvae.fit(adata, layer=...)"
     )
-    return [Finding("warning", "normalisation", text)]
+    return [Finding("warning", Kind.NORMALISATION, text)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvae.data.normalisation import Normalisation, recognise
-from scvae.data.report import Finding, Level
-from scvae.data.source import where_named
+from scvae.data.report import Finding, Kind, Level
+from scvae.data.source import FaultKind, where_named
 from scvae.data.survey import Survey
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ def explain(
     text = f"Of {seen.stored:,} values of {place} that are not zero, {'; '.join(kinds)}."
     level: Level = "warning" if used else "info"
     history = _history(adata, layer, seen, other)
-    origin = [Finding(level, "normalisation", history)] if history else []
-    return [Finding("info", "values", text), *origin]
+    origin = [Finding(level, Kind.NORMALISATION, history)] if history else []
+    return [Finding("info", Kind.VALUES, text), *origin]
 
 
 def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None) -> str | None:
     place = where_named(layer)
-    negative = seen.tallies.get("negative")
+    negative = seen.tallies.get(FaultKind.NEGATIVE)
     if negative is not None and negative.number > CENTRED * seen.stored:
         return (
             f"{negative.number / seen.stored:.0%} of the values of {place} that are not zero are "
@@ -58,7 +58,7 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
     was = recognise(seen.traces, adata.n_obs)
     if was is not None:
         return f"{_deed(place, was)} {_remedy(adata, other, _undo(layer, was))}"
-    if set(seen.tallies) != {"non-integer"} or other is not None:
+    if set(seen.tallies) != {FaultKind.NON_INTEGER} or other is not None:
         return None
     return (
         f"{place} shows no sign of normalisation. Estimates of counts (of salmon, RSEM, SoupX, "

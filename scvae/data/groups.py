@@ -9,7 +9,7 @@ import pandas as pd
 
 from scvae.data.association import cramers_v, name_the_same_groups
 from scvae.data.covariates import Covariates
-from scvae.data.report import SHOWN, Finding, listed
+from scvae.data.report import SHOWN, Finding, Kind, listed
 
 FEW_CELLS = 30  # of a batch
 GOES_TOGETHER = 0.8  # Cramér's V
@@ -36,7 +36,7 @@ def _small_batches(codes: np.ndarray, values: pd.Series, learned: Covariates) ->
         f"adata.obs[{learned.batch!r}] has {len(sizes)} batches of {sizes.min():,} to "
         f"{sizes.max():,} cells."
     )
-    found = [Finding("info", "batches", text)]
+    found = [Finding("info", Kind.BATCHES, text)]
     small = np.flatnonzero(sizes < FEW_CELLS)
     if len(small):
         least = int(np.argmin(sizes))
@@ -47,7 +47,7 @@ def _small_batches(codes: np.ndarray, values: pd.Series, learned: Covariates) ->
             "hardly tell a batch effect. Merge them with others, or leave them out: "
             f"adata = adata[~adata.obs[{learned.batch!r}].isin({listed(given)})].copy()"
         )
-        found.append(Finding("warning", "batches", text))
+        found.append(Finding("warning", Kind.BATCHES, text))
     return found
 
 
@@ -72,20 +72,20 @@ def _confounded_covariate(codes: np.ndarray, values: pd.Series, batch: str) -> l
     v = _association(codes, values)
     text = _go_together(batch, f"adata.obs[{values.name!r}] (covariate)", v)
     if v <= GOES_TOGETHER:
-        return [Finding("info", "confounding", f"{text}.")]
+        return [Finding("info", Kind.CONFOUNDING, f"{text}.")]
     text += (
         ", so the covariate explains little that the batch does not. "
         f"Leave it out: scvae.fit(adata, batch={batch!r})"
     )
-    return [Finding("warning", "confounding", text)]
+    return [Finding("warning", Kind.CONFOUNDING, text)]
 
 
 def _confounded_label(codes: np.ndarray, values: pd.Series, batch: str) -> list[Finding]:
     v = _association(codes, values)
     text = _go_together(batch, f"adata.obs[{values.name!r}] (label)", v)
     if v <= GOES_TOGETHER:
-        return [Finding("info", "confounding", f"{text}.")]
-    return [Finding("warning", "confounding", f"{text}. {_lost('labels')}")]
+        return [Finding("info", Kind.CONFOUNDING, f"{text}.")]
+    return [Finding("warning", Kind.CONFOUNDING, f"{text}. {_lost('labels')}")]
 
 
 def _go_together(batch: str, other: str, v: float) -> str:
@@ -123,10 +123,10 @@ def _other_columns(
             f"adata.obs[{batch!r}] (batch) goes together with {_valued(high)}, where 0 is "
             f"independent and 1 is told by each other. {_lost('groups')}"
         )
-        findings.append(Finding("warning", "confounding", text))
+        findings.append(Finding("warning", Kind.CONFOUNDING, text))
     if low:
         text = f"adata.obs[{batch!r}] (batch) goes less with {_valued(low)}."
-        findings.append(Finding("info", "confounding", text))
+        findings.append(Finding("info", Kind.CONFOUNDING, text))
     return findings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from html import escape
 from typing import Literal
 
@@ -12,6 +13,28 @@ Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 WIDTH = 100  # characters of a line of the table
 SHOWN = 5  # names of many
+
+
+class Kind(StrEnum):
+    """What a finding is about; the value is how a table shows it."""
+
+    CELLS_AND_GENES = "cells and genes"
+    GENES = "genes"
+    COVARIATES = "covariates"
+    LABEL = "label"
+    COUNTS = "counts"
+    VALUES = "values"
+    NORMALISATION = "normalisation"
+    EMPTY_CELLS = "empty cells"
+    LIBRARY_SIZE = "library size"
+    SILENT_GENES = "silent genes"
+    IDENTICAL_GENES = "identical genes"
+    LONE_COUNTS = "lone counts"
+    TOTAL_COUNTS = "total counts"
+    BATCHES = "batches"
+    CONFOUNDING = "confounding"
+    MEMORY = "memory"
+    TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -23,13 +46,13 @@ class Finding:
     level
         "error": `scvae.fit` refuses the data; "warning": it takes them, but look first; "info".
     what
-        What it is about, in a word or two.
+        What it is about: one of a few kinds.
     text
         The finding, with names, values, and the call that mends it.
     """
 
     level: Level
-    what: str
+    what: Kind
     text: str
 
 
@@ -50,7 +73,7 @@ class Report:
 
     Examples
     --------
-    >>> report = Report((Finding("warning", "genes", "2 genes have no counts."),))
+    >>> report = Report((Finding("warning", Kind.GENES, "2 genes have no counts."),))
     >>> report
     scvae.check: 0 errors, 1 warning
     warning  genes  2 genes have no counts.
@@ -100,7 +123,7 @@ class Report:
 
     def _rows(self) -> list[tuple[str, str, str]]:
         found = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
-        return [(str(finding.level), finding.what, finding.text) for finding in found]
+        return [(str(finding.level), str(finding.what), finding.text) for finding in found]
 
 
 def warning_texts(findings: Iterable[Finding]) -> list[str]:

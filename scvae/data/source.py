@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,15 @@ BLOCK_VALUES = 2**25  # dense values converted at a time: 128 MiB of float32
 CALL = "scvae.fit(adata"  # the user's call, for the remedies
 
 
+class FaultKind(StrEnum):
+    """Why a value cannot be a count; the value is the word for it."""
+
+    NAN = "NaN"
+    INFINITE = "infinite"
+    NEGATIVE = "negative"
+    NON_INTEGER = "non-integer"
+
+
 @dataclass(frozen=True)
 class Fault:
     """The first value that cannot be a count."""
@@ -30,12 +40,12 @@ class Fault:
     value: float
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> FaultKind:
         if np.isnan(self.value):
-            return "NaN"
+            return FaultKind.NAN
         if np.isinf(self.value):
-            return "infinite"
-        return "negative" if self.value < 0 else "non-integer"
+            return FaultKind.INFINITE
+        return FaultKind.NEGATIVE if self.value < 0 else FaultKind.NON_INTEGER
 
 
 def where_named(layer: str | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from scvae.data.normalisation import Traces, by_row
-from scvae.data.source import Fault, are_counts, blocks, canonical, fault_at
+from scvae.data.source import Fault, FaultKind, are_counts, blocks, canonical, fault_at
 from scvae.data.sums import row_sums
 
 SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
@@ -73,7 +73,7 @@ class Survey:
     genes_of_cells: np.ndarray
     cells_of_genes: np.ndarray
     stored: int
-    tallies: dict[str, Tally]
+    tallies: dict[FaultKind, Tally]
     traces: Traces | None
     counts: CountSummary | None
 
@@ -99,7 +99,7 @@ def survey(
         Look no further than the first piece with a value that cannot be a count.
     """
     summary, stored = _Summary(matrix.shape[1] if columns is None else len(columns)), 0
-    tallies: dict[str, Tally] = {}
+    tallies: dict[FaultKind, Tally] = {}
     traces: list[Traces] = []
     start = 0
     for rows in (piece for block in blocks(matrix) for piece in _pieces(block)):
@@ -138,7 +138,7 @@ def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
 
 
 def _tally(
-    tallies: dict[str, Tally], piece: sparse.csr_matrix, good: np.ndarray, start: int
+    tallies: dict[FaultKind, Tally], piece: sparse.csr_matrix, good: np.ndarray, start: int
 ) -> None:
     positions = np.flatnonzero(~good)
     values = piece.data[positions]
@@ -146,7 +146,12 @@ def _tally(
     negative = (values < 0) & ~infinite
     other = ~(nan | infinite | negative)
     # The same kinds as those of a Fault, many at a time.
-    kinds = {"NaN": nan, "infinite": infinite, "negative": negative, "non-integer": other}
+    kinds = {
+        FaultKind.NAN: nan,
+        FaultKind.INFINITE: infinite,
+        FaultKind.NEGATIVE: negative,
+        FaultKind.NON_INTEGER: other,
+    }
     for kind, mask in kinds.items():
         if mask.any():
             found = int(mask.sum())
@@ -201,7 +206,7 @@ class _Summary:
         unsigned = (piece.data.astype(np.uint64), piece.indices, piece.indptr)
         return numbers @ sparse.csr_matrix(unsigned, shape=piece.shape)
 
-    def survey(self, stored: int, tallies: dict[str, Tally], traces: Traces | None) -> Survey:
+    def survey(self, stored: int, tallies: dict[FaultKind, Tally], traces: Traces | None) -> Survey:
         counts = None
         if not tallies:
             totals, factors = np.concatenate(self.totals), np.concatenate(self.factors)

@@ -20,7 +20,7 @@ from scvae.data.examine import examine
 from scvae.data.faults import explain
 from scvae.data.genes import choose_genes
 from scvae.data.library import check_not_empty, sizes_of
-from scvae.data.report import Finding, Report
+from scvae.data.report import Finding, Kind, Report
 from scvae.data.source import (
     candidates,
     instead_of_x,
@@ -91,12 +91,12 @@ def check(
     """
     found = _Findings()
     for demand in DOOR:
-        found.attempt("cells and genes", demand, adata)
+        found.attempt(Kind.CELLS_AND_GENES, demand, adata)
         if not hasattr(adata, "obs_names"):
             return Report(tuple(found.all))
-    columns = found.attempt("genes", choose_genes, adata, genes)
+    columns = found.attempt(Kind.GENES, choose_genes, adata, genes)
     learned = _learn(adata.obs, batch, covariates, found)
-    label = None if label is None else found.attempt("label", _check_label, adata.obs, label)
+    label = None if label is None else found.attempt(Kind.LABEL, _check_label, adata.obs, label)
     place, seen = _look(adata, layer, columns, found)
     if seen is None:
         return Report(tuple(found.all))
@@ -119,7 +119,7 @@ class _Findings:
     def __init__(self) -> None:
         self.all: list[Finding] = []
 
-    def attempt(self, what: str, function: Callable[..., T], *arguments: Any) -> T | None:
+    def attempt(self, what: Kind, function: Callable[..., T], *arguments: Any) -> T | None:
         """Return what `function` returns; an error that it raises becomes a finding."""
         try:
             return function(*arguments)
@@ -127,7 +127,7 @@ class _Findings:
             self.refuse(what, error)
             return None
 
-    def refuse(self, what: str, error: Exception) -> None:
+    def refuse(self, what: Kind, error: Exception) -> None:
         finding = Finding("error", what, str(error))
         if finding.text not in [known.text for known in self.all]:
             self.all.append(finding)
@@ -143,16 +143,16 @@ def _learn(
     found: _Findings,
 ) -> Covariates:
     """Return the encoding of all columns that can be used; the others become errors."""
-    whole = found.attempt("covariates", learn_covariates, obs, batch, covariates)
+    whole = found.attempt(Kind.COVARIATES, learn_covariates, obs, batch, covariates)
     if whole is not None:
         return whole
     # One by one, so that all that is wrong is said at once.
     names = [covariates] if isinstance(covariates, str) else list(covariates or [])
-    alone = found.attempt("covariates", learn_covariates, obs, batch, None)
+    alone = found.attempt(Kind.COVARIATES, learn_covariates, obs, batch, None)
     good = [
         name
         for name in dict.fromkeys(names)
-        if found.attempt("covariates", learn_covariates, obs, None, [name]) and name != batch
+        if found.attempt(Kind.COVARIATES, learn_covariates, obs, None, [name]) and name != batch
     ]
     return learn_covariates(obs, batch if alone else None, good)
 
@@ -176,7 +176,7 @@ def _look(
     try:
         matrix = matrix_of(adata, layer)
     except DataError as error:
-        found.refuse("counts", error)
+        found.refuse(Kind.COUNTS, error)
         return layer, None
     seen = None if matrix is None else survey(matrix, columns)
     if seen is not None and not seen.tallies:
@@ -185,11 +185,11 @@ def _look(
     other, sound = _instead(adata, layer, columns)
     fault = None if seen is None else seen.first_fault
     if other is not None and sound is not None:
-        found.all.append(Finding("warning", "counts", instead_of_x(fault, other)))
+        found.all.append(Finding("warning", Kind.COUNTS, instead_of_x(fault, other)))
     elif seen is None or fault is None:
-        found.refuse("counts", no_counts())
+        found.refuse(Kind.COUNTS, no_counts())
     else:
-        found.refuse("counts", not_counts(adata, layer, fault, other))
+        found.refuse(Kind.COUNTS, not_counts(adata, layer, fault, other))
     if seen is not None:
         found.all += explain(adata, layer, seen, other, used=sound is None)
     if other is None or sound is None:
@@ -221,16 +221,16 @@ def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
         f"genes, {kind} of {matrix.dtype} {lies}, {seen.stored:,} values above zero "
         f"({seen.stored / max(values, 1):.1%})."
     )
-    return Finding("info", "counts", text)
+    return Finding("info", Kind.COUNTS, text)
 
 
 # -- cells, memory, steps ----------------------------------------------------------------------
 
 
 def _check_cells(adata: AnnData, seen: Survey, library_size: str, found: _Findings) -> None:
-    found.attempt("empty cells", check_not_empty, adata, seen.genes_of_cells)
+    found.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells)
     if seen.counts is not None:
-        found.attempt("library size", sizes_of, adata, seen.counts.totals, library_size)
+        found.attempt(Kind.LIBRARY_SIZE, sizes_of, adata, seen.counts.totals, library_size)
 
 
 def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:
@@ -246,7 +246,7 @@ def _tell_memory(nbytes: int | None, n: int, n_genes: int, found: _Findings) -> 
             f"Training keeps the counts as CSR in {_size(nbytes)}; dense they would take "
             f"{_size(4 * n * n_genes)}."
         )
-        found.all.append(Finding("info", "memory", text))
+        found.all.append(Finding("info", Kind.MEMORY, text))
 
 
 def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float | None:
@@ -267,7 +267,7 @@ def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float | 
             " The GPU has too little memory left for such a step: free it, or "
             f"scvae.fit(adata, batch_size={max(2, run.batch_size // 2)})"
         )
-    found.all.append(Finding("info", "training", text))
+    found.all.append(Finding("info", Kind.TRAINING, text))
     return seconds
 
 

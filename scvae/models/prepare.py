@@ -12,10 +12,10 @@ import torch
 from scipy import sparse
 
 from scvae.data.covariates import Covariates, learn_covariates
-from scvae.data.examine import SILENT, examine
+from scvae.data.examine import examine
 from scvae.data.genes import check_unique, choose_genes
 from scvae.data.library import library_sizes
-from scvae.data.report import warning_texts
+from scvae.data.report import Kind, warning_texts
 from scvae.data.source import find_counts
 from scvae.data.sums import column_sums
 from scvae.data.survey import survey_counts
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FEWEST_CELLS = 10
+ALOUD = frozenset({Kind.SILENT_GENES})  # findings that `fit` says while it reads
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def prepare(
     chosen = None if columns is None else genes
     seen = survey_counts(found.counts)
     findings = examine(seen, adata.obs, names, learned, found.layer, chosen)
-    for text in (finding.text for finding in findings if finding.what == SILENT):
+    for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warnings.warn(text, stacklevel=3)
     return Prepared(
         found.counts,
