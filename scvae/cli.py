@@ -125,7 +125,7 @@ def _check_fit(a: argparse.Namespace) -> None:
     if a.umap:
         from scvae.plot import check_picture
 
-        check_picture(a.umap)
+        check_picture(a.umap, "--umap")
 
 
 def _colors(a: argparse.Namespace, adata: AnnData) -> list[str]:

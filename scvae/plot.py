@@ -20,6 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from scvae.arguments import (
+    check_choice,
+    check_name,
+    check_names,
+    check_path,
+    check_seed,
+    check_switch,
+    refuse,
+    shown,
+)
+from scvae.data.genes import check_unique
 from scvae.errors import ConfigError, DataError
 from scvae.io import replacing
 
@@ -33,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["fit_check", "history", "neighbors", "scatter", "umap"]
 
 Legend = Literal["auto", "beside", "on"]
+LEGENDS: tuple[Legend, ...] = ("auto", "beside", "on")
 
 # Okabe and Ito's eight colours (grey for their black), then sixteen that were each chosen to lie as
 # far as possible from all before, as seen with normal vision, without red and without green cones.
@@ -112,8 +124,12 @@ def umap(
     >>> [ax.get_title() for ax in figure.axes]
     ['cell_type', 'batch']
     """
-    names = [color] if isinstance(color, str) else list(color or [])
+    check_unique(adata)
+    names = check_names("color", color, "batch")
     check_columns(adata, names, "color")
+    key = check_name("key", key, "X_scvae")
+    legend = check_choice("legend", legend, LEGENDS)
+    recompute, seed = check_switch("recompute", recompute, True), check_seed(seed)
     if path is not None:
         check_picture(path)
     points = _layout(adata, key, recompute, seed)
@@ -165,16 +181,21 @@ def scatter(
     >>> [text.get_text() for text in ax.texts]
     ['a', 'b']
     """
+    _check_axes("ax", ax)
+    legend = check_choice("legend", legend, LEGENDS)
+    if not isinstance(title, str):
+        raise refuse("title", title, "a string", "")
+    points = _positions(points)
+    series = None if values is None else _one_a_cell(values, len(points))
     ax.set(title=title, xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_box_aspect(1)
     ax.spines[:].set_color(MISSING)
-    if values is None:
+    if series is None:
         _draw(ax, points, np.full(len(points), PALETTE[0]))
         return ax
-    series = pd.Series(values)
     if _is_number(series):
-        _draw_numbers(ax, points, series.to_numpy(dtype=np.float64))
+        _draw_numbers(ax, points, series.to_numpy(dtype=np.float64, na_value=np.nan))
     else:
         _draw_categories(ax, points, _categorical(series), legend)
     return ax
@@ -214,7 +235,9 @@ def history(
     """
     if path is not None:
         check_picture(path)
-    held = _history_of(model)
+    held = _history_of(_check_model(model))
+    if ax is not None:
+        _check_axes("ax", ax)
     panel = _own_axes((6.4, 4.0), 1)[0] if ax is None else ax
     _draw_history(panel, held)
     _save(_figure_of(panel), path)
@@ -274,9 +297,11 @@ def fit_check(
     if path is not None:
         check_picture(path)
     given = None if axes is None else _object_array(np.ravel(np.asarray(axes, dtype=object)))
+    for ax in () if given is None else given:
+        _check_axes("axes", ax, "1, 3")
     if given is not None and len(given) != len(CHECKED):
         raise ConfigError(f"axes holds {len(given)} Axes, but {len(CHECKED)} are drawn on.")
-    table = model.predictive_table(
+    table = _check_model(model).predictive_table(
         adata, layer, samples, max_cells, seed, call="scvae.plot.fit_check(model, adata"
     )
     panels = _own_axes((12.0, 4.3), len(CHECKED)) if given is None else given
@@ -313,10 +338,13 @@ def neighbors(adata: AnnData, key: str = "X_scvae", *, seed: int = 0) -> AnnData
     >>> scvae.plot.neighbors(adata, "z").obsp["connectivities"].shape
     (100, 100)
     """
+    check_unique(adata)
+    key, seed = check_name("key", key, "X_scvae"), check_seed(seed)
     if key not in adata.obsm:
         held = ", ".join(map(repr, adata.obsm)) or "nothing"
         raise DataError(
-            f"adata.obsm has no {key!r}; it holds: {held}. scvae.fit(adata) writes 'X_scvae'."
+            f"adata.obsm has no {key!r} (given as key); it holds: {held}. scvae.fit(adata) writes "
+            "'X_scvae'."
         )
     import scanpy as sc
     from anndata import AnnData
@@ -324,6 +352,54 @@ def neighbors(adata: AnnData, key: str = "X_scvae", *, seed: int = 0) -> AnnData
     light = AnnData(obs=adata.obs.copy(), obsm={key: np.array(adata.obsm[key])})
     sc.pp.neighbors(light, use_rep=key, n_neighbors=min(15, light.n_obs - 1), random_state=seed)
     return light
+
+
+# -- what is asked -----------------------------------------------------------------------------
+
+
+def _check_axes(name: str, ax: Any, grid: str = "") -> None:
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise ConfigError(
+            f"{name}={shown(ax)}, but it must be matplotlib's Axes: "
+            f"{name}=matplotlib.figure.Figure().subplots({grid})"
+        )
+
+
+def _check_model(model: Any) -> Any:
+    if not isinstance(getattr(model, "record", None), dict):
+        raise ConfigError(f"model={shown(model)}, but it must be a model: model = scvae.fit(adata)")
+    return model
+
+
+def _positions(points: Any) -> np.ndarray:
+    """Return positions as an array of numbers, ``(n, 2)``."""
+    try:
+        found = np.asarray(points)
+        found = found if found.dtype.kind in "biuf" else np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        found = np.empty(0)
+    if found.ndim != 2 or found.shape[1] != 2:
+        raise DataError(
+            f"points={shown(points)}, but they must be two numbers a cell: "
+            "points=adata.obsm['X_umap'][:, :2]"
+        )
+    return found
+
+
+def _one_a_cell(values: Any, n: int) -> pd.Series:
+    """Return the values to colour by, one for every cell."""
+    try:
+        series = pd.Series(values)
+    except (TypeError, ValueError, OverflowError):
+        series = None
+    if series is None or len(series) != n or series.dtype.kind == "c":
+        raise DataError(
+            f"values={shown(values)}, but they must be one category or number for each of {n} "
+            "cells: values=adata.obs['batch']"
+        )
+    return series
 
 
 # -- what is drawn -----------------------------------------------------------------------------
@@ -588,14 +664,16 @@ def _png(ax: Axes) -> bytes:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def check_picture(path: str | os.PathLike[str]) -> None:
+def check_picture(path: str | os.PathLike[str], role: str = "path") -> None:
     """Raise a ConfigError if matplotlib writes no pictures with the suffix of `path`."""
     from matplotlib.backend_bases import FigureCanvasBase
 
+    path = check_path("path", path, "umap.png")
     known = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix.lower().lstrip(".") not in known:
         raise ConfigError(
-            f"{path} is not the name of a picture; end it with .png, .pdf, .svg or .jpg."
+            f"{path} is not the name of a picture (given as {role}); end it with .png, .pdf, "
+            ".svg or .jpg."
         )
 
 

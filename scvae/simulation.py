@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvae.arguments import check_seed, check_whole, is_number, refuse
 from scvae.errors import ConfigError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# Sizes of what is drawn, and usual values of them.
+SIZES = {"n_cells": 1000, "n_genes": 500, "n_types": 4, "n_batches": 2, "n_latent": 4}
+MAY_BE_ZERO = ("library_spread", "batch_effect", "dropout", "seed")
+OF_MEANS = ("library_size", "library_spread", "batch_effect", "inverse_dispersion")
+LARGEST_COUNT = 2**24  # up to which float32 knows every whole number
 
 
 def simulate(
@@ -65,7 +73,7 @@ def simulate(
     Raises
     ------
     ConfigError
-        If a size is not positive or `dropout` not in [0, 1).
+        If a size is not positive, `dropout` not in [0, 1), or a count too large for float32.
 
     Examples
     --------
@@ -75,17 +83,20 @@ def simulate(
     """
     from anndata import AnnData
 
-    arguments = {name: value for name, value in locals().items() if name != "AnnData"}
-    _check(arguments)
-    rng = np.random.default_rng(seed)
+    arguments = _checked({name: value for name, value in locals().items() if name != "AnnData"})
+    n_cells, n_genes, n_types, n_batches, n_latent = (arguments[name] for name in SIZES)
+    library_size, library_spread, batch_effect = (arguments[name] for name in OF_MEANS[:3])
+    inverse_dispersion, dropout = (arguments[name] for name in ("inverse_dispersion", "dropout"))
+    rng = np.random.default_rng(arguments["seed"])
     types = _labels(rng, n_cells, n_types)
     batches = rng.integers(n_batches, size=n_cells)
     centres = rng.normal(size=(n_types, n_latent)) * 1.5
     z = centres[types] + 0.3 * rng.normal(size=(n_cells, n_latent))
-    library = np.exp(np.log(library_size) + library_spread * rng.normal(size=n_cells))
-    rho = _shares(rng, z, batches, n_genes, n_batches, batch_effect)
-    r = inverse_dispersion * np.exp(0.5 * rng.normal(size=n_genes))
-    counts = rng.poisson(rng.gamma(r, library[:, None] * rho / r))
+    with np.errstate(all="ignore"):  # what overflows is refused
+        library = np.exp(np.log(library_size) + library_spread * rng.normal(size=n_cells))
+        rho = _shares(rng, z, batches, n_genes, n_batches, batch_effect)
+        r = inverse_dispersion * np.exp(0.5 * rng.normal(size=n_genes))
+        counts = _draw_counts(rng, library[:, None] * rho, r, arguments)
     counts *= rng.random(counts.shape) >= dropout
     _fill_empty(counts, rho)
     return AnnData(
@@ -105,13 +116,36 @@ def simulate(
     )
 
 
-def _check(arguments: dict[str, float]) -> None:
-    may_be_zero = ("library_spread", "batch_effect", "dropout", "seed")
+def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments as numbers of Python's, if they are such as the law takes."""
+    checked: dict[str, Any] = {"seed": check_seed(arguments["seed"])}
     for name, value in arguments.items():
-        if not value >= 0 or (value == 0 and name not in may_be_zero):  # NaN, too
+        if name in SIZES:
+            checked[name] = check_whole(name, value, SIZES[name], least=None)
+        elif name != "seed":
+            if not is_number(value) or value == math.inf:
+                raise refuse(name, value, "a finite number", 0.3)
+            checked[name] = float(value)
+        if not checked[name] >= 0 or (checked[name] == 0 and name not in MAY_BE_ZERO):  # NaN, too
             raise ConfigError(f"{name}={value}, but it must be positive.")
-    if arguments["dropout"] >= 1:
+    if checked["dropout"] >= 1:
         raise ConfigError(f"dropout={arguments['dropout']}, but it is a probability below 1.")
+    return {name: checked[name] for name in arguments}
+
+
+def _draw_counts(
+    rng: np.random.Generator, means: np.ndarray, r: np.ndarray, arguments: dict[str, Any]
+) -> np.ndarray:
+    """Return negative binomial counts of these means and inverse dispersions, ``(n, g)``."""
+    sound = np.isfinite(means).all() and np.isfinite(r).all() and (r > 0).all()
+    rates = rng.gamma(r, means / r) if sound else means
+    if not np.isfinite(rates).all() or rates.max() > LARGEST_COUNT:
+        given = ", ".join(f"{name}={arguments[name]}" for name in OF_MEANS)
+        raise ConfigError(
+            f"{given} give counts above {LARGEST_COUNT:,}, which float32 does not hold one by "
+            "one. Give smaller spreads and effects: scvae.simulate(library_size=2000.0)"
+        )
+    return rng.poisson(rates)
 
 
 def _labels(rng: np.random.Generator, n: int, kinds: int) -> np.ndarray:

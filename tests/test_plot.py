@@ -147,7 +147,9 @@ def test_errors_come_before_the_work(adata, tmp_path, monkeypatch):
 
 def test_a_missing_embedding_is_named(adata):
     del adata.obsm["X_umap"]
-    with pytest.raises(DataError, match=r"no 'X_other'; it holds: 'z', 'X_scvae'\."):
+    with pytest.raises(
+        DataError, match=r"no 'X_other' \(given as key\); it holds: 'z', 'X_scvae'\."
+    ):
         plot.umap(adata, "batch", key="X_other")
 
 
@@ -300,7 +302,7 @@ class Known:
     """A model whose check is a given table."""
 
     def __init__(self, table):
-        self.table = pd.DataFrame(table)
+        self.table, self.record = pd.DataFrame(table), {}
 
     def predictive_table(self, *given, call):
         self.given = given

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scvae.arguments import check_names, shown
 from scvae.errors import DataError
 
 
 def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
     """Return adata.obs[name] without missing values, or say what is there instead."""
     if not isinstance(name, str):
-        raise DataError(f"{role}={name!r} must be the name of one column of adata.obs.")
+        raise DataError(f"{role}={shown(name)} must be the name of one column of adata.obs.")
     if name not in obs:
         near = get_close_matches(str(name), [str(c) for c in obs.columns], n=1)
         hint = f"did you mean {role}={near[0]!r}?" if near else f"it holds: {list(obs.columns)}."
@@ -184,7 +185,7 @@ def learn_covariates(
         If a column is absent, has missing values, one category or no spread, or if a batch has
         one cell.
     """
-    names = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    names = check_names("covariates", covariates, ["donor"])
     categories: dict[str, list[str]] = {}
     numbers: dict[str, tuple[float, float]] = {}
     if batch is not None:

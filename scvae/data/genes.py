@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvae.arguments import check_names
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+def is_anndata(adata: object) -> bool:
+    """Return whether `adata` is one, or holds named cells and genes as one does."""
+    named = hasattr(adata, "var_names") and hasattr(adata, "obs_names")
+    return named and not isinstance(adata, type)
+
+
 def check_unique(adata: AnnData) -> None:
     """Raise if `adata` is no AnnData, or gene names repeat: genes are matched by name."""
-    if not hasattr(adata, "var_names") or not hasattr(adata, "obs_names"):
+    if not is_anndata(adata):
         raise DataError(
             f"adata is a {type(adata).__name__}; an AnnData is needed: "
             "adata = anndata.AnnData(counts), or anndata.read_h5ad(path)"
@@ -42,7 +49,7 @@ def choose_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
     if genes is None:
         return None
     if not isinstance(genes, str):
-        names = list(genes)
+        names = check_names("genes", genes, ["CD3D", "CD8A"])
         if not names or len(set(names)) < len(names):
             raise DataError(
                 f"genes={names[:9]} must hold at least one name, and each once. "

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvae.arguments import check_name
 from scvae.data.covariates import column
 from scvae.data.sums import row_sums
 from scvae.errors import DataError
@@ -41,6 +42,7 @@ def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.
 def sizes_of(adata: AnnData, sums: np.ndarray, source: str) -> np.ndarray:
     """Do as `library_sizes`, knowing the sum of every cell over the fitted genes."""
     check_not_empty(adata, sums)
+    source = check_name("library_size", source, "observed")
     if source in FROM_COUNTS:
         return sums
     if source not in adata.obs:

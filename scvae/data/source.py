@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from scvae.arguments import shown
 from scvae.data.counts import narrowest
 from scvae.data.structure import check_structure
 from scvae.errors import DataError
@@ -57,10 +58,10 @@ def matrix_of(adata: AnnData, layer: str | None) -> Any:
     """Return adata.X or the layer, as it is; None where X is empty."""
     if layer is None:
         return adata.X
-    if layer not in adata.layers:
+    if not isinstance(layer, str) or layer not in adata.layers:
         held = ", ".join(map(repr, adata.layers)) or "none"
         raise DataError(
-            f"adata.layers has no {layer!r}; it holds: {held}. "
+            f"adata.layers has no {shown(layer)}; it holds: {held}. "
             "Give the name of the layer with raw counts, or layer=None to use adata.X."
         )
     return adata.layers[layer]

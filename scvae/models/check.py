@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scvae.arguments import check_names
 from scvae.data.counts import narrowest
 from scvae.data.covariates import Covariates, column, learn_covariates
 from scvae.data.examine import examine
 from scvae.data.faults import explain
-from scvae.data.genes import choose_genes
+from scvae.data.genes import choose_genes, is_anndata
 from scvae.data.library import check_not_empty, sizes_of
 from scvae.data.report import Finding, Kind, Report
 from scvae.data.source import (
@@ -92,7 +93,7 @@ def check(
     found = _Findings()
     for demand in DOOR:
         found.attempt(Kind.CELLS_AND_GENES, demand, adata)
-        if not hasattr(adata, "obs_names"):
+        if not is_anndata(adata):
             return Report(tuple(found.all))
     columns = found.attempt(Kind.GENES, choose_genes, adata, genes)
     learned = _learn(adata.obs, batch, covariates, found)
@@ -147,7 +148,7 @@ def _learn(
     if whole is not None:
         return whole
     # One by one, so that all that is wrong is said at once.
-    names = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    names = found.attempt(Kind.COVARIATES, check_names, "covariates", covariates, ["donor"]) or []
     alone = found.attempt(Kind.COVARIATES, learn_covariates, obs, batch, None)
     good = [
         name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 import os
 import platform
 import warnings
@@ -18,6 +16,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from scvae.arguments import (
+    check_choice,
+    check_name,
+    check_path,
+    check_positive,
+    check_seed,
+    check_switch,
+    check_whole,
+    is_number,
+    is_switch,
+    refuse,
+    shown,
+)
 from scvae.data.cells import Dataset
 from scvae.data.covariates import column
 from scvae.data.library import FROM_COUNTS
@@ -185,17 +196,24 @@ def fit(
     >>> adata.obsm["X_scvae"].shape
     (200, 30)
     """
-    _check_choice("likelihood", likelihood, LIKELIHOODS)
-    _check_choice("dispersion", dispersion, DISPERSIONS)
-    _check_choice("prior", prior, PRIORS)
-    n_latent = _count(n_latent=n_latent)
-    n_hidden = _count(n_hidden=n_hidden)
-    n_layers = _count(n_layers=n_layers)
-    seed = _seed(seed)
-    if not isinstance(key_added, str) or not key_added:
-        raise ConfigError(f"key_added={key_added!r}, but it must be a name: key_added='X_scvae'")
+    likelihood = check_choice("likelihood", likelihood, LIKELIHOODS)
+    dispersion = check_choice("dispersion", dispersion, DISPERSIONS)
+    prior = check_choice("prior", prior, PRIORS)
+    n_latent = check_whole("n_latent", n_latent, 30)
+    n_hidden = check_whole("n_hidden", n_hidden, 128)
+    n_layers = check_whole("n_layers", n_layers, 1)
+    encode_covariates = check_switch("encode_covariates", encode_covariates, True)
     strength = _strength(align)
+    _check_training(batch_size, max_steps, early_stopping)
+    learning_rate = check_positive("learning_rate", learning_rate, "8e-3")
+    seed = check_seed(seed)
     chosen = pick_device(device)
+    stream = check_switch("stream", stream, True, or_none=True)
+    deterministic = check_switch("deterministic", deterministic, True)
+    if checkpoint is not None:
+        checkpoint = check_path("checkpoint", checkpoint, "checkpoint")
+    key_added = check_name("key_added", key_added, "X_scvae")
+    progress = check_switch("progress", progress, False)
     prepared = prepare(adata, batch, covariates, layer, genes, library_size)
     train_rows, held_out_rows = (rows.to(chosen) for rows in _split(adata, validation, seed))
     size = _batch_size(batch_size, len(train_rows))
@@ -240,46 +258,20 @@ def fit(
 # -- choices -----------------------------------------------------------------------------------
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(
-            f"{name}={value!r} is not known; give one of {', '.join(map(repr, allowed))}."
-        )
-
-
-def _seed(seed: int) -> int:
-    """Return the seed as an int of Python's, if every later step takes it: torch and scanpy."""
-    try:
-        whole = operator.index(seed)
-    except TypeError:
-        raise ConfigError(f"seed={seed!r}, but it must be a whole number: seed=0") from None
-    if not 0 <= whole < 2**32:
-        raise ConfigError(f"seed={seed}, but it must be between 0 and 2**32 - 1: seed=0")
-    return whole
+def _check_training(batch_size: int | None, max_steps: int | None, early_stopping: bool) -> None:
+    """Raise, before anything is read, for what no number of cells could take."""
+    if batch_size is not None:
+        check_whole("batch_size", batch_size, 128, least=2)
+    if max_steps is not None:
+        check_whole("max_steps", max_steps, MOST_STEPS)
+    check_switch("early_stopping", early_stopping, True)
 
 
 def _strength(align: bool | float) -> float:
     """Return the share of what is left of the batches that the embedding is rid of."""
-    if (
-        not isinstance(align, float | int | np.floating | np.integer | np.bool_)
-        or not 0 <= align <= 1
-    ):
-        raise ConfigError(
-            f"align={align!r}, but it must be True, False, or a share between 0 and 1: align=True"
-        )
+    if not (is_switch(align) or is_number(align)) or not 0 <= align <= 1:
+        raise refuse("align", align, "True, False, or a share between 0 and 1", True)
     return float(align)
-
-
-def _count(**named: int) -> int:
-    """Return the one value given as an int of Python's, if it is whole and at least 1."""
-    ((name, value),) = named.items()
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name}={value}, but it must be a whole number.") from None
-    if whole < 1:
-        raise ConfigError(f"{name}={value}, but it must be at least 1.")
-    return whole
 
 
 def _split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, Tensor]:
@@ -289,11 +281,12 @@ def _split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, 
         rows, held = torch.arange(adata.n_obs), torch.from_numpy(marked)
         return rows[~held], rows[held]
     n = adata.n_obs
-    if not 0 < validation < 1:
+    if not is_number(validation) or not 0 < validation < 1:
         raise ConfigError(
-            f"validation={validation}, but it is a share between 0 and 1: validation=0.1"
+            f"validation={shown(validation)}, but it is a share between 0 and 1, or a boolean "
+            "column of adata.obs: validation=0.1"
         )
-    held_out = _number_held_out(validation, n)
+    held_out = _number_held_out(float(validation), n)
     order = torch.randperm(n, generator=generator_of("split", seed))
     return order[held_out:], order[:held_out]
 
@@ -315,9 +308,7 @@ def _marked(adata: AnnData, name: str) -> np.ndarray:
 def _batch_size(asked: int | None, n_train: int) -> int:
     if asked is None:
         return min(128, n_train)
-    asked = _count(batch_size=asked)
-    if asked < 2:
-        raise ConfigError(f"batch_size={asked}, but it must be at least 2: batch_size=128")
+    asked = check_whole("batch_size", asked, 128, least=2)
     if asked > n_train:
         raise ConfigError(
             f"batch_size={asked}, but there are {n_train} cells to train on. Give fewer: "
@@ -351,12 +342,7 @@ def _schedule(
 ) -> Schedule:
     if max_steps is None:
         max_steps = _steps(n_train, size)
-    max_steps = _count(max_steps=max_steps)
-    learning_rate = float(learning_rate)
-    if not 0 < learning_rate < math.inf:
-        raise ConfigError(
-            f"learning_rate={learning_rate}, but it must be positive: learning_rate=8e-3"
-        )
+    max_steps = check_whole("max_steps", max_steps, MOST_STEPS)
     patience = Schedule.patience if early_stopping else max_steps
     return Schedule(max_steps, learning_rate, patience=patience)
 

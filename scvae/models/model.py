@@ -12,6 +12,15 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor
 
+from scvae.arguments import (
+    check_names,
+    check_path,
+    check_positive,
+    check_seed,
+    check_switch,
+    check_whole,
+    shown,
+)
 from scvae.core.objectives import elbo, log_evidence
 from scvae.core.vae import VAE
 from scvae.data.cells import Cells, Dataset
@@ -118,6 +127,7 @@ class Model:
         >>> model.embed(adata).shape == (200, model.architecture.n_latent)
         True
         """
+        return_std = check_switch("return_std", return_std, True)
         dataset = self._dataset(adata, layer, "model.embed(adata")
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
@@ -153,7 +163,7 @@ class Model:
         seed
             Of those samples.
         """
-        generator = self._generator(samples, seed)
+        samples, generator = self._draws(samples, seed)
 
         def bound(cells: Cells) -> Tensor:
             return elbo(self.vae.terms(cells, samples, generator))[:, None]
@@ -210,7 +220,8 @@ class Model:
         >>> value.shape, error.shape
         ((200,), (200,))
         """
-        generator = self._generator(samples, seed)
+        samples, generator = self._draws(samples, seed)
+        return_error = check_switch("return_error", return_error, True)
         if return_error and samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
         dataset = self._dataset(adata, layer, "model.log_likelihood(adata")
@@ -239,7 +250,7 @@ class Model:
         DataError
             If there are no cells.
         """
-        generator = self._generator(samples, seed)
+        samples, generator = self._draws(samples, seed, usual=100)
         if samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
         dataset = self._dataset(adata, layer, "model.mean_log_likelihood(adata")
@@ -258,10 +269,12 @@ class Model:
         both = self._per_cell(dataset, estimate, min(samples, DRAWS))
         return both[:, 0].copy(), both[:, 1].copy()
 
-    def _generator(self, samples: int, seed: int) -> Generator:
+    def _draws(self, samples: int, seed: int, usual: int = 1) -> tuple[int, Generator]:
+        """Return the number of draws and what they are drawn from."""
+        samples = check_whole("samples", samples, usual, least=None)
         if samples < 1:
             raise ConfigError(f"samples={samples}, but at least one is needed: samples=1")
-        return Generator(self.device).manual_seed(seed)
+        return samples, Generator(self.device).manual_seed(check_seed(seed))
 
     def normalized(
         self,
@@ -300,18 +313,18 @@ class Model:
         ConfigError
             If `out` has another shape.
         """
+        check_unique(adata)
         columns = self._gene_positions(genes)
+        total = check_positive("library_size", library_size, "1e4")
         targets, decoder = self._batch_targets(batch), self._decoder()
 
         def expression(cells: Cells) -> Tensor:
             z = self.vae.encode(cells).loc
-            return decoder.expression(z, cells.s, targets)[:, columns] * library_size
+            return decoder.expression(z, cells.s, targets)[:, columns] * total
 
         shape = (adata.n_obs, len(columns))
-        if out is not None and tuple(out.shape) != shape:
-            raise ConfigError(
-                f"out has shape {tuple(out.shape)}, but the result has {shape}: cells x genes."
-            )
+        if out is not None:
+            _check_out(out, shape)
         dataset = self._dataset(adata, layer, "model.normalized(adata")
         values = self._per_cell(dataset, expression, out=out)
         if out is not None:
@@ -340,9 +353,10 @@ class Model:
         """
         from anndata import AnnData
 
+        n = check_whole("n", n, 100, least=None)
         if n < 1:
             raise ConfigError(f"n={n}, but at least one cell must be drawn: model.sample(100)")
-        generator = Generator(self.device).manual_seed(seed)
+        generator = Generator(self.device).manual_seed(check_seed(seed))
         codes = self._draw_batches(n, batch, generator)
         rows, latents = [], []
         for part in codes.split(self._chunk()):
@@ -462,7 +476,8 @@ class Model:
     ) -> pd.DataFrame:
         """Do as `predictive_check`, in the name of the user's `call` of what calls this."""
         check_unique(adata)
-        generator = self._generator(samples, seed)
+        samples, generator = self._draws(samples, seed)
+        max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
         if min(adata.n_obs, max_cells) < 1:
             raise DataError(f"{adata.n_obs} cells, max_cells={max_cells}: nothing to compare.")
         if adata.n_obs > max_cells:
@@ -486,6 +501,7 @@ class Model:
         FileError
             If `path` cannot be written; what was there before is left as it was.
         """
+        path = check_path("path", path, "model.scvae")
         parts = Parts(self.vae, self.embedding, self.architecture, self.origin, self.record)
         write_model(path, parts)
 
@@ -533,26 +549,26 @@ class Model:
 
     def _batch_code(self, batch: str) -> int:
         if str(batch) not in self.batches:
-            raise ConfigError(f"batch={batch!r} is not one of the model's: {self.batches}.")
+            raise ConfigError(f"batch={shown(batch)} is not one of the model's: {self.batches}.")
         return self.batches.index(str(batch))
 
     def _batch_targets(self, batch: str) -> list[int]:
         """Return the batches to average over; none stands for every cell's own."""
         if str(batch) in self.batches:
             return [self._batch_code(batch)]
-        if batch == "own":
+        if str(batch) == "own":
             return []
-        if batch == "average":
+        if str(batch) == "average":
             return list(range(len(self.batches)))
         raise ConfigError(
-            f"batch={batch!r} is not one of the model's: {self.batches}; or give "
+            f"batch={shown(batch)} is not one of the model's: {self.batches}; or give "
             "batch='average' (mean over all), batch='own' (as measured)."
         )
 
     def _gene_positions(self, genes: Sequence[str] | None) -> Tensor:
         if genes is None:
             return torch.arange(self.architecture.n_genes, device=self.device)
-        names = [genes] if isinstance(genes, str) else list(genes)
+        names = check_names("genes", genes, self.origin.genes[:2])
         known = {name: i for i, name in enumerate(self.origin.genes)}
         missing = [name for name in names if name not in known]
         if missing:
@@ -561,6 +577,29 @@ class Model:
                 f"(first: {missing[:5]}). model.origin.genes lists those it knows."
             )
         return torch.tensor([known[name] for name in names], dtype=torch.long, device=self.device)
+
+
+def _check_out(out: Any, shape: tuple[int, int]) -> None:
+    """Raise unless `out` is an array of floating-point numbers of this shape."""
+    found = getattr(out, "shape", None)
+    if not isinstance(found, tuple):
+        raise ConfigError(
+            f"out={shown(out)}, but it must be an array of shape {shape}: "
+            f"out=numpy.empty({shape}, numpy.float32)"
+        )
+    if tuple(found) != shape:
+        raise ConfigError(
+            f"out has shape {tuple(found)}, but the result has {shape}: cells x genes."
+        )
+    flags = getattr(out, "flags", None)
+    is_writeable = getattr(flags, "writeable", True)
+    if not isinstance(dtype := getattr(out, "dtype", None), np.dtype) or dtype.kind != "f":
+        raise ConfigError(
+            f"out is a {type(out).__name__} of {dtype}, but the result needs floating-point "
+            f"numbers: out=numpy.empty({shape}, numpy.float32)"
+        )
+    if not is_writeable:
+        raise ConfigError(f"out may not be written to: out=numpy.empty({shape}, numpy.float32)")
 
 
 def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
@@ -579,7 +618,7 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
         If the file is missing, damaged, or not a model of scvae.
     """
     chosen = pick_device(device)
-    parts = read_model(path)
+    parts = read_model(check_path("path", path, "model.scvae"))
     return Model(
         parts.vae.to(chosen),
         parts.embedding.to(chosen),
@@ -600,10 +639,12 @@ def pick_device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(
-            f"device={device!r} is not a device of torch; give 'cpu' or 'cuda'."
+            f"device={shown(device)} is not a device of torch; give 'cpu' or 'cuda'."
         ) from error
     if chosen.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={device!r} is not supported; give 'cpu' or 'cuda'.")
