@@ -31,6 +31,7 @@ from scvae.core.distributions import (
     Mixture,
     NegativeBinomial,
     Poisson,
+    Shares,
     ZeroInflated,
     strata,
 )
@@ -137,6 +138,24 @@ def nb_of_one_mean(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
     return NegativeBinomial(draw(g) + 1, draw(*n, 1, seed=1) + 1)
 
 
+def nb_of_shares(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
+    return NegativeBinomial(Shares(draw(*n, g), draw(*n, 1, seed=5) + 3), draw(g, seed=1) + 1)
+
+
+def nb_of_some_shares(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
+    """One total for all cells, and two columns that are not counted."""
+    shares = Shares(draw(*n, g + 2), draw(1, seed=5) + 3, g)
+    return NegativeBinomial(shares, draw(*n, g, seed=1) + 1)
+
+
+def nb_of_shares_of_one_dispersion(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
+    return NegativeBinomial(Shares(draw(g), draw(*n, 1, seed=5) + 3), draw(seed=1) + 1)
+
+
+def zero_inflated_nb_of_shares(draw: Draw, n: Shape = (N,), g: int = G) -> ZeroInflated:
+    return ZeroInflated(nb_of_shares(draw, n, g), draw(*n, g, seed=2))
+
+
 def zero_inflated_poisson(draw: Draw, n: Shape = (N,), g: int = G) -> ZeroInflated:
     return ZeroInflated(poisson(draw, n, g), draw(*n, g, seed=2))
 
@@ -220,6 +239,10 @@ COUNTS: tuple[Build, ...] = (
     nb,
     nb_per_gene,
     nb_of_one_mean,
+    nb_of_shares,
+    nb_of_some_shares,
+    nb_of_shares_of_one_dispersion,
+    zero_inflated_nb_of_shares,
     zero_inflated_poisson,
     zero_inflated_nb,
     zero_inflated_per_gene,
@@ -231,7 +254,14 @@ COUNTS: tuple[Build, ...] = (
 ALL: tuple[Build, ...] = (*CONTINUOUS, *BINARY, *ONE_HOT, *COUNTS)
 WITH_MARGINALS: tuple[Build, ...] = (*CONTINUOUS, *BINARY, *COUNTS)
 WITH_ENTROPY: tuple[Build, ...] = (*SMOOTH[:8], bernoulli, categorical)
-NBS: tuple[Build, ...] = (nb, nb_per_gene, nb_of_one_mean)
+NBS: tuple[Build, ...] = (
+    nb,
+    nb_per_gene,
+    nb_of_one_mean,
+    nb_of_shares,
+    nb_of_some_shares,
+    nb_of_shares_of_one_dispersion,
+)
 POSITIVE = ("log_normal", "log_normal_of_one_scale", "mixture_of_log_normals")
 
 
@@ -561,6 +591,11 @@ def test_parameters_are_checked_on_request_alone() -> None:
         ("log_mean", lambda **v: Poisson(nan, **v)),
         ("log_mean", lambda **v: NegativeBinomial(nan, zero, **v)),
         ("log_inverse_dispersion", lambda **v: NegativeBinomial(zero, nan, **v)),
+        ("log_mean", lambda **v: NegativeBinomial(Shares(nan, zero[:, :1]), zero, **v)),
+        ("log_inverse_dispersion", lambda **v: NegativeBinomial(Shares(zero, zero[:, :1]), nan, **v)),
+            "log_inverse_dispersion",
+            lambda **v: NegativeBinomial(Shares(zero, one[:, :1]), nan, **v),
+        ),
         ("logits", lambda **v: ZeroInflated(Poisson(zero), nan, **v)),
         ("logits", lambda **v: Mixture(nan[:, :2], Gaussian(zero[:, None], one), **v)),
     ]

@@ -24,8 +24,8 @@ from scvae.core.distributions import (
     Gaussian,
     Mixture,
     NegativeBinomial,
-    NegativeBinomialShares,
     Poisson,
+    Shares,
     ZeroInflated,
 )
 from scvae.core.heads import GAUSSIAN, Head
@@ -240,7 +240,8 @@ class Decoder(nn.Module):
         log_library = z[..., self.a.n_latent :] if self.a.latent_library else cells.log_library
         if self.a.likelihood == "poisson":
             return Poisson(self.log_shares(h) + log_library)
-        counts = NegativeBinomialShares(self.share(h), log_library, self._log_r(h, cells))
+        means = Shares(self.share(h), log_library, self.a.n_genes)
+        counts = NegativeBinomial(means, self._log_r(h, cells))
         return ZeroInflated(counts, self.dropout(h)) if self.a.likelihood == "zinb" else counts
 
 

@@ -6,8 +6,8 @@ users of torch expect. Samplers take a `generator`; parameters are checked on re
 
 from scvae.core.distributions.counts import (
     NegativeBinomial,
-    NegativeBinomialShares,
     Poisson,
+    Shares,
     ZeroInflated,
 )
 from scvae.core.distributions.discrete import Bernoulli, Categorical
@@ -24,8 +24,8 @@ __all__ = [
     "LogNormal",
     "Mixture",
     "NegativeBinomial",
-    "NegativeBinomialShares",
     "Poisson",
+    "Shares",
     "ZeroInflated",
     "strata",
 ]

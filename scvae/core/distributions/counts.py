@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +48,49 @@ class Poisson(Factorised):
             return torch.poisson(self.mean.expand(shape), generator=generator)
 
 
+@dataclass(frozen=True)
+class Shares:
+    r"""Log-means that are shares of a total.
+
+    .. math:: \log\mu = \log\mathrm{softmax}(\text{logits}) + \log l
+
+    A `NegativeBinomial` of them is the same as one of their `log_mean`; its log-probability takes
+    the softmax in the same pass over memory as everything else.
+
+    Parameters
+    ----------
+    logits
+        Of the shares, ``(..., h)``.
+    log_total
+        :math:`\log l`, ``(..., 1)``.
+    counted
+        How many columns are counted, the first g; the others take their shares of the total, and
+        that is all. None counts all.
+    """
+
+    logits: Tensor
+    log_total: Tensor
+    counted: int | None = None
+
+    @property
+    def shape(self) -> Size:
+        """Of the log-means, ``(..., g)``."""
+        width = self.logits.shape[-1] if self.counted is None else self.counted
+        batch = broadcast_shape(self.logits.shape[:-1], self.log_total.shape[:-1])
+        return Size((*batch, width))
+
+    @property
+    def log_mean(self) -> Tensor:
+        return log_means(self.logits, self.log_total, self.shape[-1])
+
+    def expand(self, shape: Size) -> Shares:
+        """Return the same shares, of log-means of this shape."""
+        of_logits, of_total = (
+            Size((*shape[:-1], of.shape[-1])) for of in (self.logits, self.log_total)
+        )
+        return Shares(self.logits.expand(of_logits), self.log_total.expand(of_total), shape[-1])
+
+
 class NegativeBinomial(Factorised):
     r"""Independent negative binomial counts over the last axis.
 
@@ -56,7 +100,8 @@ class NegativeBinomial(Factorised):
     Parameters
     ----------
     log_mean, log_inverse_dispersion
-        :math:`\log\mu` and :math:`\log r`, broadcast against each other: ``(..., g)``.
+        :math:`\log\mu` and :math:`\log r`, broadcast against each other: ``(..., g)``. The
+        log-means may be given as `Shares` of a total.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -66,16 +111,20 @@ class NegativeBinomial(Factorised):
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(
-        self, log_mean: Tensor, log_inverse_dispersion: Tensor, validate_args: bool | None = False
+        self,
+        log_mean: Tensor | Shares,
+        log_inverse_dispersion: Tensor,
+        validate_args: bool | None = False,
     ) -> None:
         # Kept as they came: a per-gene dispersion costs per gene, not per cell and gene.
-        self._log_mean = log_mean
+        self._given = log_mean
         self.log_inverse_dispersion = log_inverse_dispersion
-        super().__init__(*event_last(log_mean, log_inverse_dispersion), validate_args=validate_args)
+        shape = broadcast_shape(log_mean.shape, log_inverse_dispersion.shape)
+        super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
 
     @property
     def log_mean(self) -> Tensor:
-        return self._log_mean
+        return self._given.log_mean if isinstance(self._given, Shares) else self._given
 
     @property
     def mean(self) -> Tensor:
@@ -99,7 +148,7 @@ class NegativeBinomial(Factorised):
     def expand(self, batch_shape: Any, _instance: Any = None) -> NegativeBinomial:
         shape = Size(batch_shape) + self.event_shape
         return NegativeBinomial(
-            self.log_mean.expand(shape), self.log_inverse_dispersion.expand(shape)
+            self._given.expand(shape), self.log_inverse_dispersion.expand(shape)
         )
 
     def entry_log_prob(self, value: Tensor) -> Tensor:
@@ -107,11 +156,19 @@ class NegativeBinomial(Factorised):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
-        return nb_log_prob(value, self.log_mean, self.log_inverse_dispersion)
+        a, total = self._row_parameters
+        return nb_log_prob(value, a, self.log_inverse_dispersion, total)
 
     def zero_inflated_log_prob(self, value: Tensor, logits: Tensor) -> Tensor:
         """Return log p(x) of every row, zero-inflated by log-odds `logits`, ``(...)``."""
-        return zinb_log_prob(value, self.log_mean, self.log_inverse_dispersion, logits)
+        a, total = self._row_parameters
+        return zinb_log_prob(value, a, self.log_inverse_dispersion, logits, total)
+
+    @property
+    def _row_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Return log-means, or else logits of shares and the logarithm of their total."""
+        given = self._given
+        return (given.logits, given.log_total) if isinstance(given, Shares) else (given, None)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended(sample_shape)
@@ -120,46 +177,6 @@ class NegativeBinomial(Factorised):
             # torch exposes the seeded Gamma sampler only under this name.
             unit = torch._standard_gamma(shape_parameter, generator=generator)
             return torch.poisson(unit * (self.mean / shape_parameter), generator=generator)
-
-
-class NegativeBinomialShares(NegativeBinomial):
-    r"""Negative binomial counts whose means are shares of a total.
-
-    .. math:: \log\mu = \log\mathrm{softmax}(\text{logits}) + \log l
-
-    The same as a `NegativeBinomial` of these log-means; its log-probability takes the softmax in
-    the same pass over memory as everything else.
-
-    Parameters
-    ----------
-    logits
-        Of the shares, ``(..., g)``; columns beyond g take their shares and are not counted.
-    log_total
-        :math:`\log l`, ``(..., 1)``.
-    log_inverse_dispersion
-        :math:`\log r`, ``(..., g)``.
-    """
-
-    def __init__(self, logits: Tensor, log_total: Tensor, log_inverse_dispersion: Tensor) -> None:
-        self.logits, self.log_total = logits, log_total
-        self.log_inverse_dispersion = log_inverse_dispersion
-        parameters = (logits, log_total, log_inverse_dispersion)
-        batch = broadcast_shape(*(p.shape[:-1] for p in parameters))
-        Factorised.__init__(self, Size(batch), log_inverse_dispersion.shape[-1:])
-
-    @property
-    def log_mean(self) -> Tensor:
-        return log_means(self.logits, self.log_total, self.event_shape[0])
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(x) of every row, ``(...)``."""
-        return nb_log_prob(value, self.logits, self.log_inverse_dispersion, self.log_total)
-
-    def zero_inflated_log_prob(self, value: Tensor, logits: Tensor) -> Tensor:
-        """Return log p(x) of every row, zero-inflated by log-odds `logits`, ``(...)``."""
-        return zinb_log_prob(
-            value, self.logits, self.log_inverse_dispersion, logits, self.log_total
-        )
 
 
 class ZeroInflated(Factorised):
