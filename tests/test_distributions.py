@@ -592,7 +592,7 @@ def test_parameters_are_checked_on_request_alone() -> None:
         ("log_mean", lambda **v: NegativeBinomial(nan, zero, **v)),
         ("log_inverse_dispersion", lambda **v: NegativeBinomial(zero, nan, **v)),
         ("log_mean", lambda **v: NegativeBinomial(Shares(nan, zero[:, :1]), zero, **v)),
-        ("log_inverse_dispersion", lambda **v: NegativeBinomial(Shares(zero, zero[:, :1]), nan, **v)),
+        (
             "log_inverse_dispersion",
             lambda **v: NegativeBinomial(Shares(zero, one[:, :1]), nan, **v),
         ),
