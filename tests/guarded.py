@@ -225,23 +225,6 @@ def kernels_called_straight(data: st.DataObject, name: str, at_the_end: bool) ->
         assert not is_right
 
 
-@law
-@given(st.data(), st.integers(0, 3), st.booleans())
-def steps_of_adamw(data: st.DataObject, k: int, at_the_end: bool) -> None:
-    global is_at_the_end
-    is_at_the_end = at_the_end
-    widths = data.draw(st.lists(st.integers(1, 9), min_size=k, max_size=k))
-    shapes = {f"{name}{i}": (w, 2) for i, w in enumerate(widths) for name in "pgmv"}
-    given_, is_right = data.draw(tensors(**shapes))
-    settings_, fits = data.draw(tensors(x=(k, 7)))
-    values = [guarded(t) for t in given_.values()]
-    is_right &= fits and is_plain(*values, settings_["x"])
-    try:
-        run.run_over("adamw", guarded(settings_["x"]), values, 16)
-    except ValueError:
-        assert not is_right
-
-
 if __name__ == "__main__":
     assert run.is_served(torch.zeros(1)), "kernels do not compile here"
     rows.run = products.run = guarded_run  # type: ignore[attr-defined]
@@ -252,7 +235,6 @@ if __name__ == "__main__":
         sparse_products,
         rounded_products,
         kernels_called_straight,
-        steps_of_adamw,
     ):
         entry()
         print(entry.__name__, flush=True)

@@ -65,26 +65,47 @@ def started(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+def is_resumable(folder: Path) -> bool:
+    """Return whether a killed fit left a checkpoint, of a run that had not ended."""
+    if not (folder / NAME).exists() or (folder / "model").exists():
+        return False
+    _, content = read_file(folder / NAME, "checkpoint")
+    return 0 < content["numbers"]["taken"] < OPTIONS["max_steps"]
+
+
 def results(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "model").read_bytes(), (folder / "embedding.npy").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_fit_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    start = time.perf_counter()
     whole = started(tmp_path / "whole")
+    begun = time.perf_counter()
     assert whole.wait(120) == 0
-    lasts = time.perf_counter() - start
-    moments = random.Random(0)
+    lasts = time.perf_counter() - begun
+    moments, resumed = random.Random(0), 0
     for kill in range(KILLS):
         folder = tmp_path / str(kill)
         for _ in range(2):
             process = started(folder)
-            time.sleep(moments.random() * lasts * 0.6)
+            time.sleep(moments.random() * lasts * 0.4)  # two of them fall within one fit
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            assert process.wait() == -signal.SIGKILL  # it was running
+        resumed += is_resumable(folder)
         assert started(folder).wait(120) == 0
         assert results(folder) == results(tmp_path / "whole")
+    # Wherever the moments fell, one fit goes on from a checkpoint in the middle of training.
+    folder = tmp_path / "middle"
+    process = started(folder)
+    while not (folder / NAME).exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed += is_resumable(folder)
+    assert started(folder).wait(120) == 0
+    assert results(folder) == results(tmp_path / "whole")
+    assert resumed >= 1
 
 
 @pytest.mark.usefixtures("eager")

@@ -144,7 +144,8 @@ def nb_of_shares(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
 
 def nb_of_some_shares(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
     """One total for all cells, and two columns that are not counted."""
-    shares = Shares(draw(*n, g + 2), draw(1, seed=5) + 3, g)
+    logits = draw(*n, g + 2)
+    shares = Shares(logits, draw(1, seed=5) + 3, logits.shape[-1] - 2)
     return NegativeBinomial(shares, draw(*n, g, seed=1) + 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
@@ -21,9 +22,22 @@ NAMES = {name: getattr(core, name) for name in core.__all__}
 PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
 PUBLIC = {name: thing for name, thing in PUBLIC.items() if not inspect.ismodule(thing)}
 FURTHER = {"Report": Report, "Finding": Finding, "Kind": Kind, "cramers_v": cramers_v}
+# Functions of the public modules, and methods of public classes, which no other name shows.
+WITHIN = {
+    f"{module}.{name}": getattr(getattr(scvae, module), name)
+    for module in ("plot", "datasets")
+    for name in getattr(scvae, module).__all__
+}
+METHODS = {
+    f"{name}.{own}": thing
+    for name, owner in (NAMES | PUBLIC | FURTHER).items()
+    if inspect.isclass(owner)
+    for own, thing in vars(owner).items()
+    if inspect.isfunction(thing)
+}
 EXAMPLES = {
     name: thing
-    for name, thing in (NAMES | PUBLIC | FURTHER).items()
+    for name, thing in (NAMES | PUBLIC | FURTHER | WITHIN | METHODS).items()
     if ">>>" in (inspect.getdoc(thing) or "")
 }
 PAGE = (ROOT / "docs" / "core.md").read_text(encoding="utf-8")
@@ -38,6 +52,25 @@ def test_docstring_examples_give_what_they_show(name: str) -> None:
             runner.run(example)
     assert runner.tries > 0
     assert runner.failures == 0
+
+
+def examples_written() -> set[str]:
+    """Return where the source has docstrings with examples: module and name."""
+    found = set()
+    for path in Path(scvae.__file__).parent.rglob("*.py"):
+        module = ".".join(("scvae", *path.relative_to(Path(scvae.__file__).parent).parts))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                name = getattr(node, "name", "")
+                if ">>>" in (ast.get_docstring(node) or ""):
+                    found.add(f"{module.removesuffix('.py')}.{name}")
+    return found
+
+
+def test_every_example_that_is_written_is_run() -> None:
+    run = {f"{thing.__module__}.{thing.__name__}" for thing in EXAMPLES.values()}
+    assert {"scvae.models.model.embed", "scvae.plot.umap"} <= run
+    assert examples_written() == run
 
 
 def test_code_on_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def test_whatever_is_drawn_gives_right_numbers_or_a_value_error() -> None:
     """In a process of its own, which a fault would end, and under guard pages.
 
     Seen to fail: with `demand` and `demand_groups` made to accept everything, the process ends by
-    signal 11 at the first matrix that is too small, in the kernels called straight and in AdamW.
+    signal 11 at the first matrix that is too small in the kernels called straight.
     """
     program = Path(__file__).with_name("guarded.py")
     done = subprocess.run(
@@ -36,7 +37,7 @@ def test_whatever_is_drawn_gives_right_numbers_or_a_value_error() -> None:
         env=os.environ | {"PYTHONFAULTHANDLER": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert len(done.stdout.split()) == 6
+    assert len(done.stdout.split()) == 5
 
 
 @needs_kernels
@@ -72,3 +73,30 @@ def test_what_was_found_to_fit_stays_so_and_the_rest_does_not(name: str) -> None
                 bent = [*right[:number], other, *right[number + 1 :]]
                 with pytest.raises(ValueError, match=f"kernel '{name}'"):
                     demand(name, 4, tuple(torch.zeros(shape) for shape in bent))
+
+
+# -- that they are there -------------------------------------------------------------------------
+
+IS_OURS = sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+
+
+@pytest.mark.skipif(not IS_OURS, reason="tells of Linux on x86-64, where our integration runs")
+def test_the_kernels_are_served_on_the_platform_of_our_integration() -> None:
+    """Elsewhere the plain forms serve, and tests of the kernels are skipped; here none may be."""
+    assert is_served(torch.zeros(1))
+    assert not is_served(torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.skipif(not IS_OURS, reason="tells of Linux on x86-64, where our integration runs")
+def test_the_likelihood_of_every_default_fit_takes_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from scvae.core import rows
+    from scvae.core.distributions import NegativeBinomial, Shares
+
+    asked = []
+    monkeypatch.setattr(rows, "run", lambda name, *how, **more: asked.append(name))
+    NegativeBinomial(Shares(torch.zeros(3, 5), torch.ones(3, 1)), torch.zeros(5)).log_prob(
+        torch.ones(3, 5)
+    )
+    assert asked == ["nb"]

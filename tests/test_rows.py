@@ -146,9 +146,18 @@ def test_large_counts_without_overdispersion_are_poisson() -> None:
 
 
 def test_what_is_no_count_reads_no_foreign_memory() -> None:
-    x = torch.tensor([[-1.0, -1e9, math.nan, math.inf]])
-    for out in (nb_log_prob(x, x * 0, torch.zeros(4)), zinb_log_prob(x, x * 0, x[0] * 0, x * 0)):
-        assert out.shape == (1,)
+    """At mean 1 and r 1, log NB(x) less the terms that tables hold is -(x + 1) log 2."""
+    log_r = torch.zeros(1)
+    for value in (-1.0, -2.0, -1e9, -1e30):
+        x = torch.tensor([[value]])
+        expected = torch.tensor([-(value + 1) * math.log(2)])
+        found = nb_log_prob(x, x * 0, log_r), zinb_log_prob(x, x * 0, log_r, x * 0)
+        torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[1], expected - math.log(2), rtol=1e-6, atol=1e-6)
+    for value in (math.nan, math.inf):
+        x = torch.tensor([[value]])
+        assert nb_log_prob(x, torch.zeros(1, 1), log_r).isnan().all()
+        assert zinb_log_prob(x, torch.zeros(1, 1), log_r, torch.zeros(1, 1)).isnan().all()
 
 
 def test_the_vectorised_logarithm_of_float64() -> None:
