@@ -543,7 +543,9 @@ def test_a_format_is_read_by_its_migrations_and_not_without(tmp_path: Path) -> N
     assert content == {"new": 2}
 
 
-@pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, ValueError, RuntimeError])
+@pytest.mark.parametrize(
+    "error", [KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError]
+)
 def test_a_migration_of_nonsense_is_a_damaged_file(error: type[Exception], tmp_path: Path) -> None:
     def migrate(tensors: dict[str, Tensor], content: dict[str, Any]) -> Any:
         raise error("nonsense")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import tracemalloc
 from collections.abc import Callable
@@ -98,6 +99,32 @@ def network(a: Architecture) -> dict[str, Tensor]:
     return build_vae(a, statistics, Generator()).state_dict()
 
 
+@pytest.mark.parametrize("n_covariates", [0, 2])
+@pytest.mark.parametrize("encode_covariates", [False, True])
+def test_a_migration_to_3_takes_the_weights_of_covariates_apart(
+    n_covariates: int, encode_covariates: bool
+) -> None:
+    a = Architecture(
+        5,
+        n_covariates=n_covariates,
+        n_layers=2,
+        encode_covariates=encode_covariates,
+        prior="mixture",
+    )
+    today = network(a)
+    before = dict(today)
+    for name in today:
+        if name.endswith("covariate_weight"):
+            v, whole = before.pop(name), name.replace("covariate_weight", "weight")
+            in_rows = whole == "posterior.hidden.layers.0.weight"
+            before[whole] = torch.cat([today[whole], v if in_rows else v.t()], 0 if in_rows else 1)
+    axes = torch.eye(a.n_latent)
+    found, _ = MIGRATIONS[2](before | {"axes": axes}, {"architecture": dataclasses.asdict(a)})
+    assert torch.equal(found.pop(f"{EMBEDDING}coordinates.axes"), axes)
+    assert found.keys() == today.keys()
+    assert all(torch.equal(found[name], today[name]) for name in today)
+
+
 @pytest.mark.parametrize("n_batches", [1, 2])
 def test_expected_shapes_are_those_of_the_network(n_batches: int) -> None:
     for chosen in itertools.product(*CHOICES.values()):
@@ -180,7 +207,7 @@ LIES: list[tuple[Callable[[Any], Any], str]] = [
     (at("architecture", "latent_library", value=0), "latent_library=0"),
     (at("architecture", "latent_library", value=True), "latent_library is True, but"),
     (at("architecture", "outside", value=True), "outside is True, but"),
-    (at("architecture", "encode_covariates", value=False), "has shape"),
+    (at("architecture", "encode_covariates", value=False), "unknown tensor 'post"),
     (at("architecture", "dropout", value=0.1), "unknown 'dropout'"),
     (at("architecture", value=[]), "architecture is .*not an object"),
     (at("embedding", value=[]), "embedding is .*not an object"),

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core import products
-from scvae.core.networks import Linear, SparseLinear, WideLinear
+from scvae.core.networks import Layer, Linear, WideLinear
 from scvae.core.products import rounded_linear, sparse_product
 
 
@@ -55,7 +55,8 @@ def test_a_gradient_in_a_sparse_input_is_still_to_be_had() -> None:
 
 
 def test_a_sparse_layer_is_a_linear_layer() -> None:
-    layer, dense = (make(9, 4, Generator().manual_seed(3)) for make in (SparseLinear, Linear))
+    given = [Generator().manual_seed(3) for _ in range(2)]
+    layer, dense = Layer(9, 4, generator=given[0], sparse=True), Linear(9, 4, given[1])
     x = mostly_zero(11, 9, 0.1)
     torch.testing.assert_close(layer(x), dense(x))
 

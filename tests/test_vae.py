@@ -21,7 +21,7 @@ from torch import distributions as reference
 
 from scvae.core.distributions import Gaussian
 from scvae.core.kl import kl_divergence
-from scvae.core.networks import MLP, Linear, inject
+from scvae.core.networks import MLP, Layer, Linear
 from scvae.core.objectives import elbo, importance_weighted_bound, warmup
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch, Terms
@@ -261,14 +261,69 @@ def test_linear_has_its_usual_law_and_spares_the_global_state() -> None:
     assert layer.bias.requires_grad
 
 
-def test_inject_appends_the_same_covariates_to_every_sample() -> None:
-    x, s = draw(3, N, 4), draw(N, 2, seed=1)
-    out = inject(x, s)
-    assert out.shape == (3, N, 6)
-    assert torch.equal(out[..., :4], x)
-    assert torch.equal(out[..., 4:], s.expand(3, N, 2))
-    assert inject(x, None) is x
-    assert inject(x, s[:, :0]) is x
+def joined(x: Tensor, s: Tensor) -> Tensor:
+    """Return activations and covariates side by side."""
+    return torch.cat([x, s.expand(*x.shape[:-1], s.shape[-1])], dim=-1)
+
+
+def whole_weight(layer: Layer) -> Tensor:
+    """Return W and V side by side, as one weight of `joined`."""
+    w, v = layer.weight, layer.covariate_weight
+    return torch.cat([w.t() if layer.sparse else w, v.t()], dim=1)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shape", [(N,), (3, N)])
+def test_a_layer_is_a_linear_layer_of_both_its_inputs(shape: tuple[int, ...], sparse: bool) -> None:
+    """W x + V s + b is the layer of [x, s]: at birth to the last bit, its values and gradients."""
+    layer, whole = Layer(7, 5, 3, seeded(0), sparse), Linear(10, 5, seeded(0))
+    assert torch.equal(whole_weight(layer), whole.weight)
+    assert torch.equal(layer.bias, whole.bias)
+    kept = torch.rand(*shape, 7, generator=seeded(1)) < 0.1
+    x, s = (draw(*shape, 7) * kept).float(), draw(N, 3, seed=1).float()
+    assert layer.weight.shape == ((7, 5) if sparse else (5, 7))
+    torch.testing.assert_close(layer(x, s), whole(joined(x, s)))
+    weights = draw(*shape, 5, seed=2).float()
+    (layer(x, s) * weights).sum().backward()
+    (whole(joined(x, s)) * weights).sum().backward()
+    found = [layer.weight.grad, layer.covariate_weight.grad, layer.bias.grad]
+    w, v = whole.weight.grad.split([7, 3], dim=1)
+    for grad, expected in zip(found, [w.t() if sparse else w, v.t(), whole.bias.grad], strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_an_mlp_is_one_of_layers_of_both_their_inputs(n_layers: int, sparse: bool) -> None:
+    net = MLP(4, 8, n_layers, n_covariates=2, sparse=sparse, generator=seeded(0)).double()
+    x, s = draw(3, N, 4).requires_grad_(), draw(N, 2, seed=1).requires_grad_()
+    h = x
+    for layer, norm in zip(net.layers, net.norms, strict=True):
+        h = torch.nn.functional.linear(joined(h, s), whole_weight(layer), layer.bias)
+        h = norm(h.flatten(0, 1)).view(h.shape).relu()
+    torch.testing.assert_close(net(x, s), h)
+    inputs = [x, s, *net.parameters()]
+    found = torch.autograd.grad(net(x, s).square().sum(), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(h.square().sum(), inputs))
+
+
+def test_a_new_covariate_is_a_new_row() -> None:
+    layer, wider = Layer(4, 8, 2, seeded(0)), Layer(4, 8, 3)
+    row = torch.ones(1, 8)
+    rows = torch.cat([layer.covariate_weight, row])
+    wider.load_state_dict(layer.state_dict() | {"covariate_weight": rows})
+    x, s = draw(N, 4).float(), draw(N, 3, seed=1).float()
+    torch.testing.assert_close(wider(x, s), layer(x, s[:, :2]) + s[:, 2:] * row)
+
+
+@pytest.mark.parametrize(("n_covariates", "given"), [(0, 1), (2, None), (2, 0), (2, 1), (2, 3)])
+def test_covariates_that_a_layer_was_not_made_for_are_refused(
+    n_covariates: int, given: int | None
+) -> None:
+    layer = Layer(4, 8, n_covariates, seeded(0))
+    s = None if given is None else torch.zeros(N, given)
+    with pytest.raises(ValueError, match=f"{given or 0} covariates, but .* for {n_covariates}"):
+        layer(torch.zeros(N, 4), s)
 
 
 def mlp(n_layers: int = 2, n_covariates: int = 2) -> MLP:
@@ -287,15 +342,15 @@ def test_mlp_of_rows_is_that_of_each_row() -> None:
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
 def test_every_layer_sees_the_covariates(n_layers: int) -> None:
     net, x, s = mlp(n_layers), draw(N, 4), draw(N, 2, seed=1)
-    assert [layer.in_features for layer in net.layers] == [6] + [10] * (n_layers - 1)
+    assert len(net.layers) == n_layers
     for layer in net.layers:
-        kept = layer.weight.detach().clone()
+        kept = layer.covariate_weight.detach().clone()
         before = net(x, s)
         with torch.no_grad():
-            layer.weight[:, -2:] += 1
+            layer.covariate_weight += 1
         assert not torch.allclose(net(x, s), before)
         with torch.no_grad():
-            layer.weight.copy_(kept)
+            layer.covariate_weight.copy_(kept)
 
 
 def test_mlp_without_covariates_takes_none() -> None:

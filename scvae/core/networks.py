@@ -1,4 +1,4 @@
-"""Feed-forward networks with covariates injected into every layer."""
+"""Feed-forward networks that are given the covariates in every layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import linear
 
 from scvae.core.products import rounded_linear, sparse_product
 
@@ -29,21 +30,50 @@ class Linear(nn.Linear):
         """Draw nothing: torch's own constructor, which asks for it, knows no generator."""
 
 
-class SparseLinear(nn.Module):
-    """A linear layer for inputs most of whose entries are zero, such as counts.
+class Layer(nn.Module):
+    """W x + V s + b of activations x ``(..., n, n_in)`` and covariates s ``(n, c)``.
 
-    It starts as `Linear` does, but its weight is ``(n_in, n_out)``: every entry of the input then
-    owns one row of memory, and a zero costs nothing (see `scvae.core.products`).
+    It starts as `Linear` of both side by side does. V is ``(c, n_out)``: every covariate, such as a
+    batch, owns one row of it, so that a new batch is a new row.
+
+    Parameters
+    ----------
+    n_in, n_out, n_covariates
+        Widths of x, of the result and of s.
+    generator
+        Source of the initial weights.
+    sparse
+        Whether most entries of x are zero, as those of counts. W is then ``(n_in, n_out)``: every
+        entry of x owns one row of memory, and a zero costs nothing (see `scvae.core.products`).
     """
 
-    def __init__(self, n_in: int, n_out: int, generator: Generator | None = None) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_covariates: int = 0,
+        generator: Generator | None = None,
+        sparse: bool = False,
+    ) -> None:
         super().__init__()
-        dense = Linear(n_in, n_out, generator)
-        self.weight = nn.Parameter(dense.weight.detach().t().contiguous())
-        self.bias = dense.bias
+        whole = Linear(n_in + n_covariates, n_out, generator)
+        w, v = whole.weight.detach().split([n_in, n_covariates], dim=1)
+        self.sparse = sparse
+        self.weight = nn.Parameter((w.t() if sparse else w).contiguous())
+        self.bias = whole.bias
+        self.covariate_weight = nn.Parameter(v.t().contiguous()) if n_covariates else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return sparse_product(x, self.weight) + self.bias
+    def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
+        product = sparse_product(x, self.weight) if self.sparse else linear(x, self.weight)
+        return product + self._offset(s)
+
+    def _offset(self, s: Tensor | None) -> Tensor:
+        """Return V s + b, ``(n, n_out)``, or b where there are no covariates."""
+        v = self.covariate_weight
+        given, wanted = 0 if s is None else s.shape[-1], 0 if v is None else len(v)
+        if given != wanted:
+            raise ValueError(f"There are {given} covariates, but the layer was made for {wanted}.")
+        return self.bias if s is None or v is None else linear(s, v.t(), self.bias)
 
 
 class WideLinear(Linear):
@@ -72,15 +102,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def inject(x: Tensor, s: Tensor | None) -> Tensor:
-    """Append covariates ``(n, c)`` to activations ``(..., n, h)``."""
-    if s is None or s.shape[-1] == 0:
-        return x
-    return torch.cat([x, s.expand(*x.shape[:-1], s.shape[-1])], dim=-1)
-
-
 class MLP(nn.Module):
-    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W[h, s] + b)).
+    r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W h + V s + b)).
 
     Every layer is batch-normalised (Ioffe and Szegedy, ICML 2015) unless `normalise` is False: in
     training by the mean and variance of the minibatch, afterwards by their running averages.
@@ -90,11 +113,11 @@ class MLP(nn.Module):
     n_in, n_hidden, n_layers
         Width of the input, width and number of the layers.
     n_covariates
-        Width of the covariates `s`, appended to the input of every layer.
+        Width of the covariates `s`, which every layer is given (see `Layer`).
     normalise
         Whether to normalise: not where rows of different kinds share a network.
     sparse
-        Whether most entries of the input are zero; the first layer is then a `SparseLinear`.
+        Whether most entries of the input are zero; the first layer is then a sparse one.
     generator
         Source of the initial weights.
     """
@@ -111,11 +134,9 @@ class MLP(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        widths = [n_in] + [n_hidden] * n_layers
-        makers = [SparseLinear if sparse else Linear] + [Linear] * n_layers
         self.layers = nn.ModuleList(
-            make(width + n_covariates, n_hidden, generator)
-            for make, width in list(zip(makers, widths, strict=True))[:n_layers]
+            Layer(n_hidden if i else n_in, n_hidden, n_covariates, generator, sparse and i == 0)
+            for i in range(n_layers)
         )
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(n_hidden, dtype=torch.float32) if normalise else nn.Identity()
@@ -124,6 +145,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            h = layer(inject(x, s))
+            h = layer(x, s)
             x = torch.relu(norm(h.reshape(-1, h.shape[-1])).view(h.shape))
         return x

@@ -171,7 +171,7 @@ def _read(file: BufferedReader, kind: str, migrations: Mapping[int, Migration]) 
             raise ValueError(f"it was written in format {version}, which is no longer read")
         try:
             tensors, content = migrations[version](tensors, content)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"it is not what format {version} was ({error!r:.99})") from error
     return tensors, content
 

@@ -4,13 +4,15 @@ Format 1 had no checksums, named the record "summary", and kept the weight of th
 layer as ``(n_hidden, n_in)``. Its earliest files do not name the prior, which was N(0, I) then; a
 history in it does not speak of interruptions and rollbacks, of which there were none.
 
-Format 2 had a linear map of the latent space as its embedding, which stays what it was.
+Format 2 had a linear map of the latent space as its embedding, which stays what it was, and one
+weight in every layer for activations and covariates side by side.
 
 A new format needs a higher `scvae.io.FORMAT`, a step here, and a small file in ``tests/files``.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from scvae.io import Contents, Migration
 
 FIRST_WEIGHT = "posterior.hidden.layers.0.weight"
+LAYER_WEIGHT = re.compile(r"(posterior|likelihood)\.hidden\.layers\.\d+\.weight")
 
 
 def migrate_1_to_2(tensors: dict[str, Tensor], content: dict[str, Any]) -> Contents:
@@ -36,9 +39,27 @@ def migrate_1_to_2(tensors: dict[str, Tensor], content: dict[str, Any]) -> Conte
 
 def migrate_2_to_3(tensors: dict[str, Tensor], content: dict[str, Any]) -> Contents:
     """Return the contents of a file of format 2 as format 3 has them."""
-    weights = dict(tensors)
-    axes = {"embedding.coordinates.axes": weights.pop("axes")}
+    architecture = content["architecture"]
+    n_covariates = {
+        "posterior": architecture["n_covariates"] if architecture["encode_covariates"] else 0,
+        "likelihood": architecture["n_covariates"],
+    }
+    weights = {name: value for name, value in tensors.items() if name != "axes"}
+    for name in tensors:
+        layer = LAYER_WEIGHT.fullmatch(name)
+        if layer and n_covariates[layer[1]]:
+            weights |= _split(name, tensors[name], n_covariates[layer[1]])
+    axes = {"embedding.coordinates.axes": tensors["axes"]}
     return {**weights, **axes}, {**content, "embedding": {"coordinates": "latent", "clusters": 0}}
+
+
+def _split(name: str, weight: Tensor, n_covariates: int) -> dict[str, Tensor]:
+    """Return W and V of one weight of activations, then covariates."""
+    inputs = 0 if name == FIRST_WEIGHT else 1
+    w, v = weight.split([weight.shape[inputs] - n_covariates, n_covariates], inputs)
+    rows = v if inputs == 0 else v.t()
+    covariate_weight = name.removesuffix("weight") + "covariate_weight"
+    return {name: w.contiguous(), covariate_weight: rows.contiguous()}
 
 
 MIGRATIONS: dict[int, Migration] = {1: migrate_1_to_2, 2: migrate_2_to_3}

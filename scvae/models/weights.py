@@ -83,10 +83,12 @@ def _likelihood(a: Architecture) -> Shapes:
 
 def _mlp(name: str, a: Architecture, n_in: int, n_covariates: int, sparse: bool = False) -> Shapes:
     for i in range(a.n_layers):
-        width = n_covariates + (a.n_hidden if i else n_in)
+        width = a.n_hidden if i else n_in
         turned = sparse and i == 0
         yield f"{name}.layers.{i}.weight", (width, a.n_hidden) if turned else (a.n_hidden, width)
         yield f"{name}.layers.{i}.bias", (a.n_hidden,)
+        if n_covariates:
+            yield f"{name}.layers.{i}.covariate_weight", (n_covariates, a.n_hidden)
         for part in ("weight", "bias", "running_mean", "running_var"):
             yield f"{name}.norms.{i}.{part}", (a.n_hidden,)
         yield f"{name}.norms.{i}.{COUNTER}", ()
