@@ -195,6 +195,13 @@ def test_scvae_fit_needs_neither_scanpy_nor_matplotlib() -> None:
     assert not loaded & {"scanpy", "matplotlib"}
 
 
+@pytest.mark.slow
+def test_loading_a_model_does_not_import_what_torch_compiles_with() -> None:
+    """A second of import, which arithmetic on the meta device would ask for."""
+    path = str(max((Path(__file__).parent / "files").glob("*.scvae")))
+    assert not modules_after(f"import scvae; scvae.load({path!r})") & {"sympy", "mpmath"}
+
+
 def test_importing_the_home_of_simulate_does_not_hide_it() -> None:
     # A submodule becomes an attribute of its package: under the name of a function it replaces it.
     home = scvae.simulate.__module__

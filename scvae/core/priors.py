@@ -57,10 +57,11 @@ class MixtureOfGaussians(nn.Module):
         if not 0 < width <= 1:
             raise ValueError(f"width={width}, but it must be above 0 and at most 1")
         loc = torch.empty(n_components, n_latent, dtype=torch.float32)
-        loc.normal_(0.0, math.sqrt(1 - width**2), generator=generator)
+        if not loc.is_meta:  # where the draw would be of nothing, and imports sympy for a second
+            loc.normal_(0.0, math.sqrt(1 - width**2), generator=generator)
         self.logits = nn.Parameter(torch.zeros(n_components, dtype=torch.float32))
         self.loc = nn.Parameter(loc)
-        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(width)))
+        self.log_scale = nn.Parameter(torch.full(loc.shape, math.log(width), dtype=loc.dtype))
 
     def forward(self, batch: Batch) -> Mixture:
         components = Gaussian(self.loc, self.log_scale.exp())

@@ -18,6 +18,7 @@ from scvae.models.record import check_record
 from scvae.models.rna import Architecture
 
 Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
+LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
 MAY_BE_ZERO = ("n_covariates", "clusters")
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
@@ -79,7 +80,7 @@ def _spec(spec: type[Spec], fields: Any, where: str) -> Spec:
 
 def _is_of(kind: Any, value: Any, least: int) -> bool:
     if kind is int:
-        return type(value) is int and value >= least  # True is an int, too
+        return type(value) is int and least <= value <= LARGEST_SIZE  # True is an int, too
     if kind is bool:
         return isinstance(value, bool)
     return isinstance(value, str) and value in get_args(kind)

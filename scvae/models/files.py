@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Generator
 
 from scvae.core.vae import VAE
@@ -17,7 +16,7 @@ from scvae.models.description import Description, describe, read_description
 from scvae.models.embedding import Embedding
 from scvae.models.migrations import MIGRATIONS
 from scvae.models.origin import Origin
-from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.models.rna import Architecture, blank_vae
 from scvae.models.weights import EMBEDDING, check_model
 
 
@@ -70,7 +69,7 @@ def read_model(path: str | os.PathLike[str]) -> Parts:
         raise FileError(
             f"{path} is damaged: {error}. Give a file that model.save(path) wrote."
         ) from error
-    vae = build_vae(architecture, _blank(architecture), Generator())
+    vae = blank_vae(architecture, Generator())
     names = [name for name in tensors if name.startswith(EMBEDDING)]
     of_embedding = {name.removeprefix(EMBEDDING): tensors.pop(name) for name in names}
     vae.load_state_dict(tensors)
@@ -85,8 +84,3 @@ def _without_times(record: dict[str, Any]) -> dict[str, Any]:
         clocked = ("seconds", "cells_per_second")
         timeless["history"] = {k: v for k, v in timeless["history"].items() if k not in clocked}
     return timeless
-
-
-def _blank(a: Architecture) -> Statistics:
-    batches = torch.zeros(a.n_batches)
-    return Statistics(torch.zeros(a.n_genes + a.outside), batches, batches)

@@ -112,7 +112,7 @@ class Encoder(nn.Module):
 
     log_target: Tensor
 
-    def __init__(self, a: Architecture, statistics: Statistics, generator: Generator) -> None:
+    def __init__(self, a: Architecture, generator: Generator | None) -> None:
         super().__init__()
         self.sees_covariates, self.latent_library = a.encode_covariates, a.latent_library
         n_covariates = a.n_covariates if a.encode_covariates else 0
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
             generator=generator,
         )
         self.head = Head(a.n_hidden, n_out, GAUSSIAN, generator)
-        self.register_buffer("log_target", statistics.library_loc.mean())
+        self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
     def forward(self, cells: Cells) -> Gaussian:
         x = torch.log1p(cells.x * torch.exp(self.log_target - cells.log_library))
@@ -144,7 +144,7 @@ class Prior(nn.Module):
     library_loc: Tensor
     library_scale: Tensor
 
-    def __init__(self, a: Architecture, statistics: Statistics, generator: Generator) -> None:
+    def __init__(self, a: Architecture, generator: Generator | None) -> None:
         super().__init__()
         self.latent_library = a.latent_library
         self.of_z = (
@@ -152,8 +152,8 @@ class Prior(nn.Module):
             if a.prior == "normal"
             else MixtureOfGaussians(a.n_latent, PRIOR_COMPONENTS, generator=generator)
         )
-        self.register_buffer("library_loc", statistics.library_loc.clone())
-        self.register_buffer("library_scale", statistics.library_scale.clone())
+        for name in ("library_loc", "library_scale"):
+            self.register_buffer(name, torch.zeros(a.n_batches, dtype=torch.float32))
 
     def forward(self, cells: Cells) -> Gaussian | Mixture:
         p = self.of_z(cells)
@@ -179,15 +179,13 @@ def _beside(p: Gaussian, loc: Tensor, scale: Tensor) -> Gaussian:
 class Decoder(nn.Module):
     """p(x | z, l, s): shares of the library, dispersion and zero inflation of every gene."""
 
-    def __init__(self, a: Architecture, statistics: Statistics, generator: Generator) -> None:
+    def __init__(self, a: Architecture, generator: Generator | None) -> None:
         super().__init__()
         self.a = a
         self.hidden = MLP(
             a.n_latent, a.n_hidden, a.n_layers, n_covariates=a.n_covariates, generator=generator
         )
         self.share = WideLinear(a.n_hidden, a.n_genes + a.outside, generator)
-        with torch.no_grad():
-            self.share.bias.copy_(statistics.log_share)
         if a.likelihood == "zinb":
             self.dropout = WideLinear(a.n_hidden, a.n_genes, generator)
             nn.init.constant_(self.dropout.bias, -2.0)
@@ -245,10 +243,17 @@ class Decoder(nn.Module):
         return ZeroInflated(counts, self.dropout(h)) if self.a.likelihood == "zinb" else counts
 
 
+def blank_vae(a: Architecture, generator: Generator | None = None) -> VAE:
+    """Return a model that was told nothing of any data."""
+    return VAE(Prior(a, generator), Encoder(a, generator), Decoder(a, generator))
+
+
+@torch.no_grad()
 def build_vae(a: Architecture, statistics: Statistics, generator: Generator) -> VAE:
     """Return the untrained model; `generator` is the one source of its initial weights."""
-    return VAE(
-        Prior(a, statistics, generator),
-        Encoder(a, statistics, generator),
-        Decoder(a, statistics, generator),
-    )
+    prior, posterior, likelihood = Prior(a, generator), Encoder(a, generator), Decoder(a, generator)
+    prior.library_loc.copy_(statistics.library_loc)
+    prior.library_scale.copy_(statistics.library_scale)
+    posterior.log_target.copy_(statistics.library_loc.mean())
+    likelihood.share.bias.copy_(statistics.log_share)
+    return VAE(prior, posterior, likelihood)

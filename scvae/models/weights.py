@@ -1,22 +1,22 @@
 """The tensors of a model's file: which must be there, of which shape, type and values.
 
-The shapes follow from the architecture by arithmetic alone, so that a header cannot have a network
-built that the file does not hold.
+The shapes are those of the network on torch's meta device, whose tensors take no memory: a header
+cannot have weights made that the file does not hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.rna import PRIOR_COMPONENTS, Architecture
+from scvae.models.rna import Architecture, blank_vae
 
 EMBEDDING = "embedding."  # before the names of the embedding's tensors, beside the weights
+OF_A_LAYER = 14  # tensors at least: two of it and five of its norm, in encoder and decoder
 COUNTER = "num_batches_tracked"
 LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
 LARGEST_LOG_LIBRARY = 60.0  # 1e26 transcripts of a cell
@@ -48,60 +48,14 @@ def _embedding(a: Architecture, spec: EmbeddingSpec) -> Shapes:
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:
     """Return the shape of every tensor of the network, by its name."""
-    return dict(chain(_prior(a), _posterior(a), _likelihood(a)))
-
-
-def _prior(a: Architecture) -> Shapes:
-    yield "prior.library_loc", (a.n_batches,)
-    yield "prior.library_scale", (a.n_batches,)
-    if a.prior == "mixture":
-        yield "prior.of_z.logits", (PRIOR_COMPONENTS,)
-        yield "prior.of_z.loc", (PRIOR_COMPONENTS, a.n_latent)
-        yield "prior.of_z.log_scale", (PRIOR_COMPONENTS, a.n_latent)
-
-
-def _posterior(a: Architecture) -> Shapes:
-    n_covariates = a.n_covariates if a.encode_covariates else 0
-    yield "posterior.log_target", ()
-    yield from _mlp("posterior.hidden", a, a.n_genes, n_covariates, sparse=True)
-    yield from _linear("posterior.head.linear", a.n_hidden, 2 * (a.n_latent + a.latent_library))
-
-
-def _likelihood(a: Architecture) -> Shapes:
-    yield from _mlp("likelihood.hidden", a, a.n_latent, a.n_covariates)
-    yield from _linear("likelihood.share", a.n_hidden, a.n_genes + a.outside)
-    if a.likelihood == "zinb":
-        yield from _linear("likelihood.dropout", a.n_hidden, a.n_genes)
-    if a.likelihood == "poisson":
-        return
-    if a.dispersion == "gene-cell":
-        yield from _linear("likelihood.log_inverse_dispersion", a.n_hidden, a.n_genes)
-    else:
-        rows = a.n_batches if a.dispersion == "gene-batch" else 1
-        yield "likelihood.log_inverse_dispersion", (rows, a.n_genes)
-
-
-def _mlp(name: str, a: Architecture, n_in: int, n_covariates: int, sparse: bool = False) -> Shapes:
-    for i in range(a.n_layers):
-        width = a.n_hidden if i else n_in
-        turned = sparse and i == 0
-        yield f"{name}.layers.{i}.weight", (width, a.n_hidden) if turned else (a.n_hidden, width)
-        yield f"{name}.layers.{i}.bias", (a.n_hidden,)
-        if n_covariates:
-            yield f"{name}.layers.{i}.covariate_weight", (n_covariates, a.n_hidden)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            yield f"{name}.norms.{i}.{part}", (a.n_hidden,)
-        yield f"{name}.norms.{i}.{COUNTER}", ()
-
-
-def _linear(name: str, n_in: int, n_out: int) -> Shapes:
-    yield f"{name}.weight", (n_out, n_in)
-    yield f"{name}.bias", (n_out,)
+    with torch.device("meta"):
+        vae = blank_vae(a)
+    return {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
 
 
 def check_model(tensors: Mapping[str, Tensor], a: Architecture, embedding: EmbeddingSpec) -> None:
     """Raise ValueError unless `tensors` are those of a model of this architecture."""
-    if a.n_layers > len(tensors):  # before their names are made
+    if OF_A_LAYER * a.n_layers > len(tensors):  # before they are built
         raise ValueError(f"{a.n_layers} layers would need more than its {len(tensors)} tensors")
     check_tensors(tensors, expected_shapes(a, embedding))
 
