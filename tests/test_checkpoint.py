@@ -23,6 +23,7 @@ from scvae.io import read_file
 from scvae.models import checkpoint as module
 from scvae.models import plan
 from scvae.models.checkpoint import NAME, digest
+from scvae.models.migrations import FORMAT
 
 KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
 OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
@@ -174,7 +175,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_fit_goes_on(
     with pytest.warns(UserWarning, match=r"No checkpoint at step \d+: .*No space left"):
         adata, _ = fit(tmp_path)
     np.testing.assert_array_equal(adata.obsm["X_scvae"], fit()[0].obsm["X_scvae"])
-    _, header = read_file(tmp_path / NAME, "checkpoint")
+    _, header = read_file(tmp_path / NAME, "checkpoint", content_format=FORMAT)
     assert header["numbers"]["taken"] == 8  # of the second write
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 

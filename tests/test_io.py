@@ -433,6 +433,9 @@ HARM: dict[str, tuple[Callable[[Container], Any], str]] = {
     "format as text": (described(format="2"), "has format '2'"),
     "format with a fraction": (described(format=2.0), "has format 2.0"),
     "huge format": (described(format=10**19), "this scvae reads up to"),
+    "content format 0": (described(content_format=0), "has content_format 0"),
+    "content format null": (described(content_format=None), "has content_format None"),
+    "huge content format": (described(content_format=10**19), "this scvae reads up to"),
     "no JSON": (said("{"), "its header is damaged"),
     "a list": (said("[]"), "its header is not a JSON object"),
     "a null": (said("null"), "its header is not a JSON object"),
@@ -537,10 +540,34 @@ def test_a_format_is_read_by_its_migrations_and_not_without(tmp_path: Path) -> N
     def migrate(tensors: dict[str, Tensor], content: dict[str, Any]) -> Any:
         return {"w": tensors["w"] + 1}, {"new": content["old"] + 1}
 
-    later = dict.fromkeys(range(2, FORMAT), lambda *contents: contents)
-    tensors, content = read_file(path, migrations={1: migrate, **later})
+    tensors, content = read_file(path, migrations={1: migrate}, content_format=2)
     assert tensors["w"].tolist() == [2, 2]
     assert content == {"new": 2}
+
+
+def test_the_content_is_migrated_by_its_own_number(tmp_path: Path) -> None:
+    """A file from before there were two numbers had one for both."""
+
+    def step(tensors: dict[str, Tensor], content: dict[str, Any]) -> Any:
+        return tensors, {"steps": content.get("steps", 0) + 1}
+
+    migrations = dict.fromkeys(range(1, 9), step)
+    for number in range(1, 9):
+        write_file(tmp_path / "model", TENSORS, {}, content_format=number)
+        content = read_file(tmp_path / "model", migrations=migrations, content_format=9)[1]
+        assert content == {"steps": 9 - number}
+    old = foreign(tmp_path, {KEY: json.dumps({"format": 1})})
+    assert read_file(old, migrations=migrations, content_format=9)[1] == {"steps": 8}
+    file = Container.of((tmp_path / "model").read_bytes())
+    file.description = {k: v for k, v in file.description.items() if k != "content_format"}
+    old.write_bytes(file.sealed().data())
+    assert read_file(old, migrations=migrations, content_format=9)[1] == {"steps": 7}
+
+
+def test_content_of_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
+    write_file(tmp_path / "model", TENSORS, {}, content_format=8)
+    with pytest.raises(FileError, match=r"has file format 8; .* up to 7\. Update it"):
+        read_file(tmp_path / "model", content_format=7)
 
 
 @pytest.mark.parametrize(

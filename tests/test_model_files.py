@@ -21,10 +21,10 @@ from torch import Generator, Tensor
 import scvae
 from scvae import FileError, cli
 from scvae.core.vae import VAE
-from scvae.io import FORMAT, files
+from scvae.io import files
 from scvae.models.description import LARGEST_SIZE
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.migrations import MIGRATIONS
+from scvae.models.migrations import FORMAT, MIGRATIONS
 from scvae.models.rna import Architecture, blank_vae
 from scvae.models.weights import EMBEDDING, LARGEST, OF_A_LAYER, expected_shapes, weight_shapes
 
@@ -56,6 +56,21 @@ def test_a_migrated_model_is_whole(version: int, tmp_path: Path) -> None:
 
 def test_every_format_has_a_migration_to_the_next() -> None:
     assert [*MIGRATIONS] == [*FORMATS][:-1]
+
+
+@pytest.mark.parametrize("version", FORMATS)
+def test_the_container_and_its_content_are_numbered_apart_since_format_3(version: int) -> None:
+    described = Container.of((FILES / f"format_{version}.scvae").read_bytes()).description
+    assert described["format"] == min(version, 2)
+    assert described.get("content_format") == (None if version < 3 else version)
+
+
+def test_a_model_of_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
+    files.write_file(tmp_path / "model", {}, {}, content_format=FORMAT + 1)
+    with pytest.raises(
+        FileError, match=f"format {FORMAT + 1}; this scvae reads up to {FORMAT}. Up"
+    ):
+        scvae.load(tmp_path / "model")
 
 
 def test_the_first_format_is_of_its_time() -> None:
@@ -191,7 +206,7 @@ def load_changed(
     tensors = load_file(RECENT)
     of_content(described)
     of_tensors(tensors)
-    files.write_file(folder / "changed", tensors, described)
+    files.write_file(folder / "changed", tensors, described, content_format=FORMAT)
     return scvae.load(folder / "changed")
 
 

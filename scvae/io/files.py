@@ -4,6 +4,9 @@ Knows tensors and JSON and nothing of models, so that models may use it. What it
 if it had been written to do harm: every length is compared with the size of the file before
 anything of that length is made, and two checksums tell whether it is what was written. They protect
 from accidents; whoever alters a file on purpose can make new ones.
+
+A file carries two numbers: the format of the container, which this module knows, and the format of
+the content, which whoever writes it knows. Files that name no second number had one for both.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 KEY = "scvae"
 HEADER_SUM, TENSORS_SUM = "sha256_header", "sha256_tensors"
-FORMAT = 3
+FORMAT = 2
 UNCHECKED_FORMAT = 1  # had no checksums
 LONGEST_HEADER = 2**26  # 64 MiB: a million genes take half of it
 KINDS = {
@@ -57,6 +60,8 @@ def write_file(
     tensors: Mapping[str, Tensor],
     content: Any,
     kind: str = "model",
+    *,
+    content_format: int = FORMAT,
 ) -> None:
     """Write tensors and a JSON description to `path`, whole or not at all.
 
@@ -70,6 +75,8 @@ def write_file(
         What JSON can hold.
     kind
         One of `KINDS`.
+    content_format
+        Number of the format of tensors and content.
 
     Raises
     ------
@@ -80,14 +87,17 @@ def write_file(
     from safetensors.torch import save
 
     versions = {"scvae": __version__, "torch": str(torch.__version__)}
-    fields = {"format": FORMAT, "kind": kind, "versions": versions, "content": content}
+    fields = {
+        **{"format": FORMAT, "kind": kind, "content_format": content_format},
+        **{"versions": versions, "content": content},
+    }
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     plain = memoryview(save(contiguous))
     begin = 8 + int.from_bytes(plain[:8], "little")
     table, body = json.loads(bytes(plain[8:begin])), plain[begin:]
     header = _sealed(json.dumps(fields), table, hashlib.sha256(body).hexdigest())
     try:
-        _parse_header(header, len(body), kind)
+        _parse_header(header, len(body), kind, content_format)
     except ValueError as error:
         raise FileError(f"{path} cannot be written: {error}.") from error
     with replacing(path) as draft:
@@ -113,6 +123,8 @@ def read_file(
     path: str | os.PathLike[str],
     kind: str = "model",
     migrations: Mapping[int, Migration] | None = None,
+    *,
+    content_format: int = FORMAT,
 ) -> Contents:
     """Return the tensors and the description of a file that `write_file` wrote.
 
@@ -124,6 +136,8 @@ def read_file(
         One of `KINDS`.
     migrations
         How contents of an older format become those of the next one, by the older's number.
+    content_format
+        Number of the format of contents to return.
 
     Raises
     ------
@@ -134,10 +148,10 @@ def read_file(
     source, remedy = Path(path), KINDS[kind]
     try:
         with opened(source, remedy) as file:
-            return _read(file, kind, migrations or {})
+            return _read(file, kind, migrations or {}, content_format)
     except _NewerError as error:
         raise FileError(
-            f"{source} has file format {error}; this scvae reads up to {FORMAT}. "
+            f"{source} has file format {error.found}; this scvae reads up to {error.newest}. "
             "Update it: pip install --upgrade scvae-torch"
         ) from error
     except MemoryError as error:
@@ -151,22 +165,28 @@ def read_file(
 class _NewerError(Exception):
     """The file was written by a newer scvae."""
 
+    def __init__(self, found: int, newest: int) -> None:
+        super().__init__(found, newest)
+        self.found, self.newest = found, newest
+
 
 @dataclass(frozen=True)
 class _Header:
     """What the header of a file says, and that it says it of `entries`."""
 
-    format: int
+    content_format: int
     content: dict[str, Any]
     entries: list[Entry]
     tensors_sum: str | None
 
 
-def _read(file: BufferedReader, kind: str, migrations: Mapping[int, Migration]) -> Contents:
+def _read(
+    file: BufferedReader, kind: str, migrations: Mapping[int, Migration], newest: int
+) -> Contents:
     raw, size = _read_header(file)
-    header = _parse_header(raw, size, kind)
+    header = _parse_header(raw, size, kind, newest)
     tensors, content = _read_tensors(file, header), header.content
-    for version in range(header.format, FORMAT):
+    for version in range(header.content_format, newest):
         if version not in migrations:
             raise ValueError(f"it was written in format {version}, which is no longer read")
         try:
@@ -190,8 +210,8 @@ def _read_header(file: BufferedReader) -> tuple[bytes, int]:
     return file.read(length), size - 8 - length
 
 
-def _parse_header(header: bytes, size: int, kind: str) -> _Header:
-    """Return what a header says of the `size` bytes after it."""
+def _parse_header(header: bytes, size: int, kind: str, newest: int) -> _Header:
+    """Return what a header says of the `size` bytes after it, if its content is no newer."""
     if len(header) > LONGEST_HEADER:
         raise ValueError(f"its header has {len(header)} bytes, more than {LONGEST_HEADER}")
     table = _json_object(header)
@@ -199,11 +219,7 @@ def _parse_header(header: bytes, size: int, kind: str) -> _Header:
     if not isinstance(metadata, dict) or not isinstance(text := metadata.get(KEY), str):
         raise ValueError("it is a safetensors file, but not one of scvae")
     fields = _json_object(text)
-    version = fields.pop("format", None)
-    if type(version) is not int or version < UNCHECKED_FORMAT:
-        raise ValueError(f"its header has format {shown(version)}")
-    if version > FORMAT:
-        raise _NewerError(version)  # before anything that a newer format may do otherwise
+    version = _number(fields.pop("format", None), "format", FORMAT)
     entries = parse_table(table, size)
     if version == UNCHECKED_FORMAT:
         return _Header(version, fields, entries, None)
@@ -211,9 +227,19 @@ def _parse_header(header: bytes, size: int, kind: str) -> _Header:
         raise ValueError("its header was altered: the checksum is another")
     if fields.get("kind") != kind:
         raise ValueError(f"it is a {shown(fields.get('kind'))}")
+    number = _number(fields.get("content_format", version), "content_format", newest)
     if not isinstance(content := fields.get("content"), dict):
         raise ValueError("its header describes nothing")
-    return _Header(version, content, entries, str(metadata.get(TENSORS_SUM)))
+    return _Header(number, content, entries, str(metadata.get(TENSORS_SUM)))
+
+
+def _number(value: Any, name: str, newest: int) -> int:
+    """Return the number of a format, before anything is read that a newer one may do otherwise."""
+    if type(value) is not int or value < UNCHECKED_FORMAT:
+        raise ValueError(f"its header has {name} {shown(value)}")
+    if value > newest:
+        raise _NewerError(value, newest)
+    return value
 
 
 def _json_object(text: bytes | str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from scvae.errors import FileError
 from scvae.io import read_file, write_file
+from scvae.models.migrations import FORMAT
 from scvae.models.rna import Architecture
 from scvae.models.weights import check_tensors, weight_shapes
 from scvae.train.run import WEIGHTS, Run, State, StateError, under
@@ -76,7 +77,7 @@ class Checkpoint:
         """
         if not os.path.lexists(self.path):
             return None
-        tensors, content = read_file(self.path, "checkpoint")
+        tensors, content = read_file(self.path, "checkpoint", content_format=FORMAT)
         if content.get("digest") != self.digest:
             raise FileError(
                 f"{self.path} is the checkpoint of another fit: other data, arguments, seed, or "
@@ -109,7 +110,7 @@ class Checkpoint:
         state = run.state()
         try:
             content = {"digest": self.digest, "numbers": state.numbers}
-            write_file(self.path, state.tensors, content, "checkpoint")
+            write_file(self.path, state.tensors, content, "checkpoint", content_format=FORMAT)
         except FileError as error:
             warnings.warn(
                 f"No checkpoint at step {run.taken}: {error} Training goes on.", stacklevel=2

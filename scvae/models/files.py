@@ -14,7 +14,7 @@ from scvae.errors import FileError
 from scvae.io import read_file, write_file
 from scvae.models.description import Description, describe, read_description
 from scvae.models.embedding import Embedding
-from scvae.models.migrations import MIGRATIONS
+from scvae.models.migrations import FORMAT, MIGRATIONS
 from scvae.models.origin import Origin
 from scvae.models.rna import Architecture, blank_vae
 from scvae.models.weights import EMBEDDING, check_model
@@ -50,7 +50,7 @@ def write_model(path: str | os.PathLike[str], parts: Parts) -> None:
         raise FileError(
             f"{path} was not written, as no model could be read from it again: {error}."
         ) from error
-    write_file(path, tensors, content)
+    write_file(path, tensors, content, content_format=FORMAT)
 
 
 def read_model(path: str | os.PathLike[str]) -> Parts:
@@ -61,7 +61,7 @@ def read_model(path: str | os.PathLike[str]) -> Parts:
     FileError
         If the file is missing, damaged, or not a model of scvae.
     """
-    tensors, content = read_file(path, migrations=MIGRATIONS)
+    tensors, content = read_file(path, migrations=MIGRATIONS, content_format=FORMAT)
     try:
         architecture, spec, origin, record = read_description(content)
         check_model(tensors, architecture, spec)

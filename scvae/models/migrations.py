@@ -7,7 +7,8 @@ history in it does not speak of interruptions and rollbacks, of which there were
 Format 2 had a linear map of the latent space as its embedding, which stays what it was, and one
 weight in every layer for activations and covariates side by side.
 
-A new format needs a higher `scvae.io.FORMAT`, a step here, and a small file in ``tests/files``.
+Formats 1 and 2 numbered the container by the same number. A new format needs a higher `FORMAT` and
+a step here, and a small file in ``tests/files``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from scvae.io import Contents, Migration
 
+FORMAT = 3  # of models and checkpoints; `scvae.io` has a number of its own for the container
 FIRST_WEIGHT = "posterior.hidden.layers.0.weight"
 LAYER_WEIGHT = re.compile(r"(posterior|likelihood)\.hidden\.layers\.\d+\.weight")
 
