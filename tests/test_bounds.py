@@ -31,6 +31,7 @@ from scvae.core.objectives import (
     log_evidence,
     scale_to_dataset,
     score_function_elbo,
+    tail_shape,
     warmup,
 )
 from scvae.core.priors import StandardNormal
@@ -679,3 +680,42 @@ def test_score_function_gradient_of_discrete_latents_is_unbiased() -> None:
     for name, gradient in gradients(estimate, wide).items():
         error = gradient.std(0) / math.sqrt(REPEATS)
         assert ((gradient.mean(0) - exact[name][0]).abs() <= 5 * error + 1e-10).all(), name
+
+
+# -- the tail of the weights -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.5, 0.9])
+def test_the_shape_of_a_tail_is_found(shape: float) -> None:
+    """Of weights that have it throughout: u^-shape is Pareto."""
+    u = torch.rand(4000, 500, generator=seeded(0), dtype=torch.float64)
+    found = tail_shape(-shape * u.log())
+    drawn = 0.5 * 10 / (190 + 10)  # to 0.5, by ten of 190 observations
+    assert found.mean().item() == pytest.approx(shape * 190 / 200 + drawn, abs=0.03)
+    assert found.std() < 0.15
+
+
+def test_equal_weights_have_no_tail_and_few_draws_tell_none() -> None:
+    assert (tail_shape(torch.zeros(1000, 3)) < 0.1).all()
+    assert tail_shape(torch.zeros(10, 3)).isnan().all()
+
+
+@pytest.mark.parametrize("width", [0.6, 1.0, 1.2])
+def test_log_evidence_tells_where_its_error_is_too_small(width: float) -> None:
+    """A posterior of `width` times the exact one has weights of shape 1 - width^2 below 1."""
+    model = LinearGaussian(draw(6, 2), draw(6, seed=1) * 0, torch.full((6,), 0.5).double())
+
+    class Of(nn.Module):
+        def forward(self, batch: Batch) -> FullGaussian:
+            p = model.posterior(batch.x)
+            return FullGaussian(p.loc + 0.2, width * p.scale_tril)
+
+    x = model.marginal.sample((1,), generator=seeded(2)).expand(500, -1)
+    vae = VAE(StandardNormal(2).double(), Of(), Likelihood(model))
+    estimate = log_evidence(vae, Batch(x), 1000, seeded(0))
+    assert estimate.tail is not None
+    assert estimate.tail.shape == (500,)
+    off = (estimate.value - model.log_prob(x)).abs() / estimate.standard_error
+    covers = (off < 1.96).double().mean() > 0.9
+    assert covers == (estimate.tail.mean() < 0.45)
+    assert covers == (width >= 1)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from torch import Generator, Tensor, nn
 
+from scvae.core import queries
 from scvae.core.distributions import Bernoulli, FullGaussian, Gaussian, Mixture
 from scvae.core.heads import GAUSSIAN, Decoder, Encoder, Head
 from scvae.core.inference import MeanField
@@ -355,9 +356,25 @@ def test_midpoint_is_halfway(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(interpolate(a, b, 3)[1], (a + b) / 2)
     middle = interpolate(a, b, 3, "spherical")[1]
     if a.norm() > 0.1 and b.norm() > 0.1 and (a @ b / a.norm() / b.norm()).abs() < 0.99:
-        cosine = (a @ b / a.norm() / b.norm()).item()
-        expected = (a + b) / 2 / math.cos(math.acos(cosine) / 2)
+        between = a / a.norm() + b / b.norm()
+        expected = between / between.norm() * (a.norm() + b.norm()) / 2
         torch.testing.assert_close(middle, expected, rtol=1e-6, atol=1e-6)
+
+
+@law
+@given(points, points, st.integers(2, 9))
+def test_no_point_of_a_path_is_longer_than_its_ends(a: Tensor, b: Tensor, steps: int) -> None:
+    t = torch.linspace(0, 1, steps, dtype=F64)
+    length = interpolate(a, b, steps, "spherical").norm(dim=1)
+    assert (length <= max(a.norm(), b.norm()) + 1e-9).all()
+    apart = (a / a.norm() - b / b.norm()).norm() if a.norm() and b.norm() else torch.tensor(2.0)
+    if 1e-3 < apart < 2 - 1e-6:
+        torch.testing.assert_close(length, (1 - t) * a.norm() + t * b.norm())
+
+
+def test_a_path_to_a_nearly_opposite_longer_end_stays_short() -> None:
+    line = interpolate(torch.tensor([1.0, 0.0]), torch.tensor([-3.0, 0.003]), 5, "spherical")
+    torch.testing.assert_close(line.norm(dim=1), torch.tensor([1, 1.5, 2, 2.5, 3]))
 
 
 @law
@@ -562,3 +579,16 @@ def test_samples_of_bits_are_bits() -> None:
     assert z.shape == (4000, D)
     assert ((x == 0) | (x == 1)).all()
     torch.testing.assert_close(x.mean(0), draw(G).sigmoid(), rtol=0, atol=0.04)
+
+
+def test_imputation_by_chunks_is_that_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    x = rows_of(model)
+    batch = Batch(x, observed=torch.rand(x.shape, generator=seeded(3)) < 0.6)
+    found = []
+    for chunk in (7, 100, 1000):
+        monkeypatch.setattr(queries, "CHUNK", chunk)
+        filled = impute(vae_of(model), batch, 250, steps=3, generator=seeded(0))
+        found.append(filled)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-10, atol=1e-10)

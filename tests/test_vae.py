@@ -20,9 +20,10 @@ from torch import Generator, Tensor, nn
 from torch import distributions as reference
 
 from scvae.core.distributions import Gaussian
+from scvae.core.heads import BERNOULLI, Decoder, Head
 from scvae.core.kl import kl_divergence
 from scvae.core.networks import MLP, Layer, Linear
-from scvae.core.objectives import elbo, importance_weighted_bound, warmup
+from scvae.core.objectives import elbo, importance_weighted_bound, log_evidence, warmup
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch, Terms
 
@@ -356,3 +357,41 @@ def test_every_layer_sees_the_covariates(n_layers: int) -> None:
 def test_mlp_without_covariates_takes_none() -> None:
     net, x = mlp(n_covariates=0), draw(N, 4)
     assert torch.equal(net(x), net(x, torch.zeros(N, 0, dtype=F64)))
+
+
+# -- torch's own distributions ---------------------------------------------------------------------
+
+
+class OfTorch(nn.Module):
+    """A posterior of torch's own making: a normal, or a flow on top of it."""
+
+    def __init__(self, flows: bool) -> None:
+        super().__init__()
+        self.linear, self.flows = nn.Linear(10, 4), flows
+
+    def forward(self, batch: Batch) -> reference.Distribution:
+        loc, log_scale = self.linear(batch.x).chunk(2, -1)
+        q = reference.Independent(reference.Normal(loc, log_scale.exp()), 1)
+        tanh = [reference.transforms.TanhTransform()]
+        return reference.TransformedDistribution(q, tanh) if self.flows else q
+
+
+class NormalOfTorch(nn.Module):
+    def forward(self, batch: Batch) -> reference.Distribution:
+        zeros = torch.zeros(len(batch), 2)
+        return reference.Independent(reference.Normal(zeros, 1.0), 1)
+
+
+@pytest.mark.parametrize("flows", [False, True])
+def test_conditionals_may_return_distributions_of_torch(flows: bool) -> None:
+    likelihood = Decoder(MLP(2, 16), Head(16, 10, BERNOULLI))
+    vae, batch = VAE(NormalOfTorch(), OfTorch(flows), likelihood), Batch(torch.ones(7, 10))
+    vae.eval()
+    elbo(vae.terms(batch, 3)).sum().backward()
+    gradient = vae.posterior.linear.weight.grad  # type: ignore[union-attr]
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient.abs().sum() > 0
+    estimate = log_evidence(vae, batch, 2000)
+    with torch.no_grad():
+        assert (elbo(vae.terms(batch, 200)) < estimate.value + 5 * estimate.standard_error).all()
+    assert vae.sample(5)[1].shape == (5, 10)

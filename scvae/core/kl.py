@@ -23,10 +23,17 @@ __all__ = ["Estimate", "closed_form_kl", "kl_divergence", "monte_carlo_kl"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo estimate of every row, and its standard error, both ``(n,)``."""
+    """A Monte Carlo estimate of every row, and its standard error, both ``(n,)``.
+
+    Of an estimate by importance sampling, `tail` is the shape of the tail of the weights, ``(n,)``:
+    above 0.5 they may have no variance, and the error is too small; above 0.7 so few draws decide
+    that the value itself is not to be trusted. NaN where there were too few draws to tell (Vehtari,
+    Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 2024).
+    """
 
     value: Tensor
     standard_error: Tensor
+    tail: Tensor | None = None
 
 
 @register_kl(Gaussian, Gaussian)

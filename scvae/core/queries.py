@@ -12,10 +12,13 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from scvae.core.distributions import Mixture
+from scvae.core.distributions.mixture import sampled
 from scvae.core.inference import moments, refine
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo, log_evidence
 from scvae.core.vae import VAE, Batch
+
+CHUNK = 100  # samples decoded at a time
 
 
 @torch.no_grad()
@@ -24,7 +27,7 @@ def reconstruct(
 ) -> Tensor:
     """Return the posterior mean of the decoded means, E_q[E[x | z]], ``(n, g)``."""
     with evaluating(vae):
-        z = vae.encode(batch).sample((samples,), generator=generator)
+        z = sampled(vae.encode(batch).sample, (samples,), generator)
         mean: Tensor = vae.decode(z, batch).mean.mean(0)
     return mean
 
@@ -51,9 +54,12 @@ def impute(
         raise ValueError("Nothing is missing: mark what was seen, Batch(x, observed=mask)")
     q = refine(vae, batch, steps=steps, generator=generator)
     with evaluating(vae), torch.no_grad():
-        z = q.sample((samples,), generator=generator)
-        weights = torch.softmax(vae.terms_at(z, q, batch).log_weight, dim=0)
-        mean = (weights[..., None] * vae.decode(z, batch).mean).sum(0)
+        # By chunks, twice: what is decoded is wide, a weight is one number.
+        parts = q.sample((samples,), generator=generator).split(CHUNK)
+        log_weight = torch.cat([vae.terms_at(z, q, batch).log_weight for z in parts])
+        weights = torch.softmax(log_weight, dim=0)[..., None].split(CHUNK)
+        decoded = zip(weights, parts, strict=True)
+        mean = sum((w * vae.decode(z, batch).mean).sum(0) for w, z in decoded)
     return torch.where(batch.observed, batch.x, mean)
 
 
@@ -74,9 +80,9 @@ def interpolate(
     r"""Return `steps` latent points from `start` to `end` ``(..., d)``, ``(steps, ..., d)``.
 
     The spherical path keeps to the shell where N(0, I) has its mass in many dimensions, which the
-    straight one leaves (White, "Sampling generative networks", 2016):
-    :math:`[\sin((1-t)\omega)\,a + \sin(t\omega)\,b] / \sin\omega` with the angle
-    :math:`\omega` between a and b.
+    straight one leaves (White, "Sampling generative networks", 2016). Its direction turns on the
+    sphere, :math:`\sin((1-t)\omega)\,\hat a + \sin(t\omega)\,\hat b` with the angle
+    :math:`\omega` between a and b, and its length goes evenly from that of a to that of b.
     """
     start, end = torch.broadcast_tensors(start, end)
     t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
@@ -92,8 +98,9 @@ def interpolate(
     angle = 2 * torch.atan2(apart, along)
     sine = torch.sin(angle)
     flat = sine.abs() < 1e-4
-    curved = torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end
-    return torch.where(flat, straight, curved / torch.where(flat, 1.0, sine))
+    turned = torch.sin((1 - t) * angle) * one + torch.sin(t * angle) * other
+    length = (1 - t) * start.norm(dim=-1, keepdim=True) + t * end.norm(dim=-1, keepdim=True)
+    return torch.where(flat, straight, length * normalize(turned, dim=-1))
 
 
 def surprise(

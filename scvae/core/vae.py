@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
 from scvae.core.distributions import Mixture, strata
-from scvae.core.distributions.mixture import is_differentiable
+from scvae.core.distributions.mixture import is_differentiable, sampled
 from scvae.core.kl import closed_form_kl
 from scvae.core.networks import evaluating
 
@@ -198,6 +198,6 @@ class VAE(nn.Module):
         like = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
         batch = Batch(like.new_zeros(n, 0), s)
         with torch.no_grad(), evaluating(self):
-            z = self.prior(batch).sample((1,), generator=generator)
-            x = self.decode(z, batch).sample(generator=generator)
+            z = sampled(self.prior(batch).sample, (1,), generator)
+            x = sampled(self.decode(z, batch).sample, (), generator)
         return z[0], x[0]

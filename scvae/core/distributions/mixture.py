@@ -94,7 +94,7 @@ class Mixture(Distribution):
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         """Draw samples ``sample_shape + (..., d)``, from `generator` if given."""
         components: Any = self.components
-        of_each = components.sample(sample_shape, generator=generator)
+        of_each = sampled(components.sample, sample_shape, generator)
         index = sample_index(self.logits, Size(sample_shape) + self.batch_shape, generator)
         where = index[..., None, None].expand(*index.shape, 1, of_each.shape[-1])
         return of_each.gather(-2, where)[..., 0, :]
@@ -129,5 +129,10 @@ def is_differentiable(q: Distribution) -> bool:
 
 
 def _draw(q: Any, samples: int, generator: Generator | None) -> Tensor:
-    z: Tensor = (q.rsample if q.has_rsample else q.sample)(Size((samples,)), generator=generator)
+    return sampled(q.rsample if q.has_rsample else q.sample, Size((samples,)), generator)
+
+
+def sampled(sample: Any, shape: Any = (), generator: Generator | None = None) -> Tensor:
+    """Return sample(shape), from `generator` if given: torch's own distributions take none."""
+    z: Tensor = sample(shape) if generator is None else sample(shape, generator=generator)
     return z
