@@ -365,3 +365,33 @@ def test_single_precision_is_the_same_in_fewer_digits(fit: Fit) -> None:
 def test_latent_dimensions_without_a_maximum_are_refused(fit: Fit, d: int) -> None:
     with pytest.raises(ValueError, match="n_latent"):
         fit(sample_of(50, 2, 0), d)
+
+
+# -- data that a covariance matrix does not suffice for --------------------------------------------
+
+
+def few(n: int, g: int, seed: int = 0) -> Tensor:
+    noise = torch.randn(n, g, generator=Generator().manual_seed(seed + 1), dtype=torch.float64)
+    loading = torch.randn(3, g, generator=Generator().manual_seed(seed + 2), dtype=torch.float64)
+    z = torch.randn(n, 3, generator=Generator().manual_seed(seed), dtype=torch.float64)
+    return z @ loading + 0.5 * noise
+
+
+@pytest.mark.parametrize("n", [15, 20, 50, 51])
+def test_factor_analysis_of_few_rows_is_scikit_learns(n: int) -> None:
+    x = few(n, 50)
+    theirs = FactorAnalysis(3, tol=1e-10, max_iter=20_000, svd_method="lapack")
+    expected = theirs.fit(x.numpy()).score(x.numpy())
+    assert factor_analysis(x, 3).log_prob(x).mean().item() == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_data_of_which_no_density_can_be_learned_are_named(dtype: torch.dtype) -> None:
+    x = few(500, 10).to(dtype)
+    with pytest.raises(ValueError, match=r"\[2, 10\] of x determine each other"):
+        factor_analysis(torch.cat([x, 3 * x[:, 2:3]], 1), 3)
+    with pytest.raises(ValueError, match=r"\[10\] of x are constant"):
+        factor_analysis(torch.cat([x, torch.full_like(x[:, :1], 0.1)], 1), 3)
+    with pytest.raises(ValueError, match=r"n_latent=19 .* these 20 rows"):
+        ppca(few(20, 50).to(dtype), 19)
+    assert ppca(few(20, 50).to(dtype), 18).log_prob(few(20, 50).to(dtype)).isfinite().all()

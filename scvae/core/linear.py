@@ -15,6 +15,8 @@ from torch import Tensor
 
 from scvae.core.distributions import FullGaussian, Gaussian
 
+RIDGE = 0.1  # of every variance
+
 
 @dataclass(frozen=True)
 class LinearGaussian:
@@ -72,6 +74,11 @@ def ppca(x: Tensor, n_latent: int) -> LinearGaussian:
     _check_latent(n_latent, x.shape[1] - 1)
     values, vectors = _spectrum(_covariance(x))
     rest = values[n_latent:].mean()
+    if not rest > _rounding(values) * values[0]:
+        raise ValueError(
+            f"n_latent={n_latent} dimensions hold all the variance of these {len(x)} rows, which "
+            "leaves no noise: the density has no bound. Give fewer dimensions, or more rows"
+        )
     loading = vectors[:, :n_latent] * (values[:n_latent] - rest).clamp(min=0).sqrt()
     return LinearGaussian(loading, x.mean(0), rest.expand(x.shape[1]))
 
@@ -86,12 +93,17 @@ def factor_analysis(
     :math:`W = \Psi^{1/2} U (\Lambda - I)_+^{1/2}`; given W, the noise is
     :math:`\Psi = \mathrm{diag}(S - WW^\top)`. The two alternate until the log-likelihood of a row
     rises by less than `tolerance` (D. Barber, "Bayesian reasoning and machine learning", 2012,
-    section 21.1). No entry of x may be constant.
+    section 21.1).
+
+    Raises ValueError where an entry of x is constant, or where rows enough show that entries
+    determine each other: noise of 0 would give a density without bound.
     """
     _check_latent(n_latent, x.shape[1])
     covariance = _covariance(x)
     total = covariance.diagonal()
-    noise = torch.linalg.inv(covariance).diagonal().reciprocal()  # what all the others leave
+    if constant := (x == x[0]).all(0).nonzero().flatten().tolist():
+        raise ValueError(f"Entries {constant} of x are constant: leave them out")
+    noise = total * _left_by_others(covariance, len(x))
     loading, before = _loading(covariance, noise, n_latent)
     for _ in range(most_rounds):
         # A variance below this share of the total would be a Heywood case: density without bound.
@@ -103,6 +115,19 @@ def factor_analysis(
     return LinearGaussian(loading, x.mean(0), noise)
 
 
+def _left_by_others(covariance: Tensor, n: int) -> Tensor:
+    """Return about which share of the variance of every entry the others do not explain."""
+    total = covariance.diagonal()
+    correlation = covariance / total.sqrt() / total.sqrt()[:, None]
+    values, vectors = torch.linalg.eigh(correlation)
+    if n > len(total) and values[0] < _rounding(values):
+        together = (vectors[:, 0].abs() > 1e-3).nonzero().flatten().tolist()
+        raise ValueError(f"Entries {together} of x determine each other: leave one of them out")
+    # No more rows than entries make a singular matrix: a little is added for the start alone.
+    added = RIDGE if n <= len(total) else 0.0
+    return (vectors.square() / (values + added)).sum(1).reciprocal()
+
+
 def _loading(covariance: Tensor, noise: Tensor, n_latent: int) -> tuple[Tensor, float]:
     """Return the best W given the noise, and the log-likelihood of a row, up to a constant."""
     root = noise.sqrt()
@@ -110,6 +135,11 @@ def _loading(covariance: Tensor, noise: Tensor, n_latent: int) -> tuple[Tensor, 
     first = values[:n_latent].clamp(min=1)
     score = -0.5 * (noise.log().sum() + (first.log() - first).sum() + values.sum())
     return root[:, None] * vectors[:, :n_latent] * (first - 1).sqrt(), score.item()
+
+
+def _rounding(values: Tensor) -> float:
+    """Return the share of the largest eigenvalue below which others are 0 to rounding."""
+    return 10 * len(values) * torch.finfo(values.dtype).eps
 
 
 def _check_latent(n_latent: int, most: int) -> None:
