@@ -436,6 +436,39 @@ def test_pseudo_inputs_learn_and_the_data_they_came_from_stay() -> None:
     assert torch.equal(data, kept)
 
 
+class LogOfCounts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(G, 4).double()
+
+    def forward(self, batch: Batch) -> Gaussian:
+        loc, log_scale = self.linear(torch.log1p(batch.x)).chunk(2, -1)
+        return Gaussian(loc, log_scale.exp())
+
+
+def test_pseudo_inputs_of_counts_stay_counts_and_come_back() -> None:
+    prior = VampPrior(LogOfCounts(), torch.zeros(C, G, dtype=F64))
+    at_start = prior(batch_of()).mean
+    with torch.no_grad():
+        prior.pseudo_inputs -= 5
+    close(prior(batch_of()).mean, at_start)
+    prior(batch_of()).log_prob(draw(N, 2)).sum().backward()
+    assert prior.pseudo_inputs.grad is not None
+    assert prior.pseudo_inputs.grad.isfinite().all()
+    assert prior.pseudo_inputs.grad.any(1).all()
+    with torch.no_grad():
+        prior.pseudo_inputs += 8
+    expected = VampPrior(prior.posterior, torch.full((C, G), 3.0, dtype=F64))
+    close(prior(batch_of()).mean, expected(batch_of()).mean)
+
+
+def test_pseudo_inputs_have_the_bound_that_was_asked_for() -> None:
+    posterior, u = encoder(2), draw(C, G, seed=4)
+    bounded = VampPrior(posterior, u, lowest=-0.5)(batch_of()).mean
+    close(bounded, VampPrior(posterior, u.clamp(min=-0.5))(batch_of()).mean)
+    assert not torch.allclose(bounded, VampPrior(posterior, u)(batch_of()).mean)
+
+
 def test_vamp_shares_the_weights_of_the_posterior() -> None:
     vae, z = vae_of("vamp", 2), draw(3, N, 2)
     before = vae.prior(batch_of()).log_prob(z)

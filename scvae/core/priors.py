@@ -82,21 +82,37 @@ class VampPrior(nn.Module):
         Where the u_c start, such as some of the data, ``(c, g)``.
     s
         Covariates of the pseudo-inputs, ``(c, n_covariates)``, which are not learned.
+    lowest
+        Below which no pseudo-input is shown to the posterior, such as 0 for counts. None means 0
+        where none starts below, and no bound otherwise.
     """
 
     s: Tensor | None
 
     def __init__(
-        self, posterior: nn.Module, pseudo_inputs: Tensor, s: Tensor | None = None
+        self,
+        posterior: nn.Module,
+        pseudo_inputs: Tensor,
+        s: Tensor | None = None,
+        *,
+        lowest: float | None = None,
     ) -> None:
         super().__init__()
         self.posterior = posterior
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.logits = nn.Parameter(pseudo_inputs.new_zeros(len(pseudo_inputs)))
         self.register_buffer("s", s)
+        starts_below = bool((pseudo_inputs < 0).any())
+        self.lowest = (-math.inf if starts_below else 0.0) if lowest is None else lowest
 
     def forward(self, batch: Batch) -> Mixture:
         # In evaluation mode: pseudo-inputs must not enter the averages of a normalisation layer.
         with evaluating(self.posterior):
-            components = self.posterior(Batch(self.pseudo_inputs, self.s))
+            components = self.posterior(Batch(self._inside(), self.s))
         return Mixture(self.logits, components).expand((len(batch),))
+
+    def _inside(self) -> Tensor:
+        """Return the pseudo-inputs where data can be; those outside keep their gradient, to come
+        back by."""
+        u = self.pseudo_inputs
+        return u + (u.clamp(min=self.lowest) - u).detach()
