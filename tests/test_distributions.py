@@ -253,7 +253,7 @@ COUNTS: tuple[Build, ...] = (
     mixture_of_inflated_nbs,
 )
 ALL: tuple[Build, ...] = (*CONTINUOUS, *BINARY, *ONE_HOT, *COUNTS)
-WITH_MARGINALS: tuple[Build, ...] = (*CONTINUOUS, *BINARY, *COUNTS)
+WITH_MARGINALS: tuple[Build, ...] = ALL
 WITH_ENTROPY: tuple[Build, ...] = (*SMOOTH[:8], bernoulli, categorical)
 NBS: tuple[Build, ...] = (
     nb,
@@ -373,8 +373,13 @@ def in_scipy(p: Distribution, x: np.ndarray, seen: np.ndarray) -> np.ndarray:
                     found[i] = law_of_row.logpdf(x[i][on])
             return found
         case Categorical():
-            assert seen.all()
-            return stats.multinomial.logpmf(x, 1, special.softmax(numbers(p.logits), axis=-1))
+            # Of all one-hot rows, those that look the same where it was seen.
+            rows = np.eye(x.shape[-1])
+            of_each = stats.multinomial.logpmf(
+                rows, 1, special.softmax(numbers(p.logits), axis=-1)[..., None, :]
+            )
+            same = ((rows == x[..., None, :]) | ~seen[..., None, :]).all(-1)
+            return special.logsumexp(np.where(same, of_each, -np.inf), axis=-1)
     return np.where(seen, entries_in_scipy(p, x), 0.0).sum(-1)
 
 

@@ -115,6 +115,15 @@ class Categorical(Distribution):
         # Replaced before the product: 0 times minus infinity is NaN, forwards and backwards.
         return (value * torch.where(value == 0, 0.0, self.log_probs)).sum(-1)
 
+    def marginal_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
+        """Return the log-probability of what was seen of every one-hot row, ``(...)``: of its
+        category, if the one is among the entries `observed`, else of all categories not seen."""
+        seen = torch.where(observed, value, 0.0)
+        is_told = (seen != 0).any(-1, keepdim=True)
+        possible = torch.where(observed & ~is_told, -torch.inf, self.log_probs)
+        of_rest = torch.logsumexp(possible, dim=-1)
+        return torch.where(is_told[..., 0], self.log_prob(seen), of_rest)
+
     def entropy(self) -> Tensor:
         """Return the entropy, in nats, ``(...)``."""
         return -self.log_prob(self.mean)
