@@ -327,7 +327,7 @@ def log_px_on_a_grid(model: scvae.Model, seen: Cells) -> np.ndarray:
 
 
 def test_with_one_latent_the_bounds_meet_the_integral(simulated: AnnData) -> None:
-    model = fit(simulated.copy(), n_latent=1, max_steps=60)
+    model = fit(simulated.copy(), n_latent=1, max_steps=400)
     some = simulated[:20].copy()
     exact = log_px_on_a_grid(model, cells(model, some))
     np.testing.assert_allclose(model.log_likelihood(some, samples=5000), exact, rtol=0, atol=0.3)
