@@ -112,6 +112,6 @@ def test_products_have_second_derivatives(native: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("columns", [1, 60, 200, 20_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_sparse_layer_refuses_other_columns(columns: int, dtype: torch.dtype) -> None:
-    layer = SparseLinear(100, 16, Generator().manual_seed(0)).to(dtype)
+    layer = Layer(100, 16, sparse=True, generator=Generator().manual_seed(0)).to(dtype)
     with pytest.raises(ValueError, match=rf"\(8, {columns}\).*\(100, 16\)"):
         layer(torch.zeros(8, columns, dtype=dtype))
