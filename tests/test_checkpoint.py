@@ -70,7 +70,7 @@ def is_resumable(folder: Path) -> bool:
     """Return whether a killed fit left a checkpoint, of a run that had not ended."""
     if not (folder / NAME).exists() or (folder / "model").exists():
         return False
-    _, content = read_file(folder / NAME, "checkpoint")
+    _, content = read_file(folder / NAME, "checkpoint", content_format=FORMAT)
     return 0 < content["numbers"]["taken"] < OPTIONS["max_steps"]
 
 

@@ -173,7 +173,7 @@ def test_the_standard_deviation_is_that_of_embedded_posterior_samples(fitted: Fi
         )
     close = np.isclose(embedded.std(0).numpy() / narrow, std, rtol=0.12)
     assert close.mean() > 0.98  # but where a unit switches on within that width
-    np.testing.assert_allclose(embedded.mean(0).numpy(), mean, atol=0.2 * narrow * std.max())
+    np.testing.assert_allclose(embedded.mean(0).numpy(), mean, atol=0.5 * narrow * std.max())
 
 
 def test_missing_genes_are_named(fitted: Fitted) -> None:
