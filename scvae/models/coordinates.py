@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import softplus
 
 from scvae.core.vae import VAE
 from scvae.data.cells import Dataset
@@ -79,8 +78,7 @@ class LinearCoordinates:
 
 def log_expression(decoder: Decoder, z: Tensor, covariates: Tensor) -> Tensor:
     """Return log(1 + counts per 10,000) decoded from z ``(n, d)`` at covariates ``(c,)``."""
-    log_share = decoder.log_expression(z, covariates.expand(len(z), -1))
-    return softplus(log_share + math.log(PER))  # log(1 + exp(u))
+    return decoder.expression(z, covariates.expand(len(z), -1)).mul(PER).log1p_()
 
 
 @torch.no_grad()

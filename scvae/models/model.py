@@ -39,7 +39,7 @@ from scvae.models.summary import Summary, summarise
 if TYPE_CHECKING:
     from anndata import AnnData
 
-CHUNK_VALUES = 2**22  # dense values of one inference minibatch: 16 MiB of float32
+CHUNK_VALUES = 2**20  # dense values of one inference minibatch: 4 MiB of float32, cached
 DRAWS = 100  # of z at once, of every cell
 
 

@@ -203,20 +203,18 @@ class Decoder(nn.Module):
         """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
         return torch.log_softmax(self.share(h), dim=-1)[..., : self.a.n_genes]
 
-    def log_expression(self, z: Tensor, s: Tensor) -> Tensor:
-        """Return the log share of the library of every fitted gene, log rho, ``(..., n, g)``."""
-        return self.log_shares(self.hidden(z[..., : self.a.n_latent], s))
-
     def expression(self, z: Tensor, s: Tensor, batches: Sequence[int] = ()) -> Tensor:
         """Return the share of the library of every fitted gene, rho, ``(n, g)``.
 
         With `batches`, the mean over cells as they would be in each of these; without, as in `s`.
         """
-        covariates = [self._in_batch(s, batch) for batch in batches] or [s]
+        if not batches:
+            h = self.hidden(z[..., : self.a.n_latent], s)
+            return torch.softmax(self.share(h), dim=-1)[..., : self.a.n_genes]
         total = torch.zeros((), device=z.device)
-        for s in covariates:
-            total = total + self.log_expression(z, s).exp()
-        return total / len(covariates)
+        for batch in batches:
+            total = total + self.expression(z, self._in_batch(s, batch))
+        return total / len(batches)
 
     def _in_batch(self, s: Tensor, batch: int) -> Tensor:
         s = s.clone()
