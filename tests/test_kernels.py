@@ -24,7 +24,7 @@ needs_kernels = pytest.mark.skipif(
 def test_whatever_is_drawn_gives_right_numbers_or_a_value_error() -> None:
     """In a process of its own, which a fault would end, and under guard pages.
 
-    Seen to fail: with `demand` and `demand_groups` made to accept everything, the process ends by
+    Seen to fail: with `demand` made to accept everything, the process ends by
     signal 11 at the first matrix that is too small in the kernels called straight.
     """
     program = Path(__file__).with_name("guarded.py")

@@ -19,13 +19,14 @@ mean of every number: cells differ by z alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from scvae.core.vae import VAE
-from scvae.data.cells import Dataset
+from scvae.data.cells import Cells, Dataset
 from scvae.models.rna import Decoder
 
 PER = 1e4  # counts per cell in log(1 + x)
@@ -81,6 +82,15 @@ def log_expression(decoder: Decoder, z: Tensor, covariates: Tensor) -> Tensor:
     return decoder.expression(z, covariates.expand(len(z), -1)).mul(PER).log1p_()
 
 
+def encoded(vae: VAE, dataset: Dataset, rows: Tensor) -> Iterator[tuple[Cells, Tensor]]:
+    """Yield the given cells, a bounded number at a time, with their posterior means ``(n, d)``."""
+    decoder = vae.likelihood
+    assert isinstance(decoder, Decoder)
+    a = decoder.a
+    for cells in dataset.batches(rows, max(2, CHUNK_VALUES // a.n_genes)):
+        yield cells, vae.encode(cells).loc[:, : a.n_latent]
+
+
 @torch.no_grad()
 def fit_coordinates(
     vae: VAE, dataset: Dataset, rows: Tensor, covariates: Tensor, generator: Generator
@@ -102,8 +112,7 @@ def fit_coordinates(
     expression = torch.empty(len(chosen), n_genes, dtype=torch.float32, device=generator.device)
     moments = torch.zeros(2, n_genes, dtype=torch.float64, device=generator.device)
     start = 0
-    for cells in dataset.batches(chosen, max(2, CHUNK_VALUES // n_genes)):
-        z = vae.encode(cells).loc[:, : decoder.a.n_latent]
+    for cells, z in encoded(vae, dataset, chosen):
         expression[start : start + len(cells)] = log_expression(decoder, z, covariates)
         measured = torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
         moments += torch.stack([measured.sum(0), measured.square().sum(0)]).double()

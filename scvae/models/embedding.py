@@ -16,9 +16,9 @@ from scvae.core.vae import VAE
 from scvae.data.cells import Dataset
 from scvae.models.alignment import Alignment, fit_alignment
 from scvae.models.coordinates import (
-    CHUNK_VALUES,
     Coordinates,
     LinearCoordinates,
+    encoded,
     fit_coordinates,
 )
 from scvae.models.rna import Decoder
@@ -148,13 +148,7 @@ def fit_embedding(
     coordinates = fit_coordinates(vae, dataset, rows, covariates, generator)
     if n_batches < 2 or strength == 0:
         return Embedding(coordinates), [0.0] * n_batches
-    size = max(2, CHUNK_VALUES // decoder.a.n_genes)
-    x = torch.cat(
-        [
-            coordinates(decoder, vae.encode(cells).loc[:, : decoder.a.n_latent])
-            for cells in dataset.batches(rows, size)
-        ]
-    )
+    x = torch.cat([coordinates(decoder, z) for _, z in encoded(vae, dataset, rows)])
     batch = dataset.batch[rows]
     alignment = fit_alignment(x, batch, n_batches, generator, strength)
     return Embedding(coordinates, alignment), alignment.moved(x, batch)

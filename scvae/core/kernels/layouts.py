@@ -22,7 +22,6 @@ LAYOUTS = {
     "product": ("n", "ng gh nh"),
     "outer": ("g", "ng nh gh"),
 }
-OF_EACH, SETTINGS = 4, 7  # tensors and numbers of a parameter that AdamW takes
 
 
 def laid_out(tensor: Tensor) -> Tensor:
@@ -36,28 +35,6 @@ def demand(name: str, rows: int, matrices: tuple[Tensor, ...], device: str = "cp
         if not _is_plain(matrix, device):
             raise _not_plain(name, number, matrix, device)
     _demand_shapes(name, rows, tuple(matrix.shape for matrix in matrices))
-
-
-def demand_groups(name: str, settings: Tensor, tensors: list[Tensor]) -> int:
-    """Return the entries of all parameters, given `OF_EACH` tensors of each, or raise ValueError
-    unless a kernel may be given these, and the settings, a row for each parameter."""
-    for number, tensor in enumerate((settings, *tensors)):
-        if not _is_plain(tensor, "cpu"):
-            raise _not_plain(name, number, tensor, "cpu")
-    sizes = [tensor.numel() for tensor in tensors]
-    firsts = sizes[::OF_EACH]
-    if len(sizes) != OF_EACH * len(firsts) or settings.shape != (len(firsts), SETTINGS):
-        raise ValueError(
-            f"The kernel {name!r} takes {OF_EACH} tensors and {SETTINGS} settings for each "
-            f"parameter, but got {len(sizes)} and settings of shape {tuple(settings.shape)}"
-        )
-    for other in range(1, OF_EACH):
-        if sizes[other::OF_EACH] != firsts:
-            raise ValueError(
-                f"The kernel {name!r} got parameters of {firsts} entries, but {OF_EACH} tensors "
-                f"each of which number {other} has {sizes[other::OF_EACH]}"
-            )
-    return sum(firsts)
 
 
 def _is_plain(tensor: Tensor, device: str) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scvae.core.gradients import is_transformed
-from scvae.core.kernels.layouts import demand, demand_groups
+from scvae.core.kernels.layouts import demand
 
 PARTS = 4  # a thread: so many that none waits long for another
 _is_forked = False
@@ -50,23 +50,7 @@ def run(name: str, rows: int, *matrices: Tensor, fewest: int = 16) -> None:
     ValueError where the matrices are not those that the kernel takes.
     """
     demand(name, rows, matrices)
-    _start(name, rows, [n for m in matrices for n in (m.data_ptr(), *m.shape)], fewest)
-
-
-def run_over(name: str, settings: Tensor, tensors: list[Tensor], fewest: int) -> None:
-    """Run a kernel over the entries of parameters, laid end to end, `settings` a row for each.
-
-    `tensors` are `layouts.OF_EACH` contiguous ones of the same size for each parameter.
-    """
-    entries = demand_groups(name, settings, tensors)
-    places = [settings.data_ptr(), *settings.shape]
-    for tensor in tensors:
-        places += [tensor.data_ptr(), 1, tensor.numel()]
-    _start(name, entries, places, fewest)
-
-
-def _start(name: str, rows: int, places: list[int], fewest: int) -> None:
-    """Run a kernel, given the address, rows and columns of every matrix, one after the other."""
+    places = [n for m in matrices for n in (m.data_ptr(), *m.shape)]
     kernels = _kernels()
     assert kernels is not None
     kernel = kernels[name]
