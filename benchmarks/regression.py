@@ -19,7 +19,7 @@ from step import prepared
 from torch import Tensor, nn
 
 from scvae.core.numerics import nb_log_mass, zero_inflate
-from scvae.data.cells import Cells
+from scvae.data.hold.cells import Cells
 from scvae.train.loop import Step
 from scvae.train.optimizer import optimizer_of
 

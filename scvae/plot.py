@@ -30,7 +30,7 @@ from scvae.arguments import (
     refuse,
     shown,
 )
-from scvae.data.genes import check_unique
+from scvae.data.read.genes import check_unique
 from scvae.errors import ConfigError, DataError
 from scvae.io import replacing
 

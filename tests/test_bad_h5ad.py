@@ -15,7 +15,7 @@ from scipy import sparse
 
 import scvae
 from scvae import DataError, cli
-from scvae.data.structure import check_structure
+from scvae.data.read.structure import check_structure
 
 Change = Callable[[h5py.File], Any]
 TEXT = h5py.string_dtype()

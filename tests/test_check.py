@@ -28,13 +28,13 @@ from scipy import sparse, stats
 
 import scvae
 from scvae import DataError
-from scvae.data import source
-from scvae.data import survey as survey_module
-from scvae.data.association import cramers_v, name_the_same_groups
-from scvae.data.counts import Counts
-from scvae.data.normalisation import Traces, recognise
-from scvae.data.report import WIDTH, Finding, Kind, Report, warning_texts
-from scvae.data.survey import survey, survey_counts
+from scvae.data.checkup.association import cramers_v, name_the_same_groups
+from scvae.data.checkup.report import WIDTH, Finding, Kind, Report, warning_texts
+from scvae.data.hold.counts import Counts
+from scvae.data.read import source
+from scvae.data.read import survey as survey_module
+from scvae.data.read.normalisation import Traces, recognise
+from scvae.data.read.survey import survey, survey_counts
 from scvae.models import fit as fit_module
 from scvae.models import pace, prepare
 from scvae.models.fit import RunSize, usual_run

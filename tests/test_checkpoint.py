@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_training(tmp_path: Path) -
 
 def test_ctrl_c_gives_a_model_and_an_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 0
-    kept = scvae.data.cells.Dataset.cells
+    kept = scvae.data.hold.cells.Dataset.cells
 
     def interrupted(dataset: Any, rows: Any) -> Any:
         nonlocal steps
@@ -197,7 +197,7 @@ def test_ctrl_c_gives_a_model_and_an_embedding(monkeypatch: pytest.MonkeyPatch) 
             os.kill(os.getpid(), signal.SIGINT)
         return kept(dataset, rows)
 
-    monkeypatch.setattr(scvae.data.cells.Dataset, "cells", interrupted)
+    monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", interrupted)
     with pytest.warns(UserWarning, match="Interrupted at step"):
         adata, model = fit()
     assert model.record["history"]["interrupted"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 import scvae
-from scvae.data.cells import Cells, Dataset
+from scvae.data.hold.cells import Cells, Dataset
 from scvae.models import coordinates as module
 from scvae.models.coordinates import Coordinates, fit_coordinates, principal_components
 

@@ -13,9 +13,9 @@ from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.core.vae import Batch
-from scvae.data.cells import Cells, Dataset
-from scvae.data.counts import Counts, narrowest
-from scvae.data.residence import ahead, fits
+from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.counts import Counts, narrowest
+from scvae.data.hold.residence import ahead, fits
 
 law = settings(deadline=None, derandomize=True, max_examples=150)
 # Around the ends of the narrow types, where a wrong one would wrap around.
@@ -239,7 +239,7 @@ def test_rows_are_taken_the_same_way_without_a_compiler(
     counts = Counts.from_csr(matrix)
     expected = counts.take(index(rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scvae.data.counts._kernel", lambda name: None)
+        patch.setattr("scvae.data.hold.counts._kernel", lambda name: None)
         found = counts.take(index(rows))
     for name in ("indptr", "indices", "values"):
         assert torch.equal(getattr(found, name), getattr(expected, name))

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from scvae.data.covariates import Covariates, column, learn_covariates
-from scvae.data.genes import choose_genes, match_genes
-from scvae.data.library import library_sizes
+from scvae.data.read.covariates import Covariates, column, learn_covariates
+from scvae.data.read.genes import choose_genes, match_genes
+from scvae.data.read.library import library_sizes
 from scvae.errors import DataError
 
 law = settings(deadline=None, derandomize=True, max_examples=100)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 import scvae
 from scvae.core.rows import nb_log_prob, zinb_log_prob
-from scvae.data.cells import Dataset
+from scvae.data.hold.cells import Dataset
 from scvae.models.rna import Architecture, Statistics, build_vae
 from scvae.train.loop import Step, fastest
 from scvae.train.optimizer import optimizer_of

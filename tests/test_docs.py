@@ -13,8 +13,8 @@ import torch
 
 import scvae
 from scvae import core
-from scvae.data.association import cramers_v
-from scvae.data.report import Finding, Kind, Report
+from scvae.data.checkup.association import cramers_v
+from scvae.data.checkup.report import Finding, Kind, Report
 
 ROOT = Path(__file__).parent.parent
 NAMES = {name: getattr(core, name) for name in core.__all__}

@@ -25,7 +25,7 @@ from scipy import sparse
 
 import scvae
 from scvae import ConfigError, DataError, FileError, ScvaeError
-from scvae.data.cells import Cells, Dataset
+from scvae.data.hold.cells import Cells, Dataset
 
 LOADINGS = "embedding.coordinates.loadings"
 Fitted = tuple[AnnData, scvae.Model]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import scvae
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
-from scvae.data.cells import Cells
+from scvae.data.hold.cells import Cells
 from scvae.models.rna import Architecture, Statistics, build_vae
 
 N, G, B, D = 30, 12, 3, 2

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from scvae.data import source
-from scvae.data.source import read_counts
+from scvae.data.read import source
+from scvae.data.read.source import read_counts
 from scvae.errors import DataError
 
 law = settings(deadline=None, derandomize=True, max_examples=120)

@@ -15,14 +15,14 @@ import pandas as pd
 import torch
 
 from scvae.arguments import check_names
-from scvae.data.counts import narrowest
-from scvae.data.covariates import Covariates, column, learn_covariates
-from scvae.data.examine import examine
-from scvae.data.faults import explain
-from scvae.data.genes import choose_genes, is_anndata
-from scvae.data.library import check_not_empty, sizes_of
-from scvae.data.report import Finding, Kind, Report
-from scvae.data.source import (
+from scvae.data.checkup.examine import examine
+from scvae.data.checkup.faults import explain
+from scvae.data.checkup.report import Finding, Kind, Report
+from scvae.data.hold.counts import narrowest
+from scvae.data.read.covariates import Covariates, column, learn_covariates
+from scvae.data.read.genes import choose_genes, is_anndata
+from scvae.data.read.library import check_not_empty, sizes_of
+from scvae.data.read.source import (
     candidates,
     instead_of_x,
     layer_with_counts,
@@ -31,7 +31,7 @@ from scvae.data.source import (
     not_counts,
     where_named,
 )
-from scvae.data.survey import Survey, survey
+from scvae.data.read.survey import Survey, survey
 from scvae.errors import ConfigError, DataError
 from scvae.models.fit import RunSize, usual_run
 from scvae.models.model import pick_device

@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.vae import VAE
-from scvae.data.cells import Cells, Dataset
+from scvae.data.hold.cells import Cells, Dataset
 from scvae.models.rna import Decoder
 
 PER = 1e4  # counts per cell in log(1 + x)

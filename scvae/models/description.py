@@ -9,8 +9,8 @@ import dataclasses
 import math
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
-from scvae.data.covariates import Covariates
-from scvae.data.library import FROM_COUNTS
+from scvae.data.read.covariates import Covariates
+from scvae.data.read.library import FROM_COUNTS
 from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
 from scvae.models.origin import Origin

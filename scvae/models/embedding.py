@@ -13,7 +13,7 @@ from torch.func import jvp
 
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
-from scvae.data.cells import Dataset
+from scvae.data.hold.cells import Dataset
 from scvae.models.alignment import Alignment, fit_alignment
 from scvae.models.coordinates import (
     Coordinates,

@@ -29,9 +29,9 @@ from scvae.arguments import (
     refuse,
     shown,
 )
-from scvae.data.cells import Dataset
-from scvae.data.covariates import column
-from scvae.data.library import FROM_COUNTS
+from scvae.data.hold.cells import Dataset
+from scvae.data.read.covariates import column
+from scvae.data.read.library import FROM_COUNTS
 from scvae.errors import ConfigError, DataError
 from scvae.models.checkpoint import Checkpoint
 from scvae.models.embedding import fit_embedding

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
-from scvae.data.cells import Dataset
+from scvae.data.hold.cells import Dataset
 from scvae.models.rna import Decoder, Prior
 
 LEAST_VARIANCE = 0.01  # of an active dimension, as a share of the prior's (Burda et al., 2016)

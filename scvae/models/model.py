@@ -23,10 +23,10 @@ from scvae.arguments import (
 )
 from scvae.core.objectives import elbo, log_evidence
 from scvae.core.vae import VAE
-from scvae.data.cells import Cells, Dataset
-from scvae.data.genes import check_unique, match_genes
-from scvae.data.library import library_sizes
-from scvae.data.source import read_counts
+from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.read.genes import check_unique, match_genes
+from scvae.data.read.library import library_sizes
+from scvae.data.read.source import read_counts
 from scvae.errors import ConfigError, DataError
 from scvae.models.embedding import Embedding
 from scvae.models.evidence import MeanLogLikelihood, mean_over_cells

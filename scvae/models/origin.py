@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scvae.data.covariates import Covariates
+from scvae.data.read.covariates import Covariates
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from torch import Generator
 
-from scvae.data.cells import Dataset
+from scvae.data.hold.cells import Dataset
 from scvae.models.fit import RunSize
 from scvae.models.rna import Architecture, Statistics, build_vae
 from scvae.train.loop import Step, fastest

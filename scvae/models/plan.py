@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from scvae._version import __version__
 from scvae.core.vae import VAE
-from scvae.data.cells import Dataset
+from scvae.data.hold.cells import Dataset
 from scvae.errors import ConfigError
 from scvae.models.checkpoint import Checkpoint, digest
 from scvae.models.prepare import Prepared, statistics_of

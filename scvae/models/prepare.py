@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from scvae.data.covariates import Covariates, learn_covariates
-from scvae.data.examine import examine
-from scvae.data.genes import check_unique, choose_genes
-from scvae.data.library import library_sizes
-from scvae.data.report import Kind, warning_texts
-from scvae.data.source import find_counts
-from scvae.data.sums import column_sums
-from scvae.data.survey import survey_counts
+from scvae.data.checkup.examine import examine
+from scvae.data.checkup.report import Kind, warning_texts
+from scvae.data.read.covariates import Covariates, learn_covariates
+from scvae.data.read.genes import check_unique, choose_genes
+from scvae.data.read.library import library_sizes
+from scvae.data.read.source import find_counts
+from scvae.data.read.sums import column_sums
+from scvae.data.read.survey import survey_counts
 from scvae.errors import DataError
 from scvae.models.rna import Architecture, Statistics
 

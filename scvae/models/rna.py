@@ -32,7 +32,7 @@ from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.networks import MLP, WideLinear
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
-from scvae.data.cells import Cells
+from scvae.data.hold.cells import Cells
 
 Likelihood = Literal["zinb", "nb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from scvae.data.source import where_named
+from scvae.data.read.source import where_named
 from scvae.models.convergence import Convergence, convergence
 from scvae.models.held_out import LEAST_VARIANCE
 from scvae.models.origin import Origin

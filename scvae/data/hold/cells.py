@@ -11,8 +11,8 @@ from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.core.vae import Batch
-from scvae.data.counts import Counts
-from scvae.data.residence import ahead, fits
+from scvae.data.hold.counts import Counts
+from scvae.data.hold.residence import ahead, fits
 
 AHEAD = 64  # minibatches sent to the device at once, where counts are streamed
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scvae.data.association import cramers_v, name_the_same_groups
-from scvae.data.covariates import Covariates
-from scvae.data.report import SHOWN, Finding, Kind, listed
+from scvae.data.checkup.association import cramers_v, name_the_same_groups
+from scvae.data.checkup.report import SHOWN, Finding, Kind, listed
+from scvae.data.read.covariates import Covariates
 
 FEW_CELLS = 30  # of a batch
 GOES_TOGETHER = 0.8  # Cramér's V

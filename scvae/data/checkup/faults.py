@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvae.data.normalisation import Normalisation, recognise
-from scvae.data.report import Finding, Kind, Level
-from scvae.data.source import FaultKind, where_named
-from scvae.data.survey import Survey
+from scvae.data.checkup.report import Finding, Kind, Level
+from scvae.data.read.normalisation import Normalisation, recognise
+from scvae.data.read.source import FaultKind, where_named
+from scvae.data.read.survey import Survey
 
 if TYPE_CHECKING:
     from anndata import AnnData

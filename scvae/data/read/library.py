@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from scvae.arguments import check_name
-from scvae.data.covariates import column
-from scvae.data.sums import row_sums
+from scvae.data.read.covariates import column
+from scvae.data.read.sums import row_sums
 from scvae.errors import DataError
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scvae.data.covariates import Covariates
-from scvae.data.groups import odd_groups
-from scvae.data.report import Finding, Kind, listed
-from scvae.data.source import where_named
-from scvae.data.survey import CountSummary, Survey
+from scvae.data.checkup.groups import odd_groups
+from scvae.data.checkup.report import Finding, Kind, listed
+from scvae.data.read.covariates import Covariates
+from scvae.data.read.source import where_named
+from scvae.data.read.survey import CountSummary, Survey
 
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
 EVEN = 1.02  # largest over smallest library size that counting does not give

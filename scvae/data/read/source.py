@@ -12,8 +12,8 @@ import numpy as np
 from scipy import sparse
 
 from scvae.arguments import shown
-from scvae.data.counts import narrowest
-from scvae.data.structure import check_structure
+from scvae.data.hold.counts import narrowest
+from scvae.data.read.structure import check_structure
 from scvae.errors import DataError
 
 if TYPE_CHECKING:

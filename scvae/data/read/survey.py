@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from scvae.data.normalisation import Traces, by_row
-from scvae.data.source import Fault, FaultKind, are_counts, blocks, canonical, fault_at
-from scvae.data.sums import row_sums
+from scvae.data.read.normalisation import Traces, by_row
+from scvae.data.read.source import Fault, FaultKind, are_counts, blocks, canonical, fault_at
+from scvae.data.read.sums import row_sums
 
 SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
 PIECE_VALUES = 2**22  # non-zeros looked at together, about: 32 MiB as float64

@@ -24,7 +24,7 @@ def narrowest(largest: int) -> np.dtype:
 def _kernel(name: str) -> Callable[..., None] | None:
     """Return a compiled loop over rows, or None where this machine cannot compile or keep it."""
     try:
-        from scvae.data import gather
+        from scvae.data.hold import gather
     except (ImportError, RuntimeError):
         return None
     kernel: Callable[..., None] = getattr(gather, name)
