@@ -91,7 +91,7 @@ def test_the_same_numbers_give_the_same_bits_wherever_they_lie_in_memory() -> No
 # -- of a trained model ----------------------------------------------------------------------------
 
 
-def decoded(adata: AnnData, model: scvae.Model, batch: str) -> Tensor:
+def decoded(adata: AnnData, model: scvae.Model, batch: str | None = None) -> Tensor:
     """Return the decoded expression of every cell, each gene in units of its own deviation."""
     counts = adata.X.toarray()
     measured = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
@@ -112,6 +112,22 @@ def test_distances_are_those_of_expression_decoded_in_one_batch() -> None:
     expected = torch.pdist(phi) / 60**0.5
     assert np.corrcoef(found, expected)[0, 1] > 0.99
     assert float(found.mean() / expected.mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_genes_that_the_model_explains_best_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = scvae.simulate(300, 60, seed=1)
+    monkeypatch.setattr(module, "MOST_GENES", 40)
+    model = scvae.fit(adata, align=False, max_steps=200, progress=False)
+    found = model.embedding.coordinates
+    assert isinstance(found, Coordinates)
+    explained = decoded(adata, model).std(0)
+    best = explained.topk(40).indices.sort().values
+    assert torch.equal(found.genes, best)
+    shares = model.normalized(adata, library_size=1).to_numpy()[:, best]
+    phi = np.log1p(1e4 * shares / shares.sum(axis=1, keepdims=True))
+    expected = (phi - phi.mean(axis=0)) @ found.loadings.numpy()
+    ours = adata.obsm["X_scvae"]
+    np.testing.assert_allclose(ours - ours.mean(axis=0), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_variances_fall_and_the_mean_is_near_zero(trained: tuple[AnnData, scvae.Model]) -> None:

@@ -23,10 +23,17 @@ from scvae import FileError, cli
 from scvae.core.vae import VAE
 from scvae.io import files
 from scvae.models.description import LARGEST_SIZE
-from scvae.models.embedding import EmbeddingSpec
-from scvae.models.migrations import FORMAT, MIGRATIONS
-from scvae.models.rna import Architecture, blank_vae
-from scvae.models.weights import EMBEDDING, LARGEST, OF_A_LAYER, expected_shapes, weight_shapes
+from scvae.models.embedding import Embedding, EmbeddingSpec
+from scvae.models.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
+from scvae.models.rna import Architecture, Decoder, blank_vae
+from scvae.models.weights import (
+    EMBEDDING,
+    GENES,
+    LARGEST,
+    OF_A_LAYER,
+    expected_shapes,
+    weight_shapes,
+)
 
 FORMATS = range(1, FORMAT + 1)
 RECENT = FILES / f"format_{FORMAT}.scvae"
@@ -71,6 +78,27 @@ def test_a_model_of_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
         FileError, match=f"format {FORMAT + 1}; this scvae reads up to {FORMAT}. Up"
     ):
         scvae.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_what_format_3_decoded_of_all_genes_is_decoded_still(outside: bool) -> None:
+    a = Architecture(n_genes=7, n_latent=3, n_hidden=4, outside=outside)
+    decoder, draw = (
+        blank_vae(a, Generator().manual_seed(0)).eval().likelihood,
+        Generator().manual_seed(1),
+    )
+    assert isinstance(decoder, Decoder)
+    loadings, z = torch.randn(7, 3, generator=draw), torch.randn(9, 3, generator=draw)
+    rest = {"centre": torch.zeros(3), "covariates": torch.zeros(0)}
+    tensors = {f"{EMBEDDING}coordinates.{name}": t for name, t in rest.items()}
+    tensors[f"{EMBEDDING}coordinates.loadings"] = loadings
+    content = {"architecture": vars(a), "embedding": {"coordinates": "expression", "clusters": 0}}
+    tensors, content = migrate_3_to_4(tensors, content)
+    assert content["embedding"]["genes"] == 7 + outside
+    found = Embedding.of("expression", {n.removeprefix(EMBEDDING): t for n, t in tensors.items()})
+    with torch.no_grad():
+        expected = torch.log1p(1e4 * decoder.expression(z, torch.zeros(9, 0))) @ loadings
+    torch.testing.assert_close(found.mean(decoder, z, torch.zeros(9, dtype=torch.long)), expected)
 
 
 def test_the_first_format_is_of_its_time() -> None:
@@ -144,7 +172,7 @@ def test_expected_shapes_are_those_of_the_network(n_batches: int) -> None:
         tensors = blank_vae(a, Generator()).state_dict()
         built = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         axes = {f"{EMBEDDING}coordinates.axes": (3, 3)}
-        assert expected_shapes(a, EmbeddingSpec("latent", 0)) == {**axes, **built}
+        assert expected_shapes(a, EmbeddingSpec("latent", 0, 0)) == {**axes, **built}
         assert len(built) >= OF_A_LAYER * a.n_layers
 
 
@@ -384,6 +412,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "too many": (lambda tensors: tensors.update(w=torch.ones(1)), "unknown tensor 'w'"),
     "without loadings": (lambda tensors: tensors.pop(LOADINGS), f"lacks the tensor {LOADINGS}"),
     "turned": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].t()}), "has shape"),
+    "gene beyond": (lambda tensors: tensors[GENES].add_(1), "number 30, but there are 30 genes"),
+    "gene below": (lambda tensors: tensors[GENES].sub_(1), "not finite, or outside 0"),
     "double": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].double()}), "float64"),
     "whole": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].long()}), "int64"),
     "NaN": (filled(WEIGHT, float("nan")), "not finite"),

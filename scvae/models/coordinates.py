@@ -4,16 +4,19 @@ The prior makes every latent direction equally wide, whether it moves a thousand
 whitens. Distances between posterior means then count noise as much as cell types. Coordinates are
 of expression instead. With what is decoded from z as if every cell had the same covariates,
 
-.. math:: \phi_g(z) = \log(1 + 10^4 \rho_g(z, s_0)) / \sigma_g,
+.. math::
+    \phi_g(z) = \log\Big(1 + 10^4 \frac{\rho_g(z, s_0)}{\sum_{h\in S}\rho_h(z, s_0)}\Big)
+    / \sigma_g, \quad g \in S,
 
 each gene divided by its standard deviation in the data, they are the first d principal components
 of :math:`\phi` over the cells,
 
-.. math:: c(z) = V^T (\phi(z) - \bar\phi) / \sqrt g ,
+.. math:: c(z) = V^T (\phi(z) - \bar\phi) / \sqrt{|S|} ,
 
 so that squared distances are those of decoded expression per gene, but for the part that d
 components leave out. The covariates :math:`s_0` are the most common batch and categories, and the
-mean of every number: cells differ by z alone.
+mean of every number: cells differ by z alone. S are the genes of whose variance the model explains
+the largest shares; the others would add little but time, which then depends on the genes no more.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from scvae.data.hold.cells import Cells, Dataset
 from scvae.models.rna import Decoder
 
 PER = 1e4  # counts per cell in log(1 + x)
+MOST_GENES = 1024  # in S
 MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
 FEWEST_CELLS = 4096  # of which they are taken where there are so many genes that these would be few
 CHUNK_VALUES = 2**20  # cells x genes decoded at once
@@ -43,21 +47,25 @@ class Coordinates:
 
     Attributes
     ----------
+    genes
+        Numbers of the genes that are decoded, in order, ``(k,)``.
     loadings
-        Weight of every gene in every component, divided by the gene's deviation, ``(g, d)``.
+        Weight of each of them in every component, divided by the gene's deviation, ``(k, d)``.
     centre
         The mean of decoded expression in these components, ``(d,)``.
     covariates
         What every cell is decoded with, ``(c,)``.
     """
 
+    genes: Tensor
     loadings: Tensor
     centre: Tensor
     covariates: Tensor
 
     def __call__(self, decoder: Decoder, z: Tensor) -> Tensor:
         """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
-        return log_expression(decoder, z, self.covariates) @ self.loadings - self.centre
+        expression = log_composition(decoder, z, self.covariates, self.genes)
+        return expression @ self.loadings - self.centre
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class LinearCoordinates:
 def log_expression(decoder: Decoder, z: Tensor, covariates: Tensor) -> Tensor:
     """Return log(1 + counts per 10,000) decoded from z ``(n, d)`` at covariates ``(c,)``."""
     return decoder.expression(z, covariates.expand(len(z), -1)).mul(PER).log1p_()
+
+
+def log_composition(decoder: Decoder, z: Tensor, covariates: Tensor, genes: Tensor) -> Tensor:
+    """Return the same of some genes alone, per 10,000 counts of theirs, ``(n, k)``."""
+    return decoder.composition(z, covariates.expand(len(z), -1), genes).mul(PER).log1p_()
 
 
 def encoded(vae: VAE, dataset: Dataset, rows: Tensor) -> Iterator[tuple[Cells, Tensor]]:
@@ -109,27 +122,35 @@ def fit_coordinates(
     n_genes = decoder.a.n_genes
     order = torch.randperm(len(rows), generator=generator, device=generator.device)
     chosen = rows[order[: max(MOST_VALUES // n_genes, FEWEST_CELLS)].to(rows.device)]
-    expression = torch.empty(len(chosen), n_genes, dtype=torch.float32, device=generator.device)
-    moments = torch.zeros(2, n_genes, dtype=torch.float64, device=generator.device)
-    start = 0
+    latent = []
+    sums = torch.zeros(2, 2, n_genes, dtype=torch.float64, device=generator.device)
     for cells, z in encoded(vae, dataset, chosen):
-        expression[start : start + len(cells)] = log_expression(decoder, z, covariates)
         measured = torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
-        moments += torch.stack([measured.sum(0), measured.square().sum(0)]).double()
-        start += len(cells)
-    deviation = _deviation(moments, len(chosen)).clamp(min=SMALLEST_DEVIATION)
+        both = torch.stack([measured, log_expression(decoder, z, covariates)])
+        sums += torch.stack([both.sum(1), both.square().sum(1)]).double()
+        latent.append(z)
+    deviation, decoded = _deviations(sums, len(chosen))
+    deviation = deviation.clamp(min=SMALLEST_DEVIATION)
+    genes = _first(decoded / deviation, MOST_GENES)
+    parts = torch.cat(latent).split(max(2, CHUNK_VALUES // len(genes)))
+    expression = torch.cat([log_composition(decoder, z, covariates, genes) for z in parts])
     mean = expression.mean(0)
-    scaled = expression.sub_(mean).div_(deviation)  # in place: nothing is larger
+    scaled = expression.sub_(mean).div_(deviation[genes])  # in place: nothing is larger
     components = principal_components(scaled, decoder.a.n_latent, generator)
-    loadings = components / (deviation[:, None] * math.sqrt(n_genes))
-    return Coordinates(loadings, mean @ loadings, covariates)
+    loadings = components / (deviation[genes, None] * math.sqrt(len(genes)))
+    return Coordinates(genes, loadings, mean @ loadings, covariates)
 
 
-def _deviation(moments: Tensor, n: int) -> Tensor:
+def _deviations(sums: Tensor, n: int) -> Tensor:
     """Return standard deviations of n values, given the sums of them and of their squares."""
-    mean, square = moments / n
+    mean, square = sums / n
     variance = (square - mean.square()) * (n / max(n - 1, 1))
     return variance.clamp(min=0).sqrt().float()
+
+
+def _first(values: Tensor, k: int) -> Tensor:
+    """Return where the k largest values are, in order."""
+    return values.sort(descending=True, stable=True).indices[:k].sort().values
 
 
 def principal_components(x: Tensor, d: int, generator: Generator) -> Tensor:

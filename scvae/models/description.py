@@ -19,7 +19,7 @@ from scvae.models.rna import Architecture
 
 Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
-MAY_BE_ZERO = ("n_covariates", "clusters")
+MAY_BE_ZERO = ("n_covariates", "genes", "clusters")
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
 

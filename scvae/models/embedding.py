@@ -38,11 +38,14 @@ class EmbeddingSpec:
     ----------
     coordinates
         What they are of: "expression" or, in models of older files, "latent".
+    genes
+        Number of genes that are decoded for them; 0 for "latent" ones.
     clusters
         Number of clusters of the alignment; 0 where there is none.
     """
 
     coordinates: Kind
+    genes: int
     clusters: int
 
 
@@ -97,7 +100,9 @@ class Embedding:
     def spec(self) -> EmbeddingSpec:
         """What fixes its tensors."""
         kind = next(kind for kind, of in COORDINATES.items() if isinstance(self.coordinates, of))
-        return EmbeddingSpec(kind, 0 if self.alignment is None else len(self.alignment.variance))
+        genes = self.coordinates.genes.numel() if isinstance(self.coordinates, Coordinates) else 0
+        clusters = 0 if self.alignment is None else len(self.alignment.variance)
+        return EmbeddingSpec(kind, genes, clusters)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name."""

@@ -7,6 +7,8 @@ history in it does not speak of interruptions and rollbacks, of which there were
 Format 2 had a linear map of the latent space as its embedding, which stays what it was, and one
 weight in every layer for activations and covariates side by side.
 
+Format 3 decoded all genes for the embedding, and did not say which.
+
 Formats 1 and 2 numbered the container by the same number. A new format needs a higher `FORMAT` and
 a step here, and a small file in ``tests/files``.
 """
@@ -16,11 +18,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scvae.io import Contents, Migration
 
-FORMAT = 3  # of models and checkpoints; `scvae.io` has a number of its own for the container
+FORMAT = 4  # of models and checkpoints; `scvae.io` has a number of its own for the container
+GENES, LOADINGS = "embedding.coordinates.genes", "embedding.coordinates.loadings"
 FIRST_WEIGHT = "posterior.hidden.layers.0.weight"
 LAYER_WEIGHT = re.compile(r"(posterior|likelihood)\.hidden\.layers\.\d+\.weight")
 
@@ -55,6 +59,17 @@ def migrate_2_to_3(tensors: dict[str, Tensor], content: dict[str, Any]) -> Conte
     return {**weights, **axes}, {**content, "embedding": {"coordinates": "latent", "clusters": 0}}
 
 
+def migrate_3_to_4(tensors: dict[str, Tensor], content: dict[str, Any]) -> Contents:
+    """Return the contents of a file of format 3 as format 4 has them."""
+    spec, loadings = content["embedding"], tensors.get(LOADINGS)
+    if loadings is None:
+        return tensors, {**content, "embedding": {**spec, "genes": 0}}
+    genes = len(loadings) + content["architecture"]["outside"]  # whose share has no weight
+    padded = torch.nn.functional.pad(loadings, (0, 0, 0, genes - len(loadings)))
+    whole = {LOADINGS: padded, GENES: torch.arange(genes)}
+    return {**tensors, **whole}, {**content, "embedding": {**spec, "genes": genes}}
+
+
 def _split(name: str, weight: Tensor, n_covariates: int) -> dict[str, Tensor]:
     """Return W and V of one weight of activations, then covariates."""
     inputs = 0 if name == FIRST_WEIGHT else 1
@@ -64,4 +79,8 @@ def _split(name: str, weight: Tensor, n_covariates: int) -> dict[str, Tensor]:
     return {name: w.contiguous(), covariate_weight: rows.contiguous()}
 
 
-MIGRATIONS: dict[int, Migration] = {1: migrate_1_to_2, 2: migrate_2_to_3}
+MIGRATIONS: dict[int, Migration] = {
+    1: migrate_1_to_2,
+    2: migrate_2_to_3,
+    3: migrate_3_to_4,
+}

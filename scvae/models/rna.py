@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import linear
 
 from scvae.core.distributions import (
     Gaussian,
@@ -215,6 +216,17 @@ class Decoder(nn.Module):
         for batch in batches:
             total = total + self.expression(z, self._in_batch(s, batch))
         return total / len(batches)
+
+    def composition(self, z: Tensor, s: Tensor, genes: Tensor) -> Tensor:
+        """Return the shares of some genes in what these have together, ``(n, k)``.
+
+        Parameters
+        ----------
+        genes
+            Their numbers, ``(k,)``; the one after the last is all genes that are not fitted.
+        """
+        h = self.hidden(z[..., : self.a.n_latent], s)
+        return torch.softmax(linear(h, self.share.weight[genes], self.share.bias[genes]), dim=-1)
 
     def _in_batch(self, s: Tensor, batch: int) -> Tensor:
         s = s.clone()

@@ -16,6 +16,7 @@ from scvae.models.embedding import EmbeddingSpec
 from scvae.models.rna import Architecture, blank_vae
 
 EMBEDDING = "embedding."  # before the names of the embedding's tensors, beside the weights
+GENES = f"{EMBEDDING}coordinates.genes"
 OF_A_LAYER = 14  # tensors at least: two of it and five of its norm, in encoder and decoder
 COUNTER = "num_batches_tracked"
 LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
@@ -35,7 +36,8 @@ def _embedding(a: Architecture, spec: EmbeddingSpec) -> Shapes:
     if spec.coordinates == "latent":
         yield "coordinates.axes", (a.n_latent, a.n_latent)
     else:
-        yield "coordinates.loadings", (a.n_genes, a.n_latent)
+        yield "coordinates.genes", (spec.genes,)
+        yield "coordinates.loadings", (spec.genes, a.n_latent)
         yield "coordinates.centre", (a.n_latent,)
         yield "coordinates.covariates", (a.n_covariates,)
     if spec.clusters:
@@ -58,6 +60,9 @@ def check_model(tensors: Mapping[str, Tensor], a: Architecture, embedding: Embed
     if OF_A_LAYER * a.n_layers > len(tensors):  # before they are built
         raise ValueError(f"{a.n_layers} layers would need more than its {len(tensors)} tensors")
     check_tensors(tensors, expected_shapes(a, embedding))
+    genes = tensors.get(GENES)
+    if genes is not None and int(genes.max()) >= a.n_genes + a.outside:
+        raise ValueError(f"{GENES} has number {int(genes.max())}, but there are {a.n_genes} genes")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
@@ -71,7 +76,7 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) ->
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: Shape) -> None:
-    dtype = torch.int64 if name.endswith(COUNTER) else torch.float32
+    dtype = torch.int64 if _is_whole(name) else torch.float32
     if tensor.shape != shape or tensor.dtype != dtype:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)} of {tensor.dtype}, "
@@ -82,9 +87,13 @@ def _check_tensor(name: str, tensor: Tensor, shape: Shape) -> None:
         raise ValueError(f"{name} has values that are not finite, or outside {least:g} to {most:g}")
 
 
+def _is_whole(name: str) -> bool:
+    return name == GENES or name.endswith(COUNTER)
+
+
 def _range(name: str) -> tuple[float, float]:
     """Return the least and the largest value of a tensor."""
-    if name.endswith(COUNTER):
+    if _is_whole(name):
         return 0, 2**62
     if name.endswith("running_var"):
         return 0, torch.finfo(torch.float32).max
