@@ -91,7 +91,7 @@ def test_the_same_numbers_give_the_same_bits_wherever_they_lie_in_memory() -> No
 # -- of a trained model ----------------------------------------------------------------------------
 
 
-def decoded(adata: AnnData, model: scvae.Model, batch: str | None = None) -> Tensor:
+def decoded(adata: AnnData, model: scvae.Model, batch: str = "own") -> Tensor:
     """Return the decoded expression of every cell, each gene in units of its own deviation."""
     counts = adata.X.toarray()
     measured = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
