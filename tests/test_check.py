@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-import pickle
 import random
 import re
 import tracemalloc
@@ -27,14 +26,15 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 import scvae
-from scvae import DataError
+from scvae import ConfigError, DataError
 from scvae.data.checkup.association import cramers_v, name_the_same_groups
 from scvae.data.checkup.report import WIDTH, Finding, Kind, Report, warning_texts
 from scvae.data.hold.counts import Counts
 from scvae.data.read import source
 from scvae.data.read import survey as survey_module
+from scvae.data.read.choice import look
 from scvae.data.read.normalisation import Traces, recognise
-from scvae.data.read.survey import survey, survey_counts
+from scvae.data.read.survey import survey
 from scvae.models import fit as fit_module
 from scvae.models import pace, prepare
 from scvae.models.fit import RunSize, usual_run
@@ -183,7 +183,8 @@ def test_every_value_is_tallied_whatever_the_blocks(
     np.testing.assert_array_equal(seen.genes_of_cells, (matrix != 0).sum(axis=1))
     np.testing.assert_array_equal(seen.cells_of_genes, (matrix != 0).sum(axis=0))
     assert seen.stored == np.count_nonzero(matrix)
-    assert (seen.counts is None) == bool(seen.tallies)
+    assert (seen.summary is None) == bool(seen.tallies)
+    assert seen.kept is None
 
 
 def common_factor(row: np.ndarray) -> int:
@@ -202,23 +203,22 @@ def test_counts_are_summarised_whatever_the_blocks(
         patch.setattr(source, "BLOCK_VALUES", data.draw(st.integers(1, 30)))
         patch.setattr(survey_module, "PIECE_VALUES", data.draw(st.integers(1, 30)))
         seen = survey(FORMATS[kind](matrix), columns)
-    counts = seen.counts
-    assert counts is not None
+        again = survey(FORMATS[kind](matrix), columns, keep=True)
+    summary = seen.summary
+    assert summary is not None
     chosen = matrix[:, columns]
-    np.testing.assert_array_equal(counts.totals, chosen.sum(axis=1))
-    np.testing.assert_array_equal(counts.factors, [common_factor(row) for row in chosen])
-    assert counts.largest == chosen.max()
+    np.testing.assert_array_equal(seen.totals, chosen.sum(axis=1))
+    np.testing.assert_array_equal(summary.gene_totals, chosen.sum(axis=0))
+    np.testing.assert_array_equal(summary.factors, [common_factor(row) for row in chosen])
+    assert seen.largest == chosen.max()
     ordered = np.sort(np.vstack([np.full((2, chosen.shape[1]), 2), chosen]), axis=0)
-    np.testing.assert_array_equal(counts.peaks, ordered[:-3:-1])
-    same_key = counts.keys[:, None] == counts.keys
+    np.testing.assert_array_equal(summary.peaks, ordered[:-3:-1])
+    same_key = summary.keys[:, None] == summary.keys
     np.testing.assert_array_equal(same_key, (chosen[:, :, None] == chosen[:, None]).all(axis=0))
-    again = survey_counts(sparse.csr_matrix(chosen.astype(np.int32)))
-    assert pickle.dumps(dataclasses.astuple(again)[:2]) == pickle.dumps(
-        dataclasses.astuple(seen)[:2]
-    )
-    for field in dataclasses.fields(counts):
+    np.testing.assert_array_equal(again.counts.toarray(), chosen)
+    for field in dataclasses.fields(summary):
         np.testing.assert_array_equal(
-            getattr(again.counts, field.name), getattr(counts, field.name)
+            getattr(again.summary, field.name), getattr(summary, field.name)
         )
 
 
@@ -235,8 +235,7 @@ def test_an_entry_in_parts_is_one_value_and_a_stored_zero_none(wrong: float) -> 
         assert fault is not None
         assert (fault.row, fault.column, fault.value) == (2, 0, 5.25)
     else:
-        assert seen.counts is not None
-        assert seen.counts.totals.tolist() == [8, 0, 5]
+        assert seen.totals.tolist() == [8, 0, 5]
 
 
 def test_a_survey_may_stop_at_the_first_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,14 +250,13 @@ def test_a_survey_may_stop_at_the_first_fault(monkeypatch: pytest.MonkeyPatch) -
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows by the number of rows of every block that is read."""
     rows: list[int] = []
-    for module in (source, survey_module):
 
-        def blocks(matrix: Any, original: Callable = module.blocks) -> Any:
-            for block in original(matrix):
-                rows.append(block.shape[0])
-                yield block
+    def blocks(matrix: Any) -> Any:
+        for block in source.blocks(matrix):
+            rows.append(block.shape[0])
+            yield block
 
-        monkeypatch.setattr(module, "blocks", blocks)
+    monkeypatch.setattr(survey_module, "blocks", blocks)
     return rows
 
 
@@ -459,6 +457,97 @@ def test_what_fit_refuses_is_the_first_error_in_its_words(adata: AnnData, fault:
     assert report.errors[0].text == str(refused.value)
     assert words in report.errors[0].text
     assert not report.ok
+
+
+LOOKS: dict[str, Callable[[np.ndarray], Any]] = {
+    "counts": sparse.csr_matrix,
+    "counts by gene": sparse.csc_matrix,
+    "dense counts": np.asarray,
+    "logged": np.log1p,
+    "negative": lambda counts: -counts,
+    "missing": lambda counts: np.where(counts > 2, np.nan, counts),
+    "zeros": np.zeros_like,
+    "words": lambda counts: counts.astype(str).astype(object),
+    "broken": lambda counts: broken(sparse.csr_matrix(counts)),
+    "an empty cell": lambda counts: counts * (np.arange(len(counts)) != 3)[:, None],
+}
+
+
+def broken(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    counts.indices = counts.indices.copy()
+    counts.indices[-1] = counts.shape[1]
+    return counts
+
+
+def taken_as_is(adata: AnnData, slot: str, matrix: Any) -> None:
+    """Put a matrix into X or a layer, or leave it out where AnnData does not take it."""
+    try:
+        if slot == "X":
+            adata.X = matrix
+        else:
+            adata.layers[slot] = matrix
+    except (ValueError, TypeError):
+        return
+
+
+def request_of(seed: int) -> tuple[AnnData, dict[str, Any]]:
+    """Draw an AnnData, good or bad, and arguments that fit it or, one in a few, do not."""
+    rng = np.random.default_rng(seed)
+
+    def mostly(usual: Any, *others: Any, share: float = 0.15) -> Any:
+        return others[rng.integers(len(others))] if rng.random() < share else usual
+
+    n, g = mostly(12, 9, share=0.03), mostly(4, 1, share=0.03)
+    counts = rng.poisson(2.0, (n, g)) + 1.0
+    adata = AnnData(np.zeros((n, g)))
+    adata.obs["lane"] = mostly(["a", "b"] * 6, ["a"] * 12, [1, 2, 3] * 4)[:n]
+    adata.obs["alone"] = ["a"] * (n - 1) + ["b"]
+    adata.obs["age"] = np.arange(n) * mostly(1.0, 0.0, np.nan)
+    adata.obs["total"] = mostly(1e3, 0.0)
+    adata.var["chosen"] = np.arange(g) < mostly(3, 0)
+    adata.X = None
+    for slot in ("X", "counts", "umi", "raw"):
+        if rng.random() < (0.9 if slot == "X" else 0.3):
+            taken_as_is(adata, slot, LOOKS[rng.choice(list(LOOKS))](counts))
+    if rng.random() < 0.3:
+        adata.raw = AnnData(counts, obs=adata.obs, var=adata.var)
+    return adata, {
+        "batch": mostly(mostly(None, "lane", share=0.5), "alone", "age", "absent"),
+        "covariates": mostly([], ["age"], ["lane", "age"], ["absent"]),
+        "layer": mostly(None, "counts", "umi", "absent", share=0.3),
+        "genes": mostly(None, "chosen", ["1", "0"], ["0", "9"], [], "absent"),
+        "library_size": mostly("observed", "total", "absent"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seeds", [range(start, start + 100) for start in (0, 100, 200)], ids=str)
+def test_the_check_lists_as_an_error_what_fit_raises(
+    seeds: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scvae.models.check.seconds_of_run", lambda *_: 1.0)
+    monkeypatch.setattr(fit_module, "train_plan", interrupted)
+    outcomes = {agreed(*request_of(seed)) for seed in seeds}
+    assert "" in outcomes
+    assert len(outcomes) > 10  # kinds of errors, and none
+
+
+def agreed(adata: AnnData, arguments: dict[str, Any]) -> str:
+    """Return the start of the error that both give, or nothing."""
+    report = scvae.check(adata, **arguments)
+    raised = []
+    try:
+        scvae.fit(adata, **arguments, **QUICK)
+    except (DataError, ConfigError) as error:
+        raised.append(str(error))
+    except KeyboardInterrupt:
+        pass
+    assert [finding.text for finding in report.errors[:1]] == raised
+    return "".join(raised)[:40]
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_everything_that_is_wrong_is_said_at_once(adata: AnnData) -> None:
@@ -883,9 +972,8 @@ def test_memory_is_that_of_the_counts_in_training(
 ) -> None:
     adata.X = np.minimum(dense(adata), 3).astype(np.float64)
     adata.X[0, 3] = largest
-    counts, _ = source.read_counts(
-        adata, None, None if genes is None else adata.var_names.get_indexer(genes)
-    )
+    columns = None if genes is None else adata.var_names.get_indexer(genes)
+    counts = look(adata, None, columns).require().counts
     assert scvae.check(adata, genes=genes).nbytes == Counts.from_csr(counts).nbytes
 
 

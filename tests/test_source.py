@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scvae.data.read import source
-from scvae.data.read.source import read_counts
+from scvae.data.read.choice import look
 from scvae.errors import DataError
 
 law = settings(deadline=None, derandomize=True, max_examples=120)
@@ -36,6 +36,14 @@ def named(matrix: Any, **more: Any) -> AnnData:
     obs = pd.DataFrame(index=[f"c{i}" for i in range(shape[0])])
     var = pd.DataFrame(index=[f"g{i}" for i in range(shape[1])])
     return AnnData(matrix, obs=obs, var=var, **more)
+
+
+def read_counts(
+    adata: AnnData, layer: str | None = None, columns: np.ndarray | None = None, **more: Any
+) -> tuple[sparse.csr_matrix, str | None]:
+    """Return the counts that are chosen, and where they were, warning of the choice."""
+    choice = look(adata, layer, columns, **more)
+    return choice.require().counts, choice.layer
 
 
 def assert_reads(adata: AnnData, expected: np.ndarray, **options: Any) -> None:

@@ -19,19 +19,12 @@ from scvae.data.checkup.examine import examine
 from scvae.data.checkup.faults import explain
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
+from scvae.data.read.choice import look
 from scvae.data.read.covariates import Covariates, column, learn_covariates
 from scvae.data.read.genes import choose_genes, is_anndata
-from scvae.data.read.library import check_not_empty, sizes_of
-from scvae.data.read.source import (
-    candidates,
-    instead_of_x,
-    layer_with_counts,
-    matrix_of,
-    no_counts,
-    not_counts,
-    where_named,
-)
-from scvae.data.read.survey import Survey, survey
+from scvae.data.read.library import check_not_empty, library_sizes
+from scvae.data.read.source import matrix_of, where_named
+from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
 from scvae.models.fit import RunSize, usual_run
 from scvae.models.model import pick_device
@@ -98,14 +91,14 @@ def check(
     columns = found.attempt(Kind.GENES, choose_genes, adata, genes)
     learned = _learn(adata.obs, batch, covariates, found)
     label = None if label is None else found.attempt(Kind.LABEL, _check_label, adata.obs, label)
-    place, seen = _look(adata, layer, columns, found)
+    place, seen = _choose(adata, layer, columns, found)
     if seen is None:
         return Report(tuple(found.all))
     _check_cells(adata, seen, library_size, found)
     names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
     found.all += examine(seen, adata.obs, names, learned, place, chosen, label)
-    nbytes = None if seen.counts is None else _nbytes(seen, adata.n_obs, len(names))
+    nbytes = None if seen.tallies else _nbytes(seen, adata.n_obs, len(names))
     _tell_memory(nbytes, adata.n_obs, len(names), found)
     if adata.n_obs < FEWEST_CELLS or not len(names):
         return Report(tuple(found.all), nbytes)
@@ -168,48 +161,23 @@ def _check_label(obs: pd.DataFrame, label: str) -> str:
 # -- counts ------------------------------------------------------------------------------------
 
 
-def _look(
+def _choose(
     adata: AnnData, layer: str | None, columns: np.ndarray | None, found: _Findings
 ) -> tuple[str | None, Survey | None]:
-    """Return where `fit` would take the counts, and what a look at them tells.
+    """Return where `fit` would take the counts, and what was seen of them.
 
-    Without counts it is a look at what is there instead."""
-    try:
-        matrix = matrix_of(adata, layer)
-    except DataError as error:
-        found.refuse(Kind.COUNTS, error)
-        return layer, None
-    seen = None if matrix is None else survey(matrix, columns)
-    if seen is not None and not seen.tallies:
-        found.all.append(_whereabouts(adata, layer, seen))
-        return layer, seen
-    other, sound = _instead(adata, layer, columns)
-    fault = None if seen is None else seen.first_fault
-    if other is not None and sound is not None:
-        found.all.append(Finding("warning", Kind.COUNTS, instead_of_x(fault, other)))
-    elif seen is None or fault is None:
-        found.refuse(Kind.COUNTS, no_counts())
-    else:
-        found.refuse(Kind.COUNTS, not_counts(adata, layer, fault, other))
-    if seen is not None:
-        found.all += explain(adata, layer, seen, other, used=sound is None)
-    if other is None or sound is None:
-        return layer, seen
-    found.all.append(_whereabouts(adata, other, sound))
-    return other, sound
-
-
-def _instead(
-    adata: AnnData, layer: str | None, columns: np.ndarray | None
-) -> tuple[str | None, Survey | None]:
-    """Return another layer with counts; and a look at it, if `fit` would take it."""
-    if layer is not None:
-        return layer_with_counts(adata, layer), None
-    for name in candidates(adata, None):
-        seen = survey(adata.layers[name], columns, stop_at_fault=True)
-        if seen.stored and not seen.tallies:
-            return name, seen
-    return None, None
+    Without counts it is what was seen there instead."""
+    choice = look(adata, layer, columns, keep=False, thorough=True)
+    if choice.error is not None:
+        found.refuse(Kind.COUNTS, choice.error)
+    if choice.note is not None:
+        found.all.append(Finding("warning", Kind.COUNTS, choice.note))
+    asked, taken = choice.asked, choice.taken
+    if asked is not None and asked is not taken:
+        found.all += explain(adata, layer, asked, choice.other, used=taken is None)
+    if taken is not None:
+        found.all.append(_whereabouts(adata, choice.layer, taken))
+    return choice.layer, taken or asked
 
 
 def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
@@ -230,14 +198,13 @@ def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
 
 def _check_cells(adata: AnnData, seen: Survey, library_size: str, found: _Findings) -> None:
     found.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells)
-    if seen.counts is not None:
-        found.attempt(Kind.LIBRARY_SIZE, sizes_of, adata, seen.counts.totals, library_size)
+    if not seen.tallies:
+        found.attempt(Kind.LIBRARY_SIZE, library_sizes, adata, seen.totals, library_size)
 
 
 def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:
     """Return the memory of the counts as CSR in the narrowest types."""
-    assert seen.counts is not None
-    entry = narrowest(n_genes).itemsize + narrowest(seen.counts.largest).itemsize
+    entry = narrowest(n_genes).itemsize + narrowest(seen.largest).itemsize
     return int(seen.genes_of_cells.sum()) * entry + 8 * (n_cells + 1)
 
 

@@ -24,9 +24,9 @@ from scvae.arguments import (
 from scvae.core.objectives import elbo, log_evidence
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.read.choice import look
 from scvae.data.read.genes import check_unique, match_genes
 from scvae.data.read.library import library_sizes
-from scvae.data.read.source import read_counts
 from scvae.errors import ConfigError, DataError
 from scvae.models.embedding import Embedding
 from scvae.models.evidence import MeanLogLikelihood, mean_over_cells
@@ -512,11 +512,16 @@ class Model:
         columns = match_genes(adata, self.origin.genes)
         home = self.origin.layer if self.origin.layer in adata.layers else None
         layer = home if layer is None else layer
-        counts, _ = read_counts(adata, layer, columns, call=call, home=home, stacklevel=4 + depth)
+        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
+        seen = choice.require(stacklevel=4 + depth)
         covariates = self.origin.covariates
-        library = library_sizes(adata, counts, self.origin.library_size)
+        library = library_sizes(adata, seen.totals, self.origin.library_size)
         return Dataset.build(
-            counts, covariates.design(adata.obs), covariates.codes(adata.obs), library, self.device
+            seen.counts,
+            covariates.design(adata.obs),
+            covariates.codes(adata.obs),
+            library,
+            self.device,
         )
 
     def _chunk(self, samples: int = 1) -> int:

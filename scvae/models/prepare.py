@@ -13,12 +13,12 @@ from scipy import sparse
 
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.report import Kind, warning_texts
+from scvae.data.read.choice import look
 from scvae.data.read.covariates import Covariates, learn_covariates
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
-from scvae.data.read.source import find_counts
 from scvae.data.read.sums import column_sums
-from scvae.data.read.survey import survey_counts
+from scvae.data.read.survey import Survey
 from scvae.errors import DataError
 from scvae.models.rna import Architecture, Statistics
 
@@ -33,7 +33,7 @@ ALOUD = frozenset({Kind.SILENT_GENES})  # findings that `fit` says while it read
 class Prepared:
     """Everything that `fit` reads from the AnnData before it trains."""
 
-    counts: sparse.csr_matrix
+    seen: Survey
     genes: list[str]
     covariates: Covariates
     design: np.ndarray
@@ -41,6 +41,11 @@ class Prepared:
     library: np.ndarray
     layer: str | None
     warnings: list[str]
+
+    @property
+    def counts(self) -> sparse.csr_matrix:
+        """Counts of the fitted genes, ``(n, g)``."""
+        return self.seen.counts
 
 
 def prepare(
@@ -56,25 +61,23 @@ def prepare(
         demand(adata)
     columns = choose_genes(adata, genes)
     learned = learn_covariates(adata.obs, batch, covariates)
-    found = find_counts(adata, layer, columns)
-    if found.note is not None:
-        warnings.warn(found.note, stacklevel=3)
-    library = library_sizes(adata, found.counts, library_size)
+    choice = look(adata, layer, columns)
+    seen = choice.require(stacklevel=4)
+    library = library_sizes(adata, seen.totals, library_size)
     names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
-    seen = survey_counts(found.counts)
-    findings = examine(seen, adata.obs, names, learned, found.layer, chosen)
+    findings = examine(seen, adata.obs, names, learned, choice.layer, chosen)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warnings.warn(text, stacklevel=3)
     return Prepared(
-        found.counts,
+        seen,
         list(names),
         learned,
         learned.design(adata.obs),
         learned.codes(adata.obs),
         library,
-        found.layer,
-        ([] if found.note is None else [found.note]) + warning_texts(findings),
+        choice.layer,
+        ([] if choice.note is None else [choice.note]) + warning_texts(findings),
     )
 
 

@@ -75,15 +75,15 @@ def _silent_genes(cells_of_genes: np.ndarray, genes: pd.Index) -> list[Finding]:
 def _odd_counts(
     survey: Survey, cells: pd.Index, genes: pd.Index, layer: str | None, place: str
 ) -> list[Finding]:
-    counts = survey.counts
-    if counts is None or not len(counts.totals):
+    summary, totals = survey.summary, survey.totals
+    if summary is None or not len(totals):
         return []
     return [
-        *_identical_genes(counts, survey.cells_of_genes, genes),
-        *_lone_peaks(counts, genes, layer),
-        *_totals(counts.totals, cells, place),
-        *_even_totals(counts.totals, place),
-        *_multiples(counts.factors, survey.genes_of_cells, cells, place),
+        *_identical_genes(summary, survey.cells_of_genes, genes),
+        *_lone_peaks(summary, totals, genes, layer),
+        *_totals(totals, cells, place),
+        *_even_totals(totals, place),
+        *_multiples(summary.factors, survey.genes_of_cells, cells, place),
     ]
 
 
@@ -91,11 +91,11 @@ def _odd_counts(
 
 
 def _identical_genes(
-    counts: CountSummary, cells_of_genes: np.ndarray, genes: pd.Index
+    summary: CountSummary, cells_of_genes: np.ndarray, genes: pd.Index
 ) -> list[Finding]:
     # Genes of few cells have the same counts by chance.
     telling = np.flatnonzero(cells_of_genes >= ENOUGH)
-    _, first, group = np.unique(counts.keys[telling], return_index=True, return_inverse=True)
+    _, first, group = np.unique(summary.keys[telling], return_index=True, return_inverse=True)
     original = telling[first[group]]
     copies = telling[original != telling]
     if not len(copies):
@@ -111,11 +111,13 @@ def _identical_genes(
     return [Finding("warning", Kind.IDENTICAL_GENES, text)]
 
 
-def _lone_peaks(counts: CountSummary, genes: pd.Index, layer: str | None) -> list[Finding]:
-    full = counts.totals[counts.totals > 0]
+def _lone_peaks(
+    summary: CountSummary, totals: np.ndarray, genes: pd.Index, layer: str | None
+) -> list[Finding]:
+    full = totals[totals > 0]
     if len(full) < ENOUGH or full.max() > EXTREME * np.median(full):
         return []  # such a cell has them, and is found itself
-    largest, second = counts.peaks
+    largest, second = summary.peaks
     lone = np.flatnonzero((largest >= PEAK) & (largest >= ABOVE * second))
     if len(lone) < max(FEWEST_PEAKS, PEAKS * len(genes)):
         return []  # a rare cell has such genes, too

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from scvae.data.checkup.report import Finding, Kind, Level
 from scvae.data.read.normalisation import Normalisation, recognise
-from scvae.data.read.source import FaultKind, where_named
+from scvae.data.read.source import where_named
 from scvae.data.read.survey import Survey
+from scvae.data.read.tally import FaultKind
 
 if TYPE_CHECKING:
     from anndata import AnnData

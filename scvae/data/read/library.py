@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from scvae.arguments import check_name
 from scvae.data.read.covariates import column
-from scvae.data.read.sums import row_sums
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,15 +18,15 @@ if TYPE_CHECKING:
 FROM_COUNTS = ("observed", "latent")
 
 
-def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.ndarray:
+def library_sizes(adata: AnnData, totals: np.ndarray, source: str) -> np.ndarray:
     """Return the library size of every cell, float64 ``(n,)``, all positive.
 
     Parameters
     ----------
-    counts
-        Counts of the fitted genes.
+    totals
+        Counts of every cell in the fitted genes, ``(n,)``.
     source
-        "observed" or "latent" sum `counts`; any other string names a column of adata.obs with the
+        "observed" or "latent" take `totals`; any other string names a column of adata.obs with the
         total counts over all genes.
 
     Raises
@@ -36,15 +34,10 @@ def library_sizes(adata: AnnData, counts: sparse.csr_matrix, source: str) -> np.
     DataError
         If a cell is empty, or the column has values below the cell's own counts.
     """
-    return sizes_of(adata, row_sums(counts), source)
-
-
-def sizes_of(adata: AnnData, sums: np.ndarray, source: str) -> np.ndarray:
-    """Do as `library_sizes`, knowing the sum of every cell over the fitted genes."""
-    check_not_empty(adata, sums)
+    check_not_empty(adata, totals)
     source = check_name("library_size", source, "observed")
     if source in FROM_COUNTS:
-        return sums
+        return totals
     if source not in adata.obs:
         known = [*FROM_COUNTS, *map(str, adata.obs.columns)]
         near = get_close_matches(source, known, n=1)
@@ -54,25 +47,25 @@ def sizes_of(adata: AnnData, sums: np.ndarray, source: str) -> np.ndarray:
             f"It takes one of {known}."
         )
     values = column(adata.obs, source, "library_size")
-    totals = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~(np.isfinite(totals) & (totals >= sums * (1 - 1e-6)))
+    sizes = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~(np.isfinite(sizes) & (sizes >= totals * (1 - 1e-6)))
     if wrong.any():
         first = int(np.argmax(wrong))
         raise DataError(
             f"adata.obs[{source!r}] (given as library_size) is {values.iloc[first]} at cell "
-            f"{adata.obs_names[first]!r}, which has {sums[first]:g} counts in the fitted genes "
+            f"{adata.obs_names[first]!r}, which has {totals[first]:g} counts in the fitted genes "
             "alone. Give total counts over all genes: "
             "adata.obs['total_counts'] = adata.X.sum(axis=1)"
         )
-    return totals
+    return sizes
 
 
-def check_not_empty(adata: AnnData, sums: np.ndarray) -> None:
+def check_not_empty(adata: AnnData, totals: np.ndarray) -> None:
     """Raise if a cell has no counts in the fitted genes."""
-    empty = sums == 0
+    empty = totals == 0
     if empty.any():
         raise DataError(
-            f"{int(empty.sum())} of {len(sums)} cells have no counts in the fitted genes (first: "
+            f"{int(empty.sum())} of {len(totals)} cells have no counts in the fitted genes (first: "
             f"{adata.obs_names[int(np.argmax(empty))]!r}); an empty cell says nothing of what it "
             "is. Leave them out: sc.pp.filter_cells(adata, min_counts=1)"
         )

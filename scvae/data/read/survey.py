@@ -9,44 +9,36 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from scvae.data.hold.counts import narrowest
 from scvae.data.read.normalisation import Traces, by_row
-from scvae.data.read.source import Fault, FaultKind, are_counts, blocks, canonical, fault_at
+from scvae.data.read.source import blocks, canonical
 from scvae.data.read.sums import row_sums
+from scvae.data.read.tally import Fault, FaultKind, Tally, added, tally, wrong_values
 
 SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
 PIECE_VALUES = 2**22  # non-zeros looked at together, about: 32 MiB as float64
 
 
 @dataclass(frozen=True)
-class Tally:
-    """How many values of a kind cannot be counts, and the first of them by cell and gene."""
-
-    number: int
-    first: Fault
-
-
-@dataclass(frozen=True)
 class CountSummary:
-    """What is known of a matrix of counts.
+    """What is odd or not in a matrix of counts, and sums of it.
 
     Attributes
     ----------
-    totals
-        Counts of every cell, float64 ``(n,)``.
     factors
         Greatest whole number that divides all counts of a cell, ``(n,)``; 1 if all are equal.
     keys
-        A number for every gene, ``(g,)``: genes with the same counts have the same one.
-    largest
-        The largest count.
+        A number for every gene, ``(g,)`` uint64: genes with the same counts have the same one,
+        and in another matrix a gene with the same key has the same counts.
+    gene_totals
+        Counts of every gene, float64 ``(g,)``.
     peaks
         The largest and the second largest count of every gene, ``(2, g)``; at least `SMALL`.
     """
 
-    totals: np.ndarray
     factors: np.ndarray
     keys: np.ndarray
-    largest: int
+    gene_totals: np.ndarray
     peaks: np.ndarray
 
 
@@ -66,8 +58,16 @@ class Survey:
         Values that cannot be counts, of all genes, by their kind.
     traces
         Traces of normalisation, of all genes; None if every value is a count.
-    counts
-        Summary of the genes asked for; None if any value cannot be a count.
+    totals
+        Counts of every cell in the genes asked for, float64 ``(n,)``; here and below, without
+        those after the first value that cannot be a count.
+    largest
+        The largest count in the genes asked for.
+    summary
+        More about them; None if it was not asked for, or if a value cannot be a count.
+    kept
+        The counts themselves as CSR of the narrowest integers; None if they were not asked for, or
+        if a value cannot be one.
     """
 
     genes_of_cells: np.ndarray
@@ -75,7 +75,16 @@ class Survey:
     stored: int
     tallies: dict[FaultKind, Tally]
     traces: Traces | None
-    counts: CountSummary | None
+    totals: np.ndarray
+    largest: int
+    summary: CountSummary | None
+    kept: sparse.csr_matrix | None
+
+    @property
+    def counts(self) -> sparse.csr_matrix:
+        """The counts that were kept, ``(n, g)``."""
+        assert self.kept is not None
+        return self.kept
 
     @property
     def first_fault(self) -> Fault | None:
@@ -83,11 +92,21 @@ class Survey:
         firsts = [tally.first for tally in self.tallies.values()]
         return min(firsts, key=lambda fault: (fault.row, fault.column), default=None)
 
+    @property
+    def holds_counts(self) -> bool:
+        """Whether all values can be counts, and not all are zero."""
+        return self.stored > 0 and not self.tallies
+
 
 def survey(
-    matrix: Any, columns: np.ndarray | None = None, *, stop_at_fault: bool = False
+    matrix: Any,
+    columns: np.ndarray | None = None,
+    *,
+    stop_at_fault: bool = False,
+    summarise: bool = True,
+    keep: bool = False,
 ) -> Survey:
-    """Look at every value of a matrix of any kind once, without keeping it in memory.
+    """Look at every value of a matrix of any kind, once.
 
     Parameters
     ----------
@@ -97,31 +116,30 @@ def survey(
         Positions of the genes to summarise; None takes all. Faults are found in all genes.
     stop_at_fault
         Look no further than the first piece with a value that cannot be a count.
+    summarise
+        Tell what `CountSummary` does, too.
+    keep
+        Return the counts, too; else no more of them is in memory than a piece.
+
+    Raises
+    ------
+    DataError
+        If `matrix` is broken, or does not hold numbers.
     """
-    summary, stored = _Summary(matrix.shape[1] if columns is None else len(columns)), 0
-    tallies: dict[FaultKind, Tally] = {}
-    traces: list[Traces] = []
-    start = 0
-    for rows in (piece for block in blocks(matrix) for piece in _pieces(block)):
-        piece = canonical(rows)
-        good = are_counts(piece.data)
-        if not good.all():
-            _tally(tallies, piece, good, start)
-            traces.append(_traces(piece, good))
-        summary.add(piece if columns is None else piece[:, columns], sound=not tallies)
-        stored += piece.nnz
-        start += piece.shape[0]
-        if tallies and stop_at_fault:
-            break
-    return summary.survey(stored, tallies, Traces.joined(traces) if traces else None)
-
-
-def survey_counts(counts: sparse.csr_matrix) -> Survey:
-    """Do as `survey` with counts that were checked while they were read."""
-    summary = _Summary(counts.shape[1])
-    for piece in _pieces(counts):
-        summary.add(piece, sound=True)
-    return summary.survey(counts.nnz, {}, None)
+    seen = _Seen(matrix.shape[1] if columns is None else len(columns), summarise)
+    for block in blocks(matrix):
+        whole = canonical(block) if keep else block
+        for rows in _pieces(whole):
+            piece = rows if keep else canonical(rows)
+            chosen = piece if columns is None else piece[:, columns]
+            seen.add(piece, chosen)
+            if seen.tallies and stop_at_fault:
+                return seen.survey()
+            if keep and columns is not None and not seen.tallies:
+                seen.kept.append(_narrowed(chosen))
+        if keep and columns is None and not seen.tallies:
+            seen.kept.append(_narrowed(whole))  # not piece by piece: it shares its indices
+    return seen.survey()
 
 
 def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
@@ -134,36 +152,17 @@ def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
         yield block[start : start + step]
 
 
-# -- values that cannot be counts --------------------------------------------------------------
+def _narrowed(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the same counts as the narrowest integers."""
+    dtype = narrowest(int(counts.data.max()) if counts.nnz else 0)
+    arrays = (counts.data.astype(dtype), counts.indices, counts.indptr)
+    return sparse.csr_matrix(arrays, shape=counts.shape)
 
 
-def _tally(
-    tallies: dict[FaultKind, Tally], piece: sparse.csr_matrix, good: np.ndarray, start: int
-) -> None:
-    positions = np.flatnonzero(~good)
-    values = piece.data[positions]
-    nan, infinite = np.isnan(values), np.isinf(values)
-    negative = (values < 0) & ~infinite
-    other = ~(nan | infinite | negative)
-    # The same kinds as those of a Fault, many at a time.
-    kinds = {
-        FaultKind.NAN: nan,
-        FaultKind.INFINITE: infinite,
-        FaultKind.NEGATIVE: negative,
-        FaultKind.NON_INTEGER: other,
-    }
-    for kind, mask in kinds.items():
-        if mask.any():
-            found = int(mask.sum())
-            first = fault_at(piece, int(positions[np.argmax(mask)]), start)
-            before = tallies.get(kind)
-            tallies[kind] = Tally(
-                found + (before.number if before else 0), before.first if before else first
-            )
-
-
-def _traces(piece: sparse.csr_matrix, good: np.ndarray) -> Traces:
+def _traces(piece: sparse.csr_matrix, wrong: np.ndarray) -> Traces:
     """Return the traces in the rows that have non-integers and no other fault."""
+    good = np.ones(piece.nnz, dtype=bool)
+    good[wrong] = False
     with np.errstate(invalid="ignore"):
         sane = np.isfinite(piece.data) & (piece.data > 0)
     whole = by_row(np.logical_and, good, piece.indptr, True)
@@ -171,48 +170,85 @@ def _traces(piece: sparse.csr_matrix, good: np.ndarray) -> Traces:
     return Traces.of(piece[np.flatnonzero(~whole & positive)])
 
 
+class _Seen:
+    """What was seen of the pieces of a matrix so far."""
+
+    def __init__(self, n_genes: int, summarise: bool) -> None:
+        self.genes_of_cells: list[np.ndarray] = []
+        self.cells_of_genes = np.zeros(n_genes, dtype=np.int64)
+        self.rows, self.stored, self.largest = 0, 0, 0
+        self.tallies: dict[FaultKind, Tally] = {}
+        self.traces: list[Traces] = []
+        self.totals: list[np.ndarray] = []
+        self.summary = _Summary(n_genes) if summarise else None
+        self.kept: list[sparse.csr_matrix] = []
+
+    def add(self, piece: sparse.csr_matrix, chosen: sparse.csr_matrix) -> None:
+        """Add the next rows, of all genes and of those asked for."""
+        wrong = wrong_values(piece.data)
+        if len(wrong):
+            self.tallies = added(self.tallies, tally(piece, wrong, self.rows))
+            self.traces.append(_traces(piece, wrong))
+        self.genes_of_cells.append(np.diff(chosen.indptr))
+        self.cells_of_genes += np.bincount(chosen.indices, minlength=len(self.cells_of_genes))
+        if not self.tallies:
+            self.totals.append(row_sums(chosen))
+            self.largest = max(self.largest, int(chosen.data.max()) if chosen.nnz else 0)
+            if self.summary is not None:
+                self.summary.add(chosen, self.rows)
+        self.stored += piece.nnz
+        self.rows += piece.shape[0]
+
+    def survey(self) -> Survey:
+        is_sound = not self.tallies
+        return Survey(
+            np.concatenate(self.genes_of_cells),
+            self.cells_of_genes,
+            self.stored,
+            self.tallies,
+            Traces.joined(self.traces) if self.traces else None,
+            np.concatenate([*self.totals, np.zeros(0)]),
+            self.largest,
+            self.summary.summary() if is_sound and self.summary is not None else None,
+            _stacked(self.kept) if is_sound and self.kept else None,
+        )
+
+
+def _stacked(parts: list[sparse.csr_matrix]) -> sparse.csr_matrix:
+    return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+
+
 # -- counts ------------------------------------------------------------------------------------
 
 
 class _Summary:
-    """Sums over the pieces of a matrix."""
+    """Parts of a `CountSummary`, added up over the pieces of a matrix."""
 
     def __init__(self, n_genes: int) -> None:
-        self.genes_of_cells: list[np.ndarray] = []
-        self.cells_of_genes = np.zeros(n_genes, dtype=np.int64)
-        self.totals: list[np.ndarray] = []
         self.factors: list[np.ndarray] = []
-        self.keys = np.zeros(n_genes, dtype=np.uint64)
+        self.sums = np.zeros((2, n_genes), dtype=np.uint64)
         self.peaks = np.full((2, n_genes), SMALL, dtype=np.float64)
-        self.rows, self.largest = 0, 0
 
-    def add(self, piece: sparse.csr_matrix, *, sound: bool) -> None:
-        """Add the next rows; `sound` if no value up to their end cannot be a count."""
-        self.genes_of_cells.append(np.diff(piece.indptr))
-        self.cells_of_genes += np.bincount(piece.indices, minlength=len(self.cells_of_genes))
-        if sound:
-            self.totals.append(row_sums(piece))
-            self.factors.append(_factors(piece))
-            self.largest = max(self.largest, int(piece.data.max()) if piece.nnz else 0)
-            self.keys += self._keys(piece)
-            self.peaks = _joined_peaks(self.peaks, _peaks(piece))
-        self.rows += piece.shape[0]
+    def add(self, piece: sparse.csr_matrix, start: int) -> None:
+        """Add the rows of the matrix from `start` on."""
+        self.factors.append(_factors(piece))
+        self.sums += _sums(piece, start)
+        self.peaks = _joined_peaks(self.peaks, _peaks(piece))
 
-    def _keys(self, piece: sparse.csr_matrix) -> np.ndarray:
-        """Return the part of the pieces' rows in the sum of count x random number of the cell.
+    def summary(self) -> CountSummary:
+        keys, totals = self.sums
+        factors = np.concatenate([*self.factors, np.zeros(0, dtype=np.int64)])
+        return CountSummary(factors, keys, totals.astype(np.float64), self.peaks)
 
-        Sums modulo 2^64 of different columns agree once in about 10^19 pairs."""
-        numbers = _random_numbers(self.rows, self.rows + piece.shape[0])
-        unsigned = (piece.data.astype(np.uint64), piece.indices, piece.indptr)
-        return numbers @ sparse.csr_matrix(unsigned, shape=piece.shape)
 
-    def survey(self, stored: int, tallies: dict[FaultKind, Tally], traces: Traces | None) -> Survey:
-        counts = None
-        if not tallies:
-            totals, factors = np.concatenate(self.totals), np.concatenate(self.factors)
-            counts = CountSummary(totals, factors, self.keys, self.largest, self.peaks)
-        genes = np.concatenate(self.genes_of_cells)
-        return Survey(genes, self.cells_of_genes, stored, tallies, traces, counts)
+def _sums(piece: sparse.csr_matrix, start: int) -> np.ndarray:
+    """Return the sums over the rows of count x random number of the cell, and of the counts.
+
+    Sums modulo 2^64 of different columns agree once in about 10^19 pairs."""
+    weights = np.ones((2, piece.shape[0]), dtype=np.uint64)
+    weights[0] = _random_numbers(start, start + piece.shape[0])
+    unsigned = (piece.data.astype(np.uint64), piece.indices, piece.indptr)
+    return np.asarray(weights @ sparse.csr_matrix(unsigned, shape=piece.shape))
 
 
 def _random_numbers(start: int, stop: int) -> np.ndarray:

@@ -1,0 +1,201 @@
+"""Which matrix of an AnnData holds the raw counts: decided here, for every verb."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvae.data.read.source import matrix_of, where_named
+from scvae.data.read.survey import Survey, survey
+from scvae.data.read.tally import Fault
+from scvae.errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+CALL = "scvae.fit(adata"  # the user's call, for the remedies
+PROMISING = ("counts", "raw_counts", "raw")  # names of layers that are looked at first
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where the raw counts are, or why there are none to take.
+
+    Attributes
+    ----------
+    asked
+        What was seen where the user asked for counts; None if there is no sound matrix.
+    layer
+        Where counts are taken; None is X. Where none are, what was asked for.
+    taken
+        What was seen there; None if no counts are taken.
+    note
+        What the user should know if another place was taken than the one asked for.
+    error
+        Why no counts are taken.
+    other
+        Another layer that holds counts, as far as it was looked for.
+    """
+
+    asked: Survey | None
+    layer: str | None
+    taken: Survey | None = None
+    note: str | None = None
+    error: DataError | None = None
+    other: str | None = None
+
+    def require(self, stacklevel: int = 2) -> Survey:
+        """Return what was seen of the counts that are taken, warning of the choice.
+
+        Parameters
+        ----------
+        stacklevel
+            Of the warning, seen from here: 2 is the caller's line.
+
+        Raises
+        ------
+        DataError
+            If no counts are taken; the message names value, cell, gene and remedy.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.note is not None:
+            warnings.warn(self.note, stacklevel=stacklevel)
+        assert self.taken is not None
+        return self.taken
+
+
+def look(
+    adata: AnnData,
+    layer: str | None = None,
+    columns: np.ndarray | None = None,
+    *,
+    summarise: bool = True,
+    keep: bool = True,
+    thorough: bool = False,
+    call: str = CALL,
+    home: str | None = None,
+) -> Choice:
+    """Choose the matrix with the raw counts, looking at every value of it, once.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes; X or a layer holds raw counts in any format that AnnData knows.
+    layer
+        Where to look. None looks in X, then for a layer that holds counts.
+    columns
+        Positions of the genes to take, in this order; None takes all. Every value of any gene must
+        be a count.
+    summarise, keep
+        As for `survey`.
+    thorough
+        Where the matrix asked for cannot be counts, look at all of it nevertheless.
+    call
+        The user's call, for the remedies.
+    home
+        The layer where that call looks if it is given none; None is X.
+    """
+    detail = {"summarise": summarise, "keep": keep}
+    try:
+        matrix = matrix_of(adata, layer)
+        asked = None
+        if matrix is not None:
+            asked = survey(matrix, columns, stop_at_fault=not thorough, **detail)
+    except DataError as error:
+        return Choice(None, layer, error=error)
+    if asked is not None and not asked.tallies:
+        return Choice(asked, layer, asked)
+    fault = None if asked is None else asked.first_fault
+    if layer is None:
+        for other in _layers(adata, layer):
+            seen = _counts_in(adata.layers[other], columns, **detail)
+            if seen is not None:
+                note = _instead_of_x(fault, other, call)
+                return Choice(asked, other, seen, note=note, other=other)
+    elsewhere = None if layer is None else _layer_with_counts(adata, layer)
+    if fault is None:
+        return Choice(asked, layer, error=_no_counts(call))
+    refusal = _not_counts(adata, layer, fault, elsewhere, call, home)
+    return Choice(asked, layer, error=refusal, other=elsewhere)
+
+
+# -- other places ------------------------------------------------------------------------------
+
+
+def _layers(adata: AnnData, besides: str | None) -> Iterator[str]:
+    """Yield the other layers, those first whose names promise counts."""
+    names = [name for name in adata.layers if name != besides]
+    yield from sorted(names, key=lambda name: name not in PROMISING)
+
+
+def _counts_in(matrix: Any, columns: np.ndarray | None = None, **detail: bool) -> Survey | None:
+    """Return what is seen of `matrix`, or None, having read no more than shows it, if it holds no
+    counts."""
+    try:
+        seen = None if matrix is None else survey(matrix, columns, stop_at_fault=True, **detail)
+    except DataError:  # it is broken, or of strings
+        return None
+    return seen if seen is not None and seen.holds_counts else None
+
+
+def _holds_counts(matrix: Any) -> bool:
+    return _counts_in(matrix, summarise=False) is not None
+
+
+def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
+    """Return the first other layer that holds counts, if there is one."""
+    names = _layers(adata, besides)
+    return next((name for name in names if _holds_counts(adata.layers[name])), None)
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+def _no_counts(call: str) -> DataError:
+    """Return the error of an empty X without a layer that holds counts."""
+    return DataError(
+        f"adata.X is empty and no layer holds counts. Give raw counts: {call}, layer=...)."
+    )
+
+
+def _instead_of_x(fault: Fault | None, other: str, call: str) -> str:
+    """Say that the counts of another layer are used, because X has a fault or is empty."""
+    state = "is empty" if fault is None else f"holds {fault.kind} values"
+    return (
+        f"adata.X {state}; using the raw counts in adata.layers[{other!r}]. "
+        f"To choose and silence this: {call}, layer={other!r})."
+    )
+
+
+def _not_counts(
+    adata: AnnData,
+    layer: str | None,
+    fault: Fault,
+    other: str | None,
+    call: str,
+    home: str | None,
+) -> DataError:
+    """Return the error of a matrix with a fault; `other` is a layer that holds counts."""
+    cell, gene = adata.obs_names[fault.row], adata.var_names[fault.column]
+    problem = (
+        f"{where_named(layer)} has {fault.kind} values "
+        f"(first: {fault.value:.6g} at cell {cell!r}, gene {gene!r}). "
+        "The counts model needs raw counts: whole numbers, zero or more"
+    )
+    if other is not None:
+        return DataError(
+            f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
+        )
+    if layer is not None and _holds_counts(adata.X):
+        remedy = f"{call})" if home is None else f"{where_named(layer)} = adata.X"
+        return DataError(f"{problem}; adata.X holds some: {remedy}.")
+    if adata.raw is not None and _holds_counts(adata.raw.X):
+        return DataError(
+            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
+        )
+    return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")
