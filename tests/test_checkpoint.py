@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from scipy import sparse
 
 import scvae
 from scvae.errors import ConfigError, FileError
@@ -266,3 +268,38 @@ def test_a_digest_tells_types_shapes_order_and_values_apart() -> None:
 def test_the_digest_is_that_of_the_run() -> None:
     one, other = fit()[1], fit(seed=1)[1]
     assert one.record["digest"] == fit()[1].record["digest"] != other.record["digest"]
+
+
+def in_columns(adata: AnnData) -> None:
+    adata.X = sparse.csc_matrix(adata.X)
+
+
+def as_integers(adata: AnnData) -> None:
+    adata.X = adata.X.toarray().astype(np.int64)
+
+
+def one_more(adata: AnnData) -> None:
+    adata.X = adata.X.toarray()
+    adata.X[7, 3] += 1
+
+
+def one_moved(adata: AnnData) -> None:
+    one_more(adata)
+    adata.X[np.flatnonzero(adata.X[:, 3] > 1)[-1], 3] -= 1
+
+
+def two_cells_swapped(adata: AnnData) -> None:
+    adata.X = adata.X[[1, 0, *range(2, adata.n_obs)]]
+
+
+def test_the_digest_is_that_of_the_counts_whatever_holds_them() -> None:
+    def digest_of(change: Callable[[AnnData], None]) -> str:
+        adata = simulated()
+        change(adata)
+        told: str = scvae.fit(adata, **{**OPTIONS, "max_steps": 1}).record["digest"]
+        return told
+
+    same = digest_of(lambda adata: None)
+    assert {digest_of(in_columns), digest_of(as_integers)} == {same}
+    others = {digest_of(change) for change in (one_more, one_moved, two_cells_swapped)}
+    assert len({same, *others}) == 4

@@ -44,15 +44,19 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the plan and of the versions of scvae and torch, in hexadecimal digits."""
+        """SHA-256 of the plan and of the versions of scvae and torch, in hexadecimal digits.
+
+        Counts are in it by the keys of their genes, 64 bits each that were summed while they were
+        read; no pass over the counts is made for it.
+        """
         read = self.prepared
+        assert read.seen.summary is not None
         return digest(
             dataclasses.asdict(self.architecture),
             dataclasses.asdict(self.schedule),
             [self.batch_size, self.seed, self.train_rows.device.type, VERSIONS],
             [read.genes, read.covariates.to_json(), read.layer],
-            *(read.counts.indptr, read.counts.indices, read.counts.data),
-            *(read.design, read.codes, read.library),
+            *(read.seen.summary.keys, read.design, read.codes, read.library),
             *(self.train_rows.cpu().numpy(), self.held_out_rows.cpu().numpy()),
         )
 

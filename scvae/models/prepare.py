@@ -111,7 +111,7 @@ DOOR = (
 def statistics_of(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Statistics:
     """Return shares of the genes and library sizes of the batches, of the training cells."""
     library = prepared.library[rows]
-    totals = column_sums(prepared.counts, rows) + 1.0
+    totals = _gene_totals(prepared.seen, rows) + 1.0
     if a.outside:
         totals = np.append(totals, max(library.sum() - totals.sum(), 1.0))
     log_library, codes = np.log(library), prepared.codes[rows]
@@ -122,6 +122,14 @@ def statistics_of(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Stat
         torch.tensor([values.mean() for values in of_batch], dtype=torch.float32),
         torch.tensor([max(values.std(), 0.01) for values in of_batch], dtype=torch.float32),
     )
+
+
+def _gene_totals(seen: Survey, rows: np.ndarray) -> np.ndarray:
+    """Return the counts of every gene in the training cells, ``(g,)``: all less those held out."""
+    assert seen.summary is not None
+    is_held_out = np.ones(len(seen.totals), dtype=bool)
+    is_held_out[rows] = False
+    return seen.summary.gene_totals - column_sums(seen.counts, np.flatnonzero(is_held_out))
 
 
 def batch_shares(prepared: Prepared, rows: np.ndarray) -> list[float]:
