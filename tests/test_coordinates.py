@@ -206,7 +206,8 @@ def test_they_are_learned_from_cells_of_every_batch(
     monkeypatch.setattr(module, "FEWEST_CELLS", 40)
     rows = torch.from_numpy(np.flatnonzero(~adata.obs["held_out"]))
     covariates, library = model.origin.covariates, np.asarray(adata.X.sum(axis=1)).ravel()
-    design, codes = covariates.design(adata.obs), covariates.codes(adata.obs)
+    encoded = covariates.read(adata.obs)
+    design, codes = encoded.design, encoded.codes
     dataset = Dataset.build(adata.X, design, codes, library, "cpu")
     typical = torch.from_numpy(covariates.typical(design.mean(0)))
     fit_coordinates(model.vae, dataset, rows, typical, seeded(0))

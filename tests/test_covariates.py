@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -37,6 +38,15 @@ OBS = obs_of(
 )
 
 
+def learned(obs: pd.DataFrame, batch: str | None, covariates: object) -> Covariates:
+    """Return the encoding that is learned, which reads the cells it was learned of as they are."""
+    encoded = learn_covariates(obs, batch, covariates)  # type: ignore[arg-type]
+    again = encoded.covariates.read(obs)
+    np.testing.assert_array_equal(encoded.design, again.design)
+    np.testing.assert_array_equal(encoded.codes, again.codes)
+    return encoded.covariates
+
+
 def failure(obs: pd.DataFrame, batch: str | None = None, covariates: object = None) -> str:
     with pytest.raises(DataError) as caught:
         learn_covariates(obs, batch, covariates)
@@ -47,7 +57,7 @@ def failure(obs: pd.DataFrame, batch: str | None = None, covariates: object = No
 
 
 def test_batch_and_covariates_are_learned() -> None:
-    found = learn_covariates(OBS, "donor", ["chip", "age", "treated"])
+    found = learned(OBS, "donor", ["chip", "age", "treated"])
     assert found.batch == "donor"
     assert dict(found.categories) == {
         "donor": ["a", "b", "c"],
@@ -59,20 +69,20 @@ def test_batch_and_covariates_are_learned() -> None:
 
 
 def test_nothing_to_learn() -> None:
-    found = learn_covariates(OBS, None, None)
+    found = learned(OBS, None, None)
     assert (found.n_batches, found.batches, found.width) == (1, [], 0)
-    assert found.design(OBS).shape == (6, 0)
-    assert found.codes(OBS).tolist() == [0] * 6
+    assert found.read(OBS).design.shape == (6, 0)
+    assert found.read(OBS).codes.tolist() == [0] * 6
 
 
 def test_one_covariate_may_be_given_as_a_string() -> None:
-    assert learn_covariates(OBS, None, "age") == learn_covariates(OBS, None, ["age"])
-    assert list(learn_covariates(OBS, None, ("age", "chip")).categories) == ["chip"]
+    assert learned(OBS, None, "age") == learned(OBS, None, ["age"])
+    assert list(learned(OBS, None, ("age", "chip")).categories) == ["chip"]
 
 
 def test_design_is_one_hot_then_standardised() -> None:
-    found = learn_covariates(OBS, "donor", ["reads", "chip"])
-    design = found.design(OBS)
+    found = learned(OBS, "donor", ["reads", "chip"])
+    design = found.read(OBS).design
     assert design.dtype == np.float32
     assert design.shape == (6, found.width)
     np.testing.assert_array_equal(design[:, :3].argmax(1), [1, 0, 1, 0, 2, 2])
@@ -83,8 +93,8 @@ def test_design_is_one_hot_then_standardised() -> None:
 
 
 def test_codes_are_positions_in_the_batches() -> None:
-    found = learn_covariates(OBS, "donor", None)
-    codes = found.codes(OBS)
+    found = learned(OBS, "donor", None)
+    codes = found.read(OBS).codes
     assert codes.dtype == np.int64
     assert [found.batches[code] for code in codes] == OBS["donor"].tolist()
 
@@ -92,52 +102,85 @@ def test_codes_are_positions_in_the_batches() -> None:
 @law
 @given(st.permutations(range(6)), st.lists(st.integers(0, 5), max_size=9))
 def test_rows_out_follow_rows_in(order: list[int], rows: list[int]) -> None:
-    found = learn_covariates(OBS.iloc[order], "donor", ["chip", "age"])
-    assert found == learn_covariates(OBS, "donor", ["chip", "age"])
-    np.testing.assert_array_equal(found.design(OBS.iloc[rows]), found.design(OBS)[rows])
-    np.testing.assert_array_equal(found.codes(OBS.iloc[rows]), found.codes(OBS)[rows])
+    found = learned(OBS.iloc[order], "donor", ["chip", "age"])
+    assert found == learned(OBS, "donor", ["chip", "age"])
+    np.testing.assert_array_equal(found.read(OBS.iloc[rows]).design, found.read(OBS).design[rows])
+    np.testing.assert_array_equal(found.read(OBS.iloc[rows]).codes, found.read(OBS).codes[rows])
 
 
 def test_numbers_use_the_fitted_mean_and_deviation() -> None:
-    found = learn_covariates(OBS, None, "age")
+    found = learned(OBS, None, "age")
     other = obs_of(age=[55.0] * 6)
-    np.testing.assert_array_equal(found.design(other), np.zeros((6, 1)))
+    np.testing.assert_array_equal(found.read(other).design, np.zeros((6, 1)))
 
 
 @pytest.mark.parametrize("name", ["donor", "chip", "lane", "treated"])
 def test_categories_are_matched_as_strings(name: str) -> None:
-    found = learn_covariates(OBS, name, None)
+    found = learned(OBS, name, None)
     for dtype in (str, "category", object):
         as_type = OBS.assign(**{name: OBS[name].astype(str).astype(dtype)})
-        np.testing.assert_array_equal(found.codes(as_type), found.codes(OBS))
-        assert sorted(learn_covariates(as_type, name, None).batches) == sorted(found.batches)
+        np.testing.assert_array_equal(found.read(as_type).codes, found.read(OBS).codes)
+        assert sorted(learned(as_type, name, None).batches) == sorted(found.batches)
 
 
 def test_categories_that_look_the_same_are_one() -> None:
     mixed = pd.Categorical([1, 1, "1", "1", 2, 2], categories=[1, "1", 2])
-    found = learn_covariates(obs_of(lane=mixed), "lane", None)
+    found = learned(obs_of(lane=mixed), "lane", None)
     assert found.batches == ["1", "2"]
-    assert found.codes(obs_of(lane=mixed)).tolist() == [0, 0, 0, 0, 1, 1]
+    assert found.read(obs_of(lane=mixed)).codes.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@law
+@given(
+    st.lists(st.sampled_from([1, 1.0, True, "1", "a", "b", 2.5]), min_size=6, max_size=6),
+    st.sampled_from([object, "category", str]),
+)
+def test_every_cell_has_the_category_of_its_name(values: list[Any], dtype: Any) -> None:
+    lane = pd.Series(values, dtype=object).astype(dtype)
+    names = lane.astype(str).tolist()
+    assume(len(set(names)) > 1)
+    covariates = learned(obs_of(lane=lane.to_numpy()), None, "lane")
+    positions = covariates.read(obs_of(lane=lane.to_numpy())).design.argmax(axis=1)
+    assert [covariates.categories["lane"][i] for i in positions] == names
+    assert sorted(covariates.categories["lane"]) == sorted(set(names))
+
+
+def test_categories_of_whole_floats_are_whole_numbers() -> None:
+    lane = pd.Series([1.0, 2.0, 1.0, 2.0, 1.0, 2.0])
+    for dtype in (float, int, "category"):
+        assert learned(obs_of(lane=lane.astype(dtype).array), "lane", None).batches == ["1", "2"]
+
+
+@law
+@given(st.lists(st.integers(0, 2), max_size=7))
+def test_cells_of_a_batch_are_encoded_as_typical_cells_of_it_are_read(codes: list[int]) -> None:
+    covariates = learned(OBS, "donor", ["chip", "age", "treated"])
+    array = np.array(codes, dtype=np.int64)
+    typical = pd.DataFrame({"donor": [covariates.batches[code] for code in codes]}, dtype=object)
+    typical = typical.assign(chip="y", age=55.0, treated=False)
+    np.testing.assert_array_equal(covariates.encode(array), covariates.read(typical).design)
+    assert covariates.others == ["chip", "treated", "age"]
+    np.testing.assert_array_equal(Covariates().encode(array), np.zeros((len(codes), 0)))
 
 
 def test_unused_categories_are_dropped_and_the_order_is_kept() -> None:
-    assert learn_covariates(OBS, "chip", None).batches == ["y", "x"]
+    assert learned(OBS, "chip", None).batches == ["y", "x"]
     seen = OBS[OBS["donor"].isin(["a", "b"])].assign(donor=lambda o: o["donor"].astype("category"))
-    assert learn_covariates(seen, "donor", None).batches == ["a", "b"]
+    assert learned(seen, "donor", None).batches == ["a", "b"]
 
 
 def test_the_encoding_survives_json() -> None:
-    found = learn_covariates(OBS, "donor", ["chip", "age", "lane"])
+    found = learned(OBS, "donor", ["chip", "age", "lane"])
     again = Covariates.from_json(json.loads(json.dumps(found.to_json())))
     assert again == found
-    np.testing.assert_array_equal(again.design(OBS), found.design(OBS))
+    np.testing.assert_array_equal(again.read(OBS).design, found.read(OBS).design)
     empty = Covariates()
     assert Covariates.from_json(json.loads(json.dumps(empty.to_json()))) == empty
 
 
 def test_the_table_is_not_touched() -> None:
     before = OBS.copy(deep=True)
-    learn_covariates(OBS, "donor", ["chip", "age"]).design(OBS)
+    learned(OBS, "donor", ["chip", "age"]).read(OBS)
     pd.testing.assert_frame_equal(OBS, before)
 
 
@@ -160,7 +203,7 @@ def test_missing_values_are_counted_and_the_remedy_runs(missing: object) -> None
     remedy = re.search(r"adata = (adata\[.*\]\.copy\(\))", message)
     assert remedy
     kept = eval(remedy[1], {"adata": AnnData(np.ones((6, 2)), obs=obs)})
-    assert learn_covariates(kept.obs, "donor", None).batches == ["a", "b"]
+    assert learned(kept.obs, "donor", None).batches == ["a", "b"]
 
 
 def test_missing_numbers_and_missing_categories_are_found() -> None:
@@ -197,14 +240,14 @@ def test_a_batch_of_one_cell_is_refused_and_the_remedy_runs(common: list, single
     remedy = re.search(r"adata = (adata\[.*\]\.copy\(\))", message)
     assert remedy
     kept = eval(remedy[1], {"adata": AnnData(np.ones((6, 2)), obs=obs)})
-    assert learn_covariates(kept.obs, "donor", None).batches == [
+    assert learned(kept.obs, "donor", None).batches == [
         f"{c:g}" if isinstance(c, float) else str(c) for c in common
     ]
 
 
 def test_a_lone_category_of_a_covariate_is_allowed() -> None:
     obs = obs_of(chip=["x", "x", "y", "x", "x", "x"])
-    assert learn_covariates(obs, None, "chip").categories == {"chip": ["x", "y"]}
+    assert learned(obs, None, "chip").categories == {"chip": ["x", "y"]}
 
 
 @pytest.mark.parametrize(
@@ -223,20 +266,19 @@ def test_two_columns_of_one_name_are_refused() -> None:
 
 
 def test_unseen_categories_are_named() -> None:
-    found = learn_covariates(OBS, "donor", "chip")
+    found = learned(OBS, "donor", "chip")
     other = OBS.assign(donor=["a", "zoe", "b", "a", "yan", "zoe"])
-    for ask in (found.codes, found.design):
-        with pytest.raises(DataError, match=r"2 categories .*\['yan', 'zoe'\].*\['a', 'b', 'c'\]"):
-            ask(other)
+    with pytest.raises(DataError, match=r"2 categories .*\['yan', 'zoe'\].*\['a', 'b', 'c'\]"):
+        found.read(other)
     with pytest.raises(DataError, match="has no column 'chip'"):
-        found.design(OBS.drop(columns="chip"))
+        found.read(OBS.drop(columns="chip"))
 
 
 @pytest.mark.parametrize("values", [["a", "b"] * 3, ["1", "2", "3", "4", "5", "six"]])
 def test_text_where_a_number_was_fitted_is_an_error_of_the_data(values: list[str]) -> None:
-    found = learn_covariates(OBS, None, "age")
+    found = learned(OBS, None, "age")
     with pytest.raises(DataError, match="age"):
-        found.design(obs_of(age=values))
+        found.read(obs_of(age=values))
 
 
 # -- genes -----------------------------------------------------------------------------------------

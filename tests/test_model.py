@@ -150,7 +150,8 @@ def test_no_cells_give_no_rows(fitted: Fitted) -> None:
 def cells(model: scvae.Model, adata: AnnData) -> Cells:
     """Return all cells as the model's network sees them, with observed library sizes."""
     covariates, library = model.origin.covariates, np.asarray(adata.X.sum(axis=1)).ravel()
-    design, codes = covariates.design(adata.obs), covariates.codes(adata.obs)
+    encoded = covariates.read(adata.obs)
+    design, codes = encoded.design, encoded.codes
     dataset = Dataset.build(sparse.csr_matrix(adata.X), design, codes, library, "cpu")
     return dataset.cells(torch.arange(adata.n_obs))
 

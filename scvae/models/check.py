@@ -20,7 +20,7 @@ from scvae.data.checkup.faults import explain
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
 from scvae.data.read.choice import look
-from scvae.data.read.covariates import Covariates, column, learn_covariates
+from scvae.data.read.covariates import Encoded, column, learn_covariates
 from scvae.data.read.genes import choose_genes, is_anndata
 from scvae.data.read.library import check_not_empty, library_sizes
 from scvae.data.read.source import matrix_of, where_named
@@ -89,7 +89,7 @@ def check(
         if not is_anndata(adata):
             return Report(tuple(found.all))
     columns = found.attempt(Kind.GENES, choose_genes, adata, genes)
-    learned = _learn(adata.obs, batch, covariates, found)
+    encoded = _learn(adata.obs, batch, covariates, found)
     label = None if label is None else found.attempt(Kind.LABEL, _check_label, adata.obs, label)
     place, seen = _choose(adata, layer, columns, found)
     if seen is None:
@@ -97,7 +97,7 @@ def check(
     _check_cells(adata, seen, library_size, found)
     names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
-    found.all += examine(seen, adata.obs, names, learned, place, chosen, label)
+    found.all += examine(seen, adata.obs, names, encoded, place, chosen, label)
     nbytes = None if seen.tallies else _nbytes(seen, adata.n_obs, len(names))
     _tell_memory(nbytes, adata.n_obs, len(names), found)
     if adata.n_obs < FEWEST_CELLS or not len(names):
@@ -135,7 +135,7 @@ def _learn(
     batch: str | None,
     covariates: str | Sequence[str] | None,
     found: _Findings,
-) -> Covariates:
+) -> Encoded:
     """Return the encoding of all columns that can be used; the others become errors."""
     whole = found.attempt(Kind.COVARIATES, learn_covariates, obs, batch, covariates)
     if whole is not None:

@@ -380,13 +380,8 @@ class Model:
 
     @torch.no_grad()
     def _draw(self, codes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        covariates, n = self.origin.covariates, len(codes)
-        s = torch.zeros(n, covariates.width, device=self.device)
-        start = 0
-        for name, categories in covariates.categories.items():
-            position = codes if name == covariates.batch else torch.zeros_like(codes)
-            s[torch.arange(n, device=self.device), start + position] = 1.0
-            start += len(categories)
+        n, design = len(codes), self.origin.covariates.encode(codes.cpu().numpy())
+        s = torch.from_numpy(design).to(self.device)
         prior = self.vae.prior
         assert isinstance(prior, Prior)
         loc, scale = prior.library_loc[codes, None], prior.library_scale[codes, None]
@@ -514,15 +509,9 @@ class Model:
         layer = home if layer is None else layer
         choice = look(adata, layer, columns, summarise=False, call=call, home=home)
         seen = choice.require(stacklevel=4 + depth)
-        covariates = self.origin.covariates
         library = library_sizes(adata, seen.totals, self.origin.library_size)
-        return Dataset.build(
-            seen.counts,
-            covariates.design(adata.obs),
-            covariates.codes(adata.obs),
-            library,
-            self.device,
-        )
+        encoded = self.origin.covariates.read(adata.obs)
+        return Dataset.build(seen.counts, encoded.design, encoded.codes, library, self.device)
 
     def _chunk(self, samples: int = 1) -> int:
         return max(1, CHUNK_VALUES // (self.architecture.n_genes * samples))

@@ -60,21 +60,21 @@ def prepare(
     for demand in DOOR:
         demand(adata)
     columns = choose_genes(adata, genes)
-    learned = learn_covariates(adata.obs, batch, covariates)
+    encoded = learn_covariates(adata.obs, batch, covariates)
     choice = look(adata, layer, columns)
     seen = choice.require(stacklevel=4)
     library = library_sizes(adata, seen.totals, library_size)
     names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
-    findings = examine(seen, adata.obs, names, learned, choice.layer, chosen)
+    findings = examine(seen, adata.obs, names, encoded, choice.layer, chosen)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warnings.warn(text, stacklevel=3)
     return Prepared(
         seen,
         list(names),
-        learned,
-        learned.design(adata.obs),
-        learned.codes(adata.obs),
+        encoded.covariates,
+        encoded.design,
+        encoded.codes,
         library,
         choice.layer,
         ([] if choice.note is None else [choice.note]) + warning_texts(findings),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
-from scvae.data.read.covariates import Covariates
+from scvae.data.read.covariates import Encoded
 from scvae.data.read.source import where_named
 from scvae.data.read.survey import CountSummary, Survey
 
@@ -32,7 +32,7 @@ def examine(
     survey: Survey,
     obs: pd.DataFrame,
     genes: pd.Index,
-    learned: Covariates,
+    encoded: Encoded,
     layer: str | None,
     chosen: str | Sequence[str] | None,
     label: str | None = None,
@@ -47,8 +47,8 @@ def examine(
         What is known of the cells.
     genes
         Names of the fitted genes.
-    learned
-        The batch and the covariates that are corrected for.
+    encoded
+        The batch and the covariates that are corrected for, of these cells.
     layer, chosen
         Where the counts are, None is X; and how the user chose the genes, None is all.
     label
@@ -57,7 +57,7 @@ def examine(
     return [
         *_silent_genes(survey.cells_of_genes, genes),
         *_odd_counts(survey, obs.index, genes, layer, _fitted_counts(layer, chosen)),
-        *odd_groups(obs, learned, label),
+        *odd_groups(obs, encoded, label),
     ]
 
 
@@ -144,7 +144,7 @@ def _totals(totals: np.ndarray, cells: pd.Index, place: str) -> list[Finding]:
         return []
     low, high = full[np.argmin(totals[full])], full[np.argmax(totals[full])]
     median = float(np.median(totals[full]))
-    found = [
+    findings = [
         Finding(
             "info",
             Kind.TOTAL_COUNTS,
@@ -159,7 +159,7 @@ def _totals(totals: np.ndarray, cells: pd.Index, place: str) -> list[Finding]:
             f"times the median ({median:,.0f}); so many are rarely one cell's. Leave such cells "
             f"out: adata = adata[{sums} <= {_floor(EXTREME * median)}].copy()"
         )
-        found.append(Finding("warning", Kind.TOTAL_COUNTS, text))
+        findings.append(Finding("warning", Kind.TOTAL_COUNTS, text))
     if median > EXTREME * totals[low]:
         text = (
             f"Cell {cells[low]!r} has {totals[low]:,.0f} counts; the median is "
@@ -167,8 +167,8 @@ def _totals(totals: np.ndarray, cells: pd.Index, place: str) -> list[Finding]:
             f"cell is. Leave such cells out: adata = adata[{sums} >= {-_floor(-median / EXTREME)}]"
             ".copy()"
         )
-        found.append(Finding("warning", Kind.TOTAL_COUNTS, text))
-    return found
+        findings.append(Finding("warning", Kind.TOTAL_COUNTS, text))
+    return findings
 
 
 def _floor(value: float) -> int:

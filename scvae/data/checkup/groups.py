@@ -9,46 +9,47 @@ import pandas as pd
 
 from scvae.data.checkup.association import cramers_v, name_the_same_groups
 from scvae.data.checkup.report import SHOWN, Finding, Kind, listed
-from scvae.data.read.covariates import Covariates
+from scvae.data.read.covariates import Covariates, Encoded
 
 FEW_CELLS = 30  # of a batch
 GOES_TOGETHER = 0.8  # Cramér's V
 MOST_CATEGORIES = 100  # of a column that may be a label
 
 
-def odd_groups(obs: pd.DataFrame, learned: Covariates, label: str | None) -> list[Finding]:
+def odd_groups(obs: pd.DataFrame, encoded: Encoded, label: str | None) -> list[Finding]:
     """Find small batches, and what goes with the batch; see `examine` for the parameters."""
-    if learned.batch is None:
+    covariates, codes = encoded.covariates, encoded.codes
+    batch, others = covariates.batch, covariates.others
+    if batch is None:
         return []
-    codes = learned.codes(obs)
-    found = _small_batches(codes, obs[learned.batch], learned)
-    for name in (name for name in learned.others if name in learned.categories):
-        found += _confounded_covariate(codes, obs[name], learned.batch)
+    findings = _small_batches(codes, obs[batch], covariates)
+    for name in (name for name in others if name in covariates.categories):
+        findings += _confounded_covariate(codes, obs[name], batch)
     if label is not None:
-        return found + _confounded_label(codes, obs[label], learned.batch)
-    corrected = {learned.batch, *learned.others}
-    return found + _other_columns(codes, obs, learned.batch, corrected)
+        return findings + _confounded_label(codes, obs[label], batch)
+    return findings + _other_columns(codes, obs, batch, besides={batch, *others})
 
 
-def _small_batches(codes: np.ndarray, values: pd.Series, learned: Covariates) -> list[Finding]:
-    sizes = np.bincount(codes, minlength=learned.n_batches)
+def _small_batches(codes: np.ndarray, values: pd.Series, covariates: Covariates) -> list[Finding]:
+    batch, sizes = covariates.batch, np.bincount(codes, minlength=covariates.n_batches)
     text = (
-        f"adata.obs[{learned.batch!r}] has {len(sizes)} batches of {sizes.min():,} to "
+        f"adata.obs[{batch!r}] has {len(sizes)} batches of {sizes.min():,} to "
         f"{sizes.max():,} cells."
     )
-    found = [Finding("info", Kind.BATCHES, text)]
+    findings = [Finding("info", Kind.BATCHES, text)]
     small = np.flatnonzero(sizes < FEW_CELLS)
     if len(small):
         least = int(np.argmin(sizes))
+        smallest = f"{covariates.batches[least]!r} with {sizes[least]}"
         given = [values[codes == code].tolist()[0] for code in small[: SHOWN + 1]]
         text = (
-            f"{len(small)} of {len(sizes)} batches in adata.obs[{learned.batch!r}] have fewer than "
-            f"{FEW_CELLS} cells (smallest: {learned.batches[least]!r} with {sizes[least]}); so few "
-            "hardly tell a batch effect. Merge them with others, or leave them out: "
-            f"adata = adata[~adata.obs[{learned.batch!r}].isin({listed(given)})].copy()"
+            f"{len(small)} of {len(sizes)} batches in adata.obs[{batch!r}] have fewer than "
+            f"{FEW_CELLS} cells (smallest: {smallest}); so few hardly tell a batch effect. "
+            "Merge them with others, or leave them out: "
+            f"adata = adata[~adata.obs[{batch!r}].isin({listed(given)})].copy()"
         )
-        found.append(Finding("warning", Kind.BATCHES, text))
-    return found
+        findings.append(Finding("warning", Kind.BATCHES, text))
+    return findings
 
 
 def _association(codes: np.ndarray, values: pd.Series) -> float:
@@ -106,17 +107,17 @@ def _other_columns(
     codes: np.ndarray, obs: pd.DataFrame, batch: str, besides: set[str]
 ) -> list[Finding]:
     """Find what else goes with the batch, the strongest first; other names of it do no harm."""
-    found = []
+    associated = []
     for name in obs.columns[~obs.columns.duplicated(keep=False)]:
         others = None if name in besides else _label_codes(obs[name])
         if others is None:
             continue
         known = others >= 0
         if not name_the_same_groups(codes[known], others[known]):
-            found.append((cramers_v(codes[known], others[known]), name))
-    found.sort(key=lambda pair: -pair[0])
-    high = [pair for pair in found if pair[0] > GOES_TOGETHER]
-    low = found[len(high) : len(high) + SHOWN]
+            associated.append((cramers_v(codes[known], others[known]), name))
+    associated.sort(key=lambda pair: -pair[0])
+    high = [pair for pair in associated if pair[0] > GOES_TOGETHER]
+    low = associated[len(high) : len(high) + SHOWN]
     findings = []
     if high:
         text = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -43,21 +43,37 @@ def _names(values: pd.Series) -> pd.Series:
     return values.astype(str)
 
 
-def _codes(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarray:
-    codes = pd.Categorical(_names(values), categories=list(categories)).codes
-    if (codes < 0).any():
-        unknown = sorted(set(_names(values)) - set(categories))
-        raise DataError(
-            f"adata.obs[{name!r}] has {len(unknown)} categories that the model was not fitted on: "
-            f"{unknown[:5]}. It knows {list(categories)[:10]}. Map them to known ones, "
-            "or fit a model on these cells, too."
-        )
-    return codes.astype(np.int64)
+def _grouped(values: pd.Series) -> tuple[list[str], np.ndarray]:
+    """Return the names of the categories that are there, and the position of every cell's, int64.
+
+    Categories of pandas keep their order, others are sorted by name."""
+    is_categorical = isinstance(values.dtype, pd.CategoricalDtype)
+    if is_categorical:
+        codes, levels = values.cat.codes.to_numpy(), values.cat.categories
+    else:
+        # Objects that are equal may have several names: 1, 1.0 and True.
+        is_mixed = values.dtype == object and pd.api.types.infer_dtype(values) != "string"
+        codes, levels = pd.factorize(values.astype(str) if is_mixed else values)
+    there = np.flatnonzero(np.bincount(codes, minlength=len(levels)))
+    of_levels = _names(pd.Series(levels)[there])
+    names = list(dict.fromkeys(of_levels) if is_categorical else sorted(set(of_levels)))
+    positions = np.zeros(len(levels), dtype=np.int64)
+    positions[there] = _positions(of_levels, names)
+    return names, positions[codes]
+
+
+def _positions(names: Iterable[str], of: Sequence[str]) -> np.ndarray:
+    """Return the position of every name among others, int64."""
+    position = {name: i for i, name in enumerate(of)}
+    return np.array([position[name] for name in names], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Covariates:
     """The columns of adata.obs that a model conditions on, and how they become numbers.
+
+    A row of the design is one-hot in every category, the batch first, then come the standardised
+    numbers; this is where that layout is known.
 
     Attributes
     ----------
@@ -92,23 +108,40 @@ class Covariates:
         """Width of the design matrix."""
         return sum(map(len, self.categories.values())) + len(self.numbers)
 
-    def codes(self, obs: pd.DataFrame) -> np.ndarray:
-        """Return the batch code of every cell, ``(n,)``; zeros without batches."""
-        if self.batch is None:
-            return np.zeros(len(obs), dtype=np.int64)
-        return _codes(column(obs, self.batch, "batch"), self.batches, self.batch)
+    def read(self, obs: pd.DataFrame) -> Encoded:
+        """Return what the covariates are of the cells in `obs`.
 
-    def design(self, obs: pd.DataFrame) -> np.ndarray:
-        """Return one-hot categories, then standardised numbers, float32 ``(n, width)``."""
-        blocks = [np.empty((len(obs), 0), dtype=np.float32)]
+        Raises
+        ------
+        DataError
+            If a column is absent or incomplete, or has an unknown category.
+        """
+        columns = []
         for name, categories in self.categories.items():
             role = "batch" if name == self.batch else "covariate"
-            codes = _codes(column(obs, name, role), categories, name)
-            blocks.append(np.eye(len(categories), dtype=np.float32)[codes])
-        for name, (mean, std) in self.numbers.items():
-            values = _finite(column(obs, name, "covariate"), name)
-            blocks.append(((values - mean) / std).astype(np.float32)[:, None])
-        return np.hstack(blocks)
+            columns.append(_known(column(obs, name, role), categories, name))
+        for name in self.numbers:
+            columns.append(_finite(column(obs, name, "covariate"), name))
+        return self._encoded(len(obs), columns)
+
+    def encode(self, codes: np.ndarray) -> np.ndarray:
+        """Return the design of cells of the given batches, ``(n, width)``: all other categories
+        are their first, numbers their mean."""
+        first = np.zeros_like(codes)
+        columns = [codes if name == self.batch else first for name in self.categories]
+        means = [np.full(len(codes), mean) for mean, _ in self.numbers.values()]
+        return self._encoded(len(codes), [*columns, *means]).design
+
+    def _encoded(self, n: int, columns: Sequence[np.ndarray]) -> Encoded:
+        """Return what is read of `n` cells, given positions of categories, and numbers, of each."""
+        parts = [np.empty((n, 0), dtype=np.float32)]
+        codes = np.zeros(n, dtype=np.int64) if self.batch is None else columns[0]
+        positions, numbers = columns[: len(self.categories)], columns[len(self.categories) :]
+        for categories, position in zip(self.categories.values(), positions, strict=True):
+            parts.append(np.eye(len(categories), dtype=np.float32)[position])
+        for (mean, std), values in zip(self.numbers.values(), numbers, strict=True):
+            parts.append(((values - mean) / std).astype(np.float32)[:, None])
+        return Encoded(self, np.hstack(parts), codes)
 
     def typical(self, mean: np.ndarray) -> np.ndarray:
         """Return the row of a design of the most common categories and the mean of every number,
@@ -132,6 +165,38 @@ class Covariates:
         return cls(fields["batch"], dict(fields["categories"]), numbers)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What covariates are of n cells, as numbers.
+
+    Attributes
+    ----------
+    covariates
+        The columns.
+    design
+        One-hot categories, then standardised numbers, float32 ``(n, width)``.
+    codes
+        Batch of every cell, int64 ``(n,)``; zeros without batches.
+    """
+
+    covariates: Covariates
+    design: np.ndarray
+    codes: np.ndarray
+
+
+def _known(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarray:
+    """Return the position of every cell's category among known ones."""
+    names, positions = _grouped(values)
+    unknown = sorted(set(names) - set(categories))
+    if unknown:
+        raise DataError(
+            f"adata.obs[{name!r}] has {len(unknown)} categories that the model was not fitted on: "
+            f"{unknown[:5]}. It knows {list(categories)[:10]}. Map them to known ones, "
+            "or fit a model on these cells, too."
+        )
+    return _positions(names, categories)[positions]
+
+
 def _finite(values: pd.Series, name: str) -> np.ndarray:
     try:
         numbers = values.to_numpy(dtype=np.float64)
@@ -147,36 +212,32 @@ def _finite(values: pd.Series, name: str) -> np.ndarray:
     return numbers
 
 
-def _categories(values: pd.Series, name: str, role: str) -> list[str]:
-    present = _names(values)
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        ordered = _names(pd.Series(values.cat.categories))
-        categories = [name for name in dict.fromkeys(ordered) if (present == name).any()]
-    else:
-        categories = sorted(present.unique())
-    if len(categories) < 2:
+def _several(values: pd.Series, name: str, role: str) -> tuple[list[str], np.ndarray]:
+    """Return two categories or more, and the position of every cell's."""
+    names, positions = _grouped(values)
+    if len(names) == 1:
         raise DataError(
-            f"adata.obs[{name!r}] (given as {role}) has one category, {categories[0]!r}; "
+            f"adata.obs[{name!r}] (given as {role}) has one category, {names[0]!r}; "
             f"there is nothing to correct for. Leave it out: scvae.fit(adata)."
         )
-    return categories
+    return names, positions
 
 
-def _check_batch_sizes(values: pd.Series, name: str) -> None:
-    sizes = _names(values).value_counts()
-    single = sorted(sizes.index[sizes == 1])
-    if single:
-        one = values[_names(values) == single[0]].tolist()[0]
+def _check_batch_sizes(values: pd.Series, names: list[str], codes: np.ndarray) -> None:
+    single = np.flatnonzero(np.bincount(codes, minlength=len(names)) == 1)
+    if len(single):
+        first = min(single, key=lambda code: names[code])
+        (one,) = values[codes == first].tolist()
         raise DataError(
-            f"adata.obs[{name!r}] has {len(single)} batches with one cell (first: {single[0]!r}); "
-            "a batch effect cannot be learned from one cell. Merge or drop them: "
-            f"adata = adata[adata.obs[{name!r}] != {one!r}].copy()"
+            f"adata.obs[{values.name!r}] has {len(single)} batches with one cell (first: "
+            f"{names[first]!r}); a batch effect cannot be learned from one cell. Merge or drop "
+            f"them: adata = adata[adata.obs[{values.name!r}] != {one!r}].copy()"
         )
 
 
 def learn_covariates(
     obs: pd.DataFrame, batch: str | None, covariates: str | Sequence[str] | None
-) -> Covariates:
+) -> Encoded:
     """Return the encoding of the named columns of `obs`; numeric covariates are standardised.
 
     Raises
@@ -188,24 +249,27 @@ def learn_covariates(
     names = check_names("covariates", covariates, ["donor"])
     categories: dict[str, list[str]] = {}
     numbers: dict[str, tuple[float, float]] = {}
+    positions, amounts = [], []
     if batch is not None:
         values = column(obs, batch, "batch")
-        categories[batch] = _categories(values, batch, "batch")
-        _check_batch_sizes(values, batch)
+        categories[batch], codes = _several(values, batch, "batch")
+        _check_batch_sizes(values, categories[batch], codes)
+        positions.append(codes)
     for name in names:
         values = column(obs, name, "covariates")
         if name == batch or name in categories or name in numbers:
             raise DataError(f"{name!r} is given twice as batch or covariate; give it once.")
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values):
-            numbers[name] = _standardiser(values, name)
+            amounts.append(_finite(values, name))
+            numbers[name] = _standardiser(amounts[-1], name)
         else:
-            categories[name] = _categories(values, name, "covariates")
-    return Covariates(batch, categories, numbers)
+            categories[name], codes = _several(values, name, "covariates")
+            positions.append(codes)
+    return Covariates(batch, categories, numbers)._encoded(len(obs), [*positions, *amounts])
 
 
-def _standardiser(values: pd.Series, name: str) -> tuple[float, float]:
-    finite = _finite(values, name)
-    mean, std = float(finite.mean()), float(finite.std())
+def _standardiser(amounts: np.ndarray, name: str) -> tuple[float, float]:
+    mean, std = float(amounts.mean()), float(amounts.std())
     if std <= 1e-12 * max(1.0, abs(mean)):
         raise DataError(
             f"adata.obs[{name!r}] (given as covariates) is {mean:g} for every cell; "
