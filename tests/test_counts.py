@@ -156,7 +156,7 @@ def test_every_field_follows_the_rows(case: tuple[int, list[int]]) -> None:
 @given(st.integers(1, 60), st.integers(1, 70), st.randoms(use_true_random=False))
 def test_batches_cover_the_rows_once_in_order(n: int, size: int, random: object) -> None:
     rows = random.sample(range(n), n)
-    parts = [rows_in(part) for part in dataset(n).batches(index(rows), size)]
+    parts = [rows_in(part) for part in dataset(n).minibatches(index(rows), size)]
     assert [row for part in parts for row in part] == rows
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1
@@ -166,12 +166,12 @@ def test_batches_cover_the_rows_once_in_order(n: int, size: int, random: object)
 @law
 @given(st.integers(2, 60), st.integers(2, 70))
 def test_no_batch_holds_one_cell_unless_there_is_but_one(n: int, size: int) -> None:
-    lengths = [len(part.x) for part in dataset(n).batches(torch.arange(n), size)]
+    lengths = [len(part.x) for part in dataset(n).minibatches(torch.arange(n), size)]
     assert min(lengths) > 1
 
 
 def test_a_single_cell_is_a_batch() -> None:
-    assert [len(part.x) for part in dataset(1).batches(torch.arange(1), 128)] == [1]
+    assert [len(part.x) for part in dataset(1).minibatches(torch.arange(1), 128)] == [1]
 
 
 @law
@@ -250,7 +250,7 @@ def test_streamed_minibatches_are_the_same(n: int) -> None:
     held = dataset(n)
     sent = dataclasses.replace(held, is_streamed=True)
     rows = torch.randperm(n, generator=Generator().manual_seed(0))
-    for a, b in zip(held.batches(rows, 3), sent.batches(rows, 3), strict=True):
+    for a, b in zip(held.minibatches(rows, 3), sent.minibatches(rows, 3), strict=True):
         for name in ("x", "s", "batch", "log_library"):
             assert torch.equal(getattr(a, name), getattr(b, name))
     assert torch.equal(held.cells(rows).x, sent.cells(rows).x)

@@ -29,7 +29,7 @@ from scvae.errors import ConfigError, DataError
 from scvae.models.fit import RunSize, usual_run
 from scvae.models.model import pick_device
 from scvae.models.pace import seconds_of_run
-from scvae.models.prepare import DOOR, FEWEST_CELLS
+from scvae.models.prepare import DEMANDS, FEWEST_CELLS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -83,28 +83,28 @@ def check(
     >>> scvae.check(adata).errors[0].text[:79]
     "adata.X has negative values (first: -1 at cell 'cell_3', gene 'gene_2'). The co"
     """
-    found = _Findings()
-    for demand in DOOR:
-        found.attempt(Kind.CELLS_AND_GENES, demand, adata)
+    findings = _Findings()
+    for demand in DEMANDS:
+        findings.attempt(Kind.CELLS_AND_GENES, demand, adata)
         if not is_anndata(adata):
-            return Report(tuple(found.all))
-    columns = found.attempt(Kind.GENES, choose_genes, adata, genes)
-    encoded = _learn(adata.obs, batch, covariates, found)
-    label = None if label is None else found.attempt(Kind.LABEL, _check_label, adata.obs, label)
-    place, seen = _choose(adata, layer, columns, found)
+            return Report(tuple(findings.all))
+    columns = findings.attempt(Kind.GENES, choose_genes, adata, genes)
+    encoded = _learn(adata.obs, batch, covariates, findings)
+    label = None if label is None else findings.attempt(Kind.LABEL, _check_label, adata.obs, label)
+    place, seen = _choose(adata, layer, columns, findings)
     if seen is None:
-        return Report(tuple(found.all))
-    _check_cells(adata, seen, library_size, found)
+        return Report(tuple(findings.all))
+    _check_cells(adata, seen, library_size, findings)
     names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
-    found.all += examine(seen, adata.obs, names, encoded, place, chosen, label)
+    findings.all += examine(seen, adata.obs, names, encoded, place, chosen, label)
     nbytes = None if seen.tallies else _nbytes(seen, adata.n_obs, len(names))
-    _tell_memory(nbytes, adata.n_obs, len(names), found)
+    _tell_memory(nbytes, adata.n_obs, len(names), findings)
     if adata.n_obs < FEWEST_CELLS or not len(names):
-        return Report(tuple(found.all), nbytes)
+        return Report(tuple(findings.all), nbytes)
     run = usual_run(adata.n_obs)
-    seconds = _tell_time(run, adata.n_obs, len(names), found)
-    return Report(tuple(found.all), nbytes, run.steps, seconds)
+    seconds = _tell_time(run, adata.n_obs, len(names), findings)
+    return Report(tuple(findings.all), nbytes, run.steps, seconds)
 
 
 class _Findings:
@@ -134,19 +134,21 @@ def _learn(
     obs: pd.DataFrame,
     batch: str | None,
     covariates: str | Sequence[str] | None,
-    found: _Findings,
+    findings: _Findings,
 ) -> Encoded:
     """Return the encoding of all columns that can be used; the others become errors."""
-    whole = found.attempt(Kind.COVARIATES, learn_covariates, obs, batch, covariates)
+    whole = findings.attempt(Kind.COVARIATES, learn_covariates, obs, batch, covariates)
     if whole is not None:
         return whole
     # One by one, so that all that is wrong is said at once.
-    names = found.attempt(Kind.COVARIATES, check_names, "covariates", covariates, ["donor"]) or []
-    alone = found.attempt(Kind.COVARIATES, learn_covariates, obs, batch, None)
+    names = (
+        findings.attempt(Kind.COVARIATES, check_names, "covariates", covariates, ["donor"]) or []
+    )
+    alone = findings.attempt(Kind.COVARIATES, learn_covariates, obs, batch, None)
     good = [
         name
         for name in dict.fromkeys(names)
-        if found.attempt(Kind.COVARIATES, learn_covariates, obs, None, [name]) and name != batch
+        if findings.attempt(Kind.COVARIATES, learn_covariates, obs, None, [name]) and name != batch
     ]
     return learn_covariates(obs, batch if alone else None, good)
 
@@ -162,21 +164,21 @@ def _check_label(obs: pd.DataFrame, label: str) -> str:
 
 
 def _choose(
-    adata: AnnData, layer: str | None, columns: np.ndarray | None, found: _Findings
+    adata: AnnData, layer: str | None, columns: np.ndarray | None, findings: _Findings
 ) -> tuple[str | None, Survey | None]:
     """Return where `fit` would take the counts, and what was seen of them.
 
     Without counts it is what was seen there instead."""
     choice = look(adata, layer, columns, keep=False, thorough=True)
     if choice.error is not None:
-        found.refuse(Kind.COUNTS, choice.error)
+        findings.refuse(Kind.COUNTS, choice.error)
     if choice.note is not None:
-        found.all.append(Finding("warning", Kind.COUNTS, choice.note))
+        findings.all.append(Finding("warning", Kind.COUNTS, choice.note))
     asked, taken = choice.asked, choice.taken
     if asked is not None and asked is not taken:
-        found.all += explain(adata, layer, asked, choice.other, used=taken is None)
+        findings.all += explain(adata, layer, asked, choice.other, used=taken is None)
     if taken is not None:
-        found.all.append(_whereabouts(adata, choice.layer, taken))
+        findings.all.append(_whereabouts(adata, choice.layer, taken))
     return choice.layer, taken or asked
 
 
@@ -196,10 +198,10 @@ def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
 # -- cells, memory, steps ----------------------------------------------------------------------
 
 
-def _check_cells(adata: AnnData, seen: Survey, library_size: str, found: _Findings) -> None:
-    found.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells)
+def _check_cells(adata: AnnData, seen: Survey, library_size: str, findings: _Findings) -> None:
+    findings.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells)
     if not seen.tallies:
-        found.attempt(Kind.LIBRARY_SIZE, library_sizes, adata, seen.totals, library_size)
+        findings.attempt(Kind.LIBRARY_SIZE, library_sizes, adata, seen.totals, library_size)
 
 
 def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:
@@ -208,16 +210,16 @@ def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:
     return int(seen.genes_of_cells.sum()) * entry + 8 * (n_cells + 1)
 
 
-def _tell_memory(nbytes: int | None, n: int, n_genes: int, found: _Findings) -> None:
+def _tell_memory(nbytes: int | None, n: int, n_genes: int, findings: _Findings) -> None:
     if nbytes is not None:
         text = (
             f"Training keeps the counts as CSR in {_size(nbytes)}; dense they would take "
             f"{_size(4 * n * n_genes)}."
         )
-        found.all.append(Finding("info", Kind.MEMORY, text))
+        findings.all.append(Finding("info", Kind.MEMORY, text))
 
 
-def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float | None:
+def _tell_time(run: RunSize, n: int, n_genes: int, findings: _Findings) -> float | None:
     """Report steps and time of a run of `fit`; return the time in seconds."""
     text = (
         f"scvae.fit takes {run.steps:,} steps at most, of {run.batch_size} cells each, and holds "
@@ -235,7 +237,7 @@ def _tell_time(run: RunSize, n: int, n_genes: int, found: _Findings) -> float | 
             " The GPU has too little memory left for such a step: free it, or "
             f"scvae.fit(adata, batch_size={max(2, run.batch_size // 2)})"
         )
-    found.all.append(Finding("info", Kind.TRAINING, text))
+    findings.all.append(Finding("info", Kind.TRAINING, text))
     return seconds
 
 

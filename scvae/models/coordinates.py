@@ -100,7 +100,7 @@ def encoded(vae: VAE, dataset: Dataset, rows: Tensor) -> Iterator[tuple[Cells, T
     decoder = vae.likelihood
     assert isinstance(decoder, Decoder)
     a = decoder.a
-    for cells in dataset.batches(rows, max(2, CHUNK_VALUES // a.n_genes)):
+    for cells in dataset.minibatches(rows, max(2, CHUNK_VALUES // a.n_genes)):
         yield cells, vae.encode(cells).loc[:, : a.n_latent]
 
 

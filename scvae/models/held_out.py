@@ -64,7 +64,7 @@ def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> dic
     reconstruction = kl = torch.zeros((), dtype=torch.float64, device=dataset.device)
     means = []
     with evaluating(vae):
-        for cells in dataset.batches(rows, size):
+        for cells in dataset.minibatches(rows, size):
             terms = vae.terms(cells, generator=generator)
             reconstruction = reconstruction + terms.reconstruction.double().sum()
             kl = kl + terms.kl.double().sum()

@@ -479,11 +479,11 @@ class Model:
             chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
             adata = adata[np.sort(chosen)]
         dataset = self._dataset(adata, layer, call, depth=1)
-        batches = dataset.batches(
+        minibatches = dataset.minibatches(
             torch.arange(len(dataset), device=self.device), self._chunk(samples)
         )
         return predictive_statistics(
-            self.vae, batches, self.origin.genes, generator, samples=samples
+            self.vae, minibatches, self.origin.genes, generator, samples=samples
         )
 
     # -- files -------------------------------------------------------------------------------
@@ -528,7 +528,7 @@ class Model:
 
         The rows go to `out`, or else to a new float32 array."""
         rows, start = torch.arange(len(dataset), device=self.device), 0
-        for cells in dataset.batches(rows, self._chunk(samples)):
+        for cells in dataset.minibatches(rows, self._chunk(samples)):
             values = function(cells).cpu().numpy()
             if out is None:
                 out = np.empty((len(dataset), values.shape[1]), dtype=np.float32)

@@ -132,7 +132,7 @@ def _execute(
         history = train(
             vae,
             lambda order: dataset.shuffled(plan.train_rows, plan.batch_size, order),
-            lambda: dataset.batches(plan.held_out_rows, HELD_OUT_SIZE),
+            lambda: dataset.minibatches(plan.held_out_rows, HELD_OUT_SIZE),
             plan.schedule,
             generator_of("order", plan.seed),
             generator_of("noise", plan.seed, device),

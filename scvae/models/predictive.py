@@ -49,7 +49,7 @@ class _Sums:
 @torch.no_grad()
 def predictive_statistics(
     vae: VAE,
-    batches: Iterable[Batch],
+    minibatches: Iterable[Batch],
     genes: Sequence[str],
     generator: Generator,
     *,
@@ -63,7 +63,7 @@ def predictive_statistics(
     ----------
     vae
         A model of counts.
-    batches
+    minibatches
         Minibatches of at least one cell; only one is in memory at a time.
     genes
         Names of the genes.
@@ -86,7 +86,7 @@ def predictive_statistics(
     observed = _Sums.none(1, len(genes), generator.device)
     predicted = _Sums.none(samples, len(genes), generator.device)
     with evaluating(vae):
-        for batch in batches:
+        for batch in minibatches:
             z = vae.encode(batch).sample((samples,), generator=generator)
             observed.add(batch.x[None])
             predicted.add(vae.decode(z, batch).sample(generator=generator))

@@ -57,7 +57,7 @@ def prepare(
     library_size: str,
 ) -> Prepared:
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
-    for demand in DOOR:
+    for demand in DEMANDS:
         demand(adata)
     columns = choose_genes(adata, genes)
     encoded = learn_covariates(adata.obs, batch, covariates)
@@ -100,7 +100,7 @@ def _check_number_of_genes(adata: AnnData) -> None:
 
 
 # What an AnnData must be before anything of it is read; the first makes sure that it is one.
-DOOR = (
+DEMANDS = (
     check_unique,
     _check_not_a_view_of_a_file,
     _check_number_of_cells,

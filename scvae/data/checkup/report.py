@@ -122,8 +122,8 @@ class Report:
         return f"scvae.check: {_number(errors, 'error')}, {_number(warnings, 'warning')}"
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        found = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
-        return [(str(finding.level), str(finding.what), finding.text) for finding in found]
+        ordered = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
+        return [(str(finding.level), str(finding.what), finding.text) for finding in ordered]
 
 
 def warning_texts(findings: Iterable[Finding]) -> list[str]:

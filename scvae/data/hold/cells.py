@@ -102,7 +102,7 @@ class Dataset:
             return self._described(rows, self._sent(rows).dense(_all(rows)))
         return self._described(rows, self.counts.dense(rows))
 
-    def batches(self, rows: Tensor, size: int) -> Iterator[Cells]:
+    def minibatches(self, rows: Tensor, size: int) -> Iterator[Cells]:
         """Yield the given rows in their order, in equal parts of about `size`.
 
         Equal parts leave no last minibatch of one cell, unless that is asked for.
@@ -121,7 +121,7 @@ class Dataset:
     def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:
         """Yield the given rows once each, in a random order."""
         order = torch.randperm(len(rows), generator=generator, device=generator.device)
-        yield from self.batches(rows[order.to(rows.device)], size)
+        yield from self.minibatches(rows[order.to(rows.device)], size)
 
     def _described(self, rows: Tensor, x: Tensor) -> Cells:
         batch, log_library = self.batch[rows], self.log_library[rows]

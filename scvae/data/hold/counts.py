@@ -85,9 +85,9 @@ class Counts:
         length = self.indptr[rows + 1] - self.indptr[rows]
         indptr = torch.zeros(len(rows) + 1, dtype=torch.int64, pin_memory=pinned)
         torch.cumsum(length, 0, out=indptr[1:])
-        found = int(indptr[-1])
-        indices = torch.empty(found, dtype=self.indices.dtype, pin_memory=pinned)
-        values = torch.empty(found, dtype=self.values.dtype, pin_memory=pinned)
+        n_entries = int(indptr[-1])
+        indices = torch.empty(n_entries, dtype=self.indices.dtype, pin_memory=pinned)
+        values = torch.empty(n_entries, dtype=self.values.dtype, pin_memory=pinned)
         kernel = _kernel("take_rows")
         if kernel is None:
             entry = _entries(self.indptr, rows, length, indptr)
