@@ -321,6 +321,58 @@ def test_counts_in_a_layer_are_used_with_a_warning(x: np.ndarray | None, state: 
     np.testing.assert_array_equal(follow(str(caught[0].message), adata), GOOD)
 
 
+PARTS = {"ambiguous": GOOD // 50, "spliced": GOOD, "unspliced": GOOD // 3}
+
+
+@pytest.mark.parametrize("x", [LOGGED, None, GOOD * 0, (GOOD > 0) * 1], ids=str)
+def test_layers_of_which_none_is_plain_are_listed_with_what_they_look_like(x: Any) -> None:
+    adata = named(x, layers={**PARTS, "scaled": LOGGED}, shape=GOOD.shape)
+    message = failure(adata)
+    assert "'spliced' has whole numbers up to 100, 4 in a median cell" in message
+    assert "'ambiguous' has whole numbers up to 2, 0 in a median cell" in message
+    assert "scaled" not in message
+    np.testing.assert_array_equal(follow(message, adata), GOOD)
+    (sum_of_parts,) = re.findall(r"adata\.layers\['counts'\] = [^.]*(?:\.layers[^.]*)*", message)
+    exec(sum_of_parts, {"adata": adata})
+    with pytest.warns(UserWarning, match=re.escape("adata.layers['counts']")):
+        counts, _ = read_counts(adata)
+    np.testing.assert_array_equal(counts.toarray(), sum(PARTS.values()))
+
+
+@pytest.mark.parametrize("name", ["unspliced", "ambiguous", "a mask"])
+def test_a_part_of_the_counts_or_a_mask_is_not_taken_for_all_of_them(name: str) -> None:
+    layer = (GOOD > 0) * 1 if name == "a mask" else GOOD
+    message = failure(named(LOGGED, layers={name: layer}))
+    assert f"not plain: {name!r} has " in message
+    assert ("0 and 1 alone" in message) == (name == "a mask")
+
+
+@pytest.mark.parametrize("name", ["counts", "umi", "spliced"])
+@pytest.mark.parametrize(
+    ("x", "state"), [(GOOD * 0, "holds zeros alone"), ((GOOD > 0) * 1, "holds 0 and 1 alone")]
+)
+def test_zeros_and_masks_in_x_give_way_to_counts(name: str, x: np.ndarray, state: str) -> None:
+    adata = named(x, layers={name: sparse.csr_matrix(GOOD), "mask": (GOOD > 0) * 1})
+    with pytest.warns(UserWarning, match=f"adata.X {state}; using the raw counts") as caught:
+        counts, layer = read_counts(adata)
+    assert layer == name
+    np.testing.assert_array_equal(counts.toarray(), GOOD)
+    np.testing.assert_array_equal(follow(str(caught[0].message), adata), GOOD)
+
+
+@pytest.mark.parametrize("layers", [{}, {"mask": (GOOD > 2) * 1}, {"scaled": LOGGED}])
+def test_an_x_of_0_and_1_is_taken_where_no_counts_are(layers: dict[str, np.ndarray]) -> None:
+    assert_reads(named((GOOD > 0) * 1, layers=layers), (GOOD > 0) * 1)
+
+
+def test_an_x_of_zeros_points_at_counts_in_raw() -> None:
+    adata = named(GOOD * 0)
+    adata.raw = named(GOOD)
+    message = failure(adata)
+    assert "adata.X holds zeros alone and no layer holds counts; adata.raw holds some" in message
+    np.testing.assert_array_equal(follow(message, adata.raw.to_adata()), GOOD)
+
+
 def test_a_layer_of_another_name_is_found() -> None:
     layers = {"empty": np.zeros_like(GOOD), "scaled": LOGGED, "umi": sparse.csc_matrix(GOOD)}
     with pytest.warns(UserWarning, match=re.escape("adata.layers['umi']")):

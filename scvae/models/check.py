@@ -175,11 +175,11 @@ def _choose(
     if choice.note is not None:
         findings.all.append(Finding("warning", Kind.COUNTS, choice.note))
     asked, taken = choice.asked, choice.taken
-    if asked is not None and asked is not taken:
+    if asked is not None and asked.tallies:
         findings.all += explain(adata, layer, asked, choice.other, used=taken is None)
     if taken is not None:
         findings.all.append(_whereabouts(adata, choice.layer, taken))
-    return choice.layer, taken or asked
+    return choice.layer, taken or (asked if asked is not None and asked.tallies else None)
 
 
 def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 CALL = "scvae.fit(adata"  # the user's call, for the remedies
-PROMISING = ("counts", "raw_counts", "raw")  # names of layers that are looked at first
+PROMISING = ("counts", "raw_counts", "raw", "matrix")  # names that settle which layer it is
+PARTS = ("spliced", "unspliced", "ambiguous")  # of the counts, as RNA velocity needs them
+FEW = ("unspliced", "ambiguous")  # parts that are never meant to stand for all counts
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def look(
     adata
         Cells x genes; X or a layer holds raw counts in any format that AnnData knows.
     layer
-        Where to look. None looks in X, then for a layer that holds counts.
+        Where to look. None looks in X; if it holds no counts, none but zeros, or 0 and 1 alone, for
+        a layer that holds some. Which one must be plain: by its name, or because there is one.
     columns
         Positions of the genes to take, in this order; None takes all. Every value of any gene must
         be a count.
@@ -108,18 +111,23 @@ def look(
             asked = survey(matrix, columns, stop_at_fault=not thorough, **detail)
     except DataError as error:
         return Choice(None, layer, error=error)
-    if asked is not None and not asked.tallies:
+    is_sound = asked is not None and not asked.tallies
+    if asked is not None and is_sound and (layer is not None or asked.largest > 1):
+        return Choice(asked, layer, asked)
+    candidates = {} if layer is not None else _candidates(adata, columns, asked, **detail)
+    if len(candidates) == 1 and _is_plain(*candidates.items()):
+        ((other, seen),) = candidates.items()
+        return Choice(asked, other, seen, note=_instead_of_x(asked, other, call), other=other)
+    if candidates:
+        likely = max(candidates, key=lambda name: float(candidates[name].totals.sum()))
+        refusal = _not_plain(asked, candidates, likely, call)
+        return Choice(asked, None, error=refusal, other=likely)
+    if asked is not None and is_sound and not (asked.stored == 0 and _raw_holds_counts(adata)):
         return Choice(asked, layer, asked)
     fault = None if asked is None else asked.first_fault
-    if layer is None:
-        for other in _layers(adata, layer):
-            seen = _counts_in(adata.layers[other], columns, **detail)
-            if seen is not None:
-                note = _instead_of_x(fault, other, call)
-                return Choice(asked, other, seen, note=note, other=other)
-    elsewhere = None if layer is None else _layer_with_counts(adata, layer)
     if fault is None:
-        return Choice(asked, layer, error=_no_counts(call))
+        return Choice(asked, layer, error=_no_counts(adata, asked, call))
+    elsewhere = None if layer is None else _layer_with_counts(adata, layer)
     refusal = _not_counts(adata, layer, fault, elsewhere, call, home)
     return Choice(asked, layer, error=refusal, other=elsewhere)
 
@@ -131,6 +139,33 @@ def _layers(adata: AnnData, besides: str | None) -> Iterator[str]:
     """Yield the other layers, those first whose names promise counts."""
     names = [name for name in adata.layers if name != besides]
     yield from sorted(names, key=lambda name: name not in PROMISING)
+
+
+def _candidates(
+    adata: AnnData, columns: np.ndarray | None, asked: Survey | None, **detail: bool
+) -> dict[str, Survey]:
+    """Return the layers that could be the raw counts instead of X: the first whose name settles it,
+    or else all that hold counts: larger ones than X, and masks only if there is nothing else."""
+    least = 1 if asked is None or asked.tallies else asked.largest + 1
+    candidates = {}
+    for name in _layers(adata, None):
+        seen = _counts_in(adata.layers[name], columns, **detail)
+        if seen is None or seen.largest < least:
+            continue
+        if name in PROMISING:
+            return {name: seen}
+        candidates[name] = seen
+    return {name: seen for name, seen in candidates.items() if seen.largest > 1} or candidates
+
+
+def _is_plain(candidate: tuple[str, Survey]) -> bool:
+    """Return whether the only candidate must be the raw counts: no mask, no part of them."""
+    name, seen = candidate
+    return name in PROMISING or (seen.largest > 1 and name not in FEW)
+
+
+def _raw_holds_counts(adata: AnnData) -> bool:
+    return adata.raw is not None and _holds_counts(adata.raw.X)
 
 
 def _counts_in(matrix: Any, columns: np.ndarray | None = None, **detail: bool) -> Survey | None:
@@ -156,20 +191,56 @@ def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
 # -- words -------------------------------------------------------------------------------------
 
 
-def _no_counts(call: str) -> DataError:
-    """Return the error of an empty X without a layer that holds counts."""
-    return DataError(
-        f"adata.X is empty and no layer holds counts. Give raw counts: {call}, layer=...)."
-    )
+def _state(asked: Survey | None) -> str:
+    """Say why X is not what is fitted."""
+    if asked is None:
+        return "is empty"
+    if asked.first_fault is not None:
+        return f"holds {asked.first_fault.kind} values"
+    return "holds 0 and 1 alone" if asked.stored else "holds zeros alone"
 
 
-def _instead_of_x(fault: Fault | None, other: str, call: str) -> str:
-    """Say that the counts of another layer are used, because X has a fault or is empty."""
-    state = "is empty" if fault is None else f"holds {fault.kind} values"
+def _no_counts(adata: AnnData, asked: Survey | None, call: str) -> DataError:
+    """Return the error of an X without values, if no layer holds counts."""
+    problem = f"adata.X {_state(asked)} and no layer holds counts"
+    if _raw_holds_counts(adata):
+        return DataError(
+            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
+        )
+    return DataError(f"{problem}. Give raw counts: {call}, layer=...).")
+
+
+def _instead_of_x(asked: Survey | None, other: str, call: str) -> str:
+    """Say that the counts of another layer are used."""
     return (
-        f"adata.X {state}; using the raw counts in adata.layers[{other!r}]. "
+        f"adata.X {_state(asked)}; using the raw counts in adata.layers[{other!r}]. "
         f"To choose and silence this: {call}, layer={other!r})."
     )
+
+
+def _not_plain(
+    asked: Survey | None, candidates: dict[str, Survey], likely: str, call: str
+) -> DataError:
+    """Return the error of several layers that could be the raw counts, or one that hardly is."""
+    looks = "; ".join(f"{name!r} has {_looks(seen)}" for name, seen in candidates.items())
+    parts = [f"adata.layers[{name!r}]" for name in PARTS if name in candidates]
+    together = (
+        f" Parts of the counts may be wanted together: adata.layers['counts'] = "
+        f"{' + '.join(parts)}."
+        if len(parts) > 1
+        else ""
+    )
+    return DataError(
+        f"adata.X {_state(asked)}, and which layer holds the raw counts is not plain: {looks}."
+        f"{together} Choose one: {call}, layer={likely!r})."
+    )
+
+
+def _looks(seen: Survey) -> str:
+    if seen.largest == 1:
+        return "0 and 1 alone"
+    median = float(np.median(seen.totals))
+    return f"whole numbers up to {seen.largest:,}, {median:,.0f} in a median cell"
 
 
 def _not_counts(
@@ -194,7 +265,7 @@ def _not_counts(
     if layer is not None and _holds_counts(adata.X):
         remedy = f"{call})" if home is None else f"{where_named(layer)} = adata.X"
         return DataError(f"{problem}; adata.X holds some: {remedy}.")
-    if adata.raw is not None and _holds_counts(adata.raw.X):
+    if _raw_holds_counts(adata):
         return DataError(
             f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
         )
