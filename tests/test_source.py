@@ -408,6 +408,41 @@ def test_raw_counts_in_raw_are_named() -> None:
     np.testing.assert_array_equal(follow(message, adata.raw.to_adata()), GOOD)
 
 
+TRANSFORMED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "log2": lambda x: np.log2(1 + x),
+    "root": lambda x: np.sqrt(x),
+    "log of shares": lambda x: np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4),
+    "log2 of shares": lambda x: np.log2(1 + x / x.sum(axis=1, keepdims=True) * 1e4),
+    "a factor a cell": lambda x: x * np.linspace(0.3, 0.9, len(x))[:, None],
+}
+
+
+@law
+@given(
+    st.integers(0, 999), st.sampled_from(list(CONVERSIONS)), st.sampled_from([np.float32, float])
+)
+def test_estimates_of_counts_may_be_rounded(seed: int, kind: str, dtype: type) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(rng.gamma(1.0, 4.0, size=(20, 30)))
+    estimates = (counts * rng.uniform(0.6, 1.0, counts.shape)).astype(dtype)
+    adata = named(CONVERSIONS[kind](estimates))
+    message = failure(adata)
+    assert "Estimates of counts (of SoupX, CellBender, salmon, RSEM) may be rounded" in message
+    (remedy,) = re.findall(r"adata\.layers\['counts'\] = .*(?=, then)", message)
+    exec(remedy, {"adata": adata, "np": np})
+    np.testing.assert_array_equal(follow(message, adata), np.rint(estimates))
+
+
+@law
+@given(
+    st.integers(0, 999), st.sampled_from(list(TRANSFORMED)), st.sampled_from([np.float32, float])
+)
+def test_a_function_of_counts_is_not_to_be_rounded(seed: int, name: str, dtype: type) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(rng.gamma(1.0, 4.0, size=(20, 30))) + (np.arange(30) == 0)
+    assert "rounded" not in failure(named(TRANSFORMED[name](counts).astype(dtype)))
+
+
 def test_without_counts_anywhere_the_message_says_what_is_needed() -> None:
     adata = named(LOGGED, layers={"scaled": LOGGED})
     adata.raw = named(LOGGED)

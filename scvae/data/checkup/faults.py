@@ -59,7 +59,7 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
     was = recognise(seen.traces, adata.n_obs)
     if was is not None:
         return f"{_deed(place, was)} {_remedy(adata, other, _undo(layer, was))}"
-    if set(seen.tallies) != {FaultKind.NON_INTEGER} or other is not None:
+    if not seen.may_be_rounded or other is not None:
         return None
     return (
         f"{place} shows no sign of normalisation. Estimates of counts (of salmon, RSEM, SoupX, "

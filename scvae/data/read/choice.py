@@ -11,7 +11,6 @@ import numpy as np
 
 from scvae.data.read.source import matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
-from scvae.data.read.tally import Fault
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
@@ -124,11 +123,11 @@ def look(
         return Choice(asked, None, error=refusal, other=likely)
     if asked is not None and is_sound and not (asked.stored == 0 and _raw_holds_counts(adata)):
         return Choice(asked, layer, asked)
-    fault = None if asked is None else asked.first_fault
-    if fault is None:
+    if asked is None or not asked.tallies:
         return Choice(asked, layer, error=_no_counts(adata, asked, call))
     elsewhere = None if layer is None else _layer_with_counts(adata, layer)
-    refusal = _not_counts(adata, layer, fault, elsewhere, call, home)
+    whole = asked if thorough else survey(matrix, columns, summarise=False)
+    refusal = _not_counts(adata, layer, whole, elsewhere, call, home)
     return Choice(asked, layer, error=refusal, other=elsewhere)
 
 
@@ -246,12 +245,14 @@ def _looks(seen: Survey) -> str:
 def _not_counts(
     adata: AnnData,
     layer: str | None,
-    fault: Fault,
+    seen: Survey,
     other: str | None,
     call: str,
     home: str | None,
 ) -> DataError:
     """Return the error of a matrix with a fault; `other` is a layer that holds counts."""
+    fault = seen.first_fault
+    assert fault is not None
     cell, gene = adata.obs_names[fault.row], adata.var_names[fault.column]
     problem = (
         f"{where_named(layer)} has {fault.kind} values "
@@ -268,5 +269,10 @@ def _not_counts(
     if _raw_holds_counts(adata):
         return DataError(
             f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
+        )
+    if seen.may_be_rounded:
+        return DataError(
+            f"{problem}. Estimates of counts (of SoupX, CellBender, salmon, RSEM) may be rounded: "
+            f"adata.layers['counts'] = np.rint({where_named(layer)}), then {call}, layer='counts')."
         )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")

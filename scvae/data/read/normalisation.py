@@ -10,6 +10,8 @@ from scipy import sparse
 SAME_SUM = 1e-3  # relative spread of the sums that normalisation to one total leaves
 SAME_VALUE = 1e-5  # relative error of a float32 that went through a logarithm and back
 ENOUGH = 3  # cells that a pattern must hold in
+SAMPLE = 256  # cells of a piece in which ties are counted, which takes sorting
+FEW_TIES = 0.1  # share of the fractions: a function of counts leaves more, all ones being alike
 
 
 def by_row(ufunc: np.ufunc, values: np.ndarray, indptr: np.ndarray, empty: float) -> np.ndarray:
@@ -33,6 +35,9 @@ class Traces:
         Whether all x, or all exp(x) - 1, are multiples of the smallest one above zero.
     varied
         Whether the cell has different values, without which multiples say nothing.
+    fractions, ties
+        Values that are not whole, and those of them that are there again in the same cell; of the
+        first cells alone.
     """
 
     sums: np.ndarray
@@ -40,6 +45,8 @@ class Traces:
     multiples: np.ndarray
     exp_multiples: np.ndarray
     varied: np.ndarray
+    fractions: np.ndarray
+    ties: np.ndarray
 
     @classmethod
     def of(cls, rows: sparse.csr_matrix) -> Traces:
@@ -54,6 +61,7 @@ class Traces:
             _multiples(x, indptr),
             _multiples(exp, indptr),
             largest > smallest * (1 + SAME_VALUE),
+            *_ties(rows[:SAMPLE]),
         )
 
     @classmethod
@@ -68,6 +76,31 @@ def _multiples(x: np.ndarray, indptr: np.ndarray) -> np.ndarray:
         ratio = x / smallest
         whole = np.abs(ratio - np.rint(ratio)) <= SAME_VALUE * ratio
     return by_row(np.logical_and, whole, indptr, True)
+
+
+def _ties(rows: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of fractions in every cell, and of those that are there again in it."""
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    is_fraction = rows.data != np.floor(rows.data)
+    row, values = row[is_fraction], rows.data[is_fraction]
+    order = np.lexsort((values, row))
+    row, values = row[order], values[order]
+    is_same = (row[1:] == row[:-1]) & (values[1:] == values[:-1])
+    tied = np.zeros(len(values), dtype=bool)
+    tied[1:] |= is_same
+    tied[:-1] |= is_same
+    n = rows.shape[0]
+    return np.bincount(row, minlength=n), np.bincount(row[tied], minlength=n)
+
+
+def are_estimates(traces: Traces, n_cells: int) -> bool:
+    """Return whether values may be estimates of counts, as corrections for ambient RNA give them.
+
+    A function of counts, such as a logarithm in any base, makes one value of all ones of a cell;
+    estimates are hardly ever alike.
+    """
+    fractions, ties = int(traces.fractions.sum()), int(traces.ties.sum())
+    return fractions > 0 and ties <= FEW_TIES * fractions and recognise(traces, n_cells) is None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from scvae.data.hold.counts import narrowest
-from scvae.data.read.normalisation import Traces, by_row
+from scvae.data.read.normalisation import Traces, are_estimates, by_row
 from scvae.data.read.source import blocks, canonical
 from scvae.data.read.sums import row_sums
 from scvae.data.read.tally import Fault, FaultKind, Tally, added, tally, wrong_values
@@ -91,6 +91,15 @@ class Survey:
         """The first value by cell and gene that cannot be a count."""
         firsts = [tally.first for tally in self.tallies.values()]
         return min(firsts, key=lambda fault: (fault.row, fault.column), default=None)
+
+    @property
+    def may_be_rounded(self) -> bool:
+        """Whether all faults are fractions that show no sign of a normalisation."""
+        return (
+            self.traces is not None
+            and set(self.tallies) == {FaultKind.NON_INTEGER}
+            and are_estimates(self.traces, len(self.genes_of_cells))
+        )
 
     @property
     def holds_counts(self) -> bool:
