@@ -121,9 +121,12 @@ def test_genes_that_the_model_explains_best_are_decoded(monkeypatch: pytest.Monk
     found = model.embedding.coordinates
     assert isinstance(found, Coordinates)
     explained = decoded(adata, model).std(0)
-    best = explained.topk(40).indices.sort().values
-    assert torch.equal(found.genes, best)
-    shares = model.normalized(adata, library_size=1).to_numpy()[:, best]
+    chosen = torch.zeros(60, dtype=torch.bool).index_fill(0, found.genes, True)
+    assert int(chosen.sum()) == len(found.genes) == 40
+    # They were chosen by the training cells alone, of which ours are one part in nine more.
+    assert explained[chosen].min() > 0.9 * explained[~chosen].max()
+    assert explained[chosen].mean() > 1.2 * explained[~chosen].mean()
+    shares = model.normalized(adata, library_size=1).to_numpy()[:, found.genes]
     phi = np.log1p(1e4 * shares / shares.sum(axis=1, keepdims=True))
     expected = (phi - phi.mean(axis=0)) @ found.loadings.numpy()
     ours = adata.obsm["X_scvae"]
