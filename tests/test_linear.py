@@ -395,3 +395,25 @@ def test_data_of_which_no_density_can_be_learned_are_named(dtype: torch.dtype) -
     with pytest.raises(ValueError, match=r"n_latent=19 .* these 20 rows"):
         ppca(few(20, 50).to(dtype), 19)
     assert ppca(few(20, 50).to(dtype), 18).log_prob(few(20, 50).to(dtype)).isfinite().all()
+
+
+# -- no noise --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_without_noise_probabilistic_pca_is_pca(d: int) -> None:
+    """As sigma^2 falls, E[z | x] becomes PCA's projection, its spread and the error falling too."""
+    x, fitted = sample_of(200, 2, 0), ppca(sample_of(200, 2, 0), d)
+    theirs = PCA(d).fit(x.numpy())
+    projected = torch.from_numpy(theirs.inverse_transform(theirs.transform(x.numpy())))
+    errors = []
+    for noise in (1e-2, 1e-4, 1e-6):
+        model = LinearGaussian(fitted.loading, fitted.loc, torch.full((G,), noise, dtype=F64))
+        q = model.posterior(x)
+        assert (q.variance < noise / fitted.loading.square().sum(0).min() * 1.001).all()
+        errors.append((model.likelihood(q.mean).mean - projected).abs().max().item())
+        # What is lost is the share that the prior draws back, sigma^2 (W'W + sigma^2)^-1.
+        share = noise / (fitted.loading.square().sum(0).min() + noise)
+        assert errors[-1] <= share * (projected - fitted.loc).norm(dim=1).max()
+    assert errors[0] > 50 * errors[1] > 2000 * errors[2] > 0
+    assert errors[2] < 1e-4
