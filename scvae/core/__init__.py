@@ -22,6 +22,7 @@ from scvae.core.distributions import (
     ZeroInflated,
     strata,
 )
+from scvae.core.experts import MixtureOfExperts, load_balance
 from scvae.core.fusion import (
     mixture_of_experts,
     mixture_of_products,
@@ -41,7 +42,6 @@ from scvae.core.heads import (
     Encoder,
     Family,
     Head,
-    MixtureOfExperts,
 )
 from scvae.core.inference import MeanField, refine, variational_em
 from scvae.core.kl import Estimate, closed_form_kl, kl_divergence, monte_carlo_kl
@@ -111,6 +111,7 @@ __all__ = [
     "interpolate",
     "kl_divergence",
     "likelihood_regret",
+    "load_balance",
     "log_evidence",
     "mixture_of_experts",
     "mixture_of_products",

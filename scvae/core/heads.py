@@ -5,7 +5,7 @@ A family says how many numbers a distribution over d entries needs, and how it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from scvae.core.distributions import (
     FullGaussian,
     Gaussian,
     LogNormal,
-    Mixture,
     NegativeBinomial,
     Poisson,
 )
@@ -111,88 +110,6 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor) -> Any:
         return self.family.build(self.linear(h), self.n_out)
-
-
-class MixtureOfExperts(nn.Module):
-    r"""Map activations ``(..., n_in)`` to a mixture of what several experts say of them.
-
-    .. math:: p(y \mid h) = \sum_i \mathrm{softmax}(\mathrm{gate}(h))_i\, p_i(y \mid h), \qquad
-              p_i = N(\mu_i(h), \Sigma_i(h)) \text{ or another family}
-
-    Parameters
-    ----------
-    n_in, n_out
-        Width of the activations, entries of the event.
-    family
-        Of every expert: `GAUSSIAN`, `FULL_GAUSSIAN`, `BERNOULLI`, and so on.
-    experts
-        Networks from ``(rows, n_in)`` to ``(rows, family.size(n_out))``; a number makes as many
-        linear layers.
-    gate
-        Network from ``(..., n_in)`` to one number an expert; None makes a linear layer.
-    n_active
-        Experts used for each row, those of the highest gates, whose weights are renormalised; the
-        others are not computed for that row. None uses all. A single active expert always weighs 1,
-        so that its gate learns nothing: use at least 2.
-    generator
-        Source of the initial weights.
-
-    References
-    ----------
-    Jacobs, Jordan, Nowlan and Hinton. Adaptive mixtures of local experts. Neural Computation, 1991.
-    Shazeer et al. Outrageously large neural networks: the sparsely-gated mixture-of-experts layer.
-    ICLR, 2017.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        family: Family,
-        experts: int | Sequence[nn.Module],
-        *,
-        gate: nn.Module | None = None,
-        n_active: int | None = None,
-        generator: Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.n_out, self.family = n_out, family
-        if isinstance(experts, int):
-            experts = [Linear(n_in, family.size(n_out), generator) for _ in range(experts)]
-        self.experts = nn.ModuleList(experts)
-        self.gate = Linear(n_in, len(self.experts), generator) if gate is None else gate
-        self.n_active = len(self.experts) if n_active is None else n_active
-        if not 1 <= self.n_active <= len(self.experts):
-            raise ValueError(
-                f"n_active={n_active}, but it must be between 1 and the {len(self.experts)} experts"
-            )
-
-    def forward(self, h: Tensor) -> Mixture:
-        gates = self.gate(h)
-        if gates.shape[-1] != len(self.experts):
-            raise ValueError(
-                f"The gate gives {gates.shape[-1]} numbers for {len(self.experts)} experts; "
-                "it must give one for each."
-            )
-        logits, chosen = self._choose(gates)
-        numbers = self._numbers(h.reshape(-1, h.shape[-1]), chosen.reshape(-1, self.n_active))
-        components = self.family.build(numbers.view(*logits.shape, numbers.shape[-1]), self.n_out)
-        return Mixture(logits, components)
-
-    def _choose(self, gates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gates and the numbers of the experts used, ``(..., n_active)``."""
-        if self.n_active < len(self.experts):
-            return gates.topk(self.n_active, dim=-1)
-        return gates, torch.arange(self.n_active, device=gates.device).expand(gates.shape)
-
-    def _numbers(self, h: Tensor, chosen: Tensor) -> Tensor:
-        """Return what the chosen experts say of every row, ``(rows, n_active, size)``."""
-        numbers = h.new_empty(*chosen.shape, self.family.size(self.n_out))
-        for i, expert in enumerate(self.experts):
-            rows, slots = (chosen == i).nonzero(as_tuple=True)
-            if len(rows):
-                numbers = numbers.index_put((rows, slots), expert(h[rows]))
-        return numbers
 
 
 class Encoder(nn.Module):
