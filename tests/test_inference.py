@@ -310,6 +310,37 @@ def test_without_rows_mean_field_is_of_all_cells() -> None:
     torch.testing.assert_close(q.scale, start.scale)
 
 
+@law
+@given(st.lists(st.integers(0, N - 1), min_size=1, max_size=12))
+def test_covariances_of_every_row_are_looked_up(rows: list) -> None:
+    root = 0.5 * draw(N, D, D, seed=1) + 2 * torch.eye(D, dtype=F64)
+    start = FullGaussian.of_covariance(draw(N, D), root @ root.mT)
+    field = MeanField(start)
+    q = field(Batch(torch.zeros(len(rows), G), rows=torch.tensor(rows)))
+    assert isinstance(q, FullGaussian)
+    torch.testing.assert_close(q.loc, start.loc[rows])
+    torch.testing.assert_close(q.covariance, start.covariance[rows])
+    with torch.no_grad():
+        field.below.add_(1)  # what stands on and above the diagonal is none of L
+    assert torch.equal(field(Batch(torch.zeros(N, G))).scale_tril.triu(1), torch.zeros(N, D, D))
+
+
+def test_full_gaussians_of_every_row_find_correlated_posteriors() -> None:
+    noise = draw(G, seed=2).mul(0.5).exp()
+    model = LinearGaussian(draw(G, D) + 1, draw(G, seed=1), noise)
+    x, start = rows_of(model), torch.zeros(N, D, dtype=F64)
+    field = MeanField(FullGaussian(start, torch.eye(D, dtype=F64)))
+    vae, generator = vae_of(model, field), seeded(0)
+    optimizer = torch.optim.Adam(field.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (-elbo(vae.terms(Batch(x), 32, generator)).mean()).backward()
+        optimizer.step()
+        schedule.step()
+    assert (kl_divergence(field(Batch(x)), model.posterior(x)) < 0.02).all()
+
+
 def test_mean_field_shares_nothing_with_its_start() -> None:
     wide = Gaussian(torch.zeros(D, dtype=F64), torch.ones(D, dtype=F64)).expand((N,))
     field = MeanField(wide)

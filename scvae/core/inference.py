@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from scvae.core.distributions import Gaussian
+from scvae.core.distributions import FullGaussian, Gaussian
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch
@@ -26,17 +26,34 @@ class MeanField(nn.Module):
     Parameters
     ----------
     start
-        Where the parameters start, batch shape ``(n,)``, such as the posterior of an encoder.
+        Where the parameters start, batch shape ``(n,)``, such as the posterior of an encoder. Of a
+        `FullGaussian`, covariances are parameters, too: :math:`N(\mu_n, L_nL_n^\top)`.
+
+    Examples
+    --------
+    >>> start = FullGaussian(torch.zeros(5, 2), torch.eye(2))
+    >>> MeanField(start)(Batch(torch.zeros(3, 8), rows=torch.tensor([4, 0, 4]))).covariance.shape
+    torch.Size([3, 2, 2])
     """
 
-    def __init__(self, start: Gaussian) -> None:
+    def __init__(self, start: Gaussian | FullGaussian) -> None:
         super().__init__()
         self.loc = nn.Parameter(start.loc.detach().clone())
-        self.log_scale = nn.Parameter(start.scale.detach().log())
+        below = None
+        if isinstance(start, FullGaussian):
+            scale = start.scale_tril.diagonal(dim1=-2, dim2=-1)
+            below = nn.Parameter(start.scale_tril.detach().tril(-1))
+        else:
+            scale = start.scale
+        self.log_scale = nn.Parameter(scale.detach().log())
+        self.below = below
 
-    def forward(self, batch: Batch) -> Gaussian:
+    def forward(self, batch: Batch) -> Gaussian | FullGaussian:
         rows = slice(None) if batch.rows is None else batch.rows
-        return Gaussian(self.loc[rows], self.log_scale[rows].exp())
+        loc, scale = self.loc[rows], self.log_scale[rows].exp()
+        if self.below is None:
+            return Gaussian(loc, scale)
+        return FullGaussian(loc, self.below[rows].tril(-1) + torch.diag_embed(scale))
 
 
 def moments(q: Distribution) -> Gaussian:
