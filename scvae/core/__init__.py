@@ -43,6 +43,7 @@ from scvae.core.heads import (
     Family,
     Head,
 )
+from scvae.core.hierarchy import Hierarchical
 from scvae.core.inference import MeanField, refine, variational_em
 from scvae.core.kl import Estimate, closed_form_kl, kl_divergence, monte_carlo_kl
 from scvae.core.linear import LinearGaussian, factor_analysis, ppca
@@ -88,6 +89,7 @@ __all__ = [
     "FullGaussian",
     "Gaussian",
     "Head",
+    "Hierarchical",
     "LinearGaussian",
     "LogNormal",
     "MeanField",
