@@ -23,6 +23,7 @@ from scvae.core.distributions import (
     strata,
 )
 from scvae.core.experts import MixtureOfExperts, load_balance
+from scvae.core.flows import Flow
 from scvae.core.fusion import (
     mixture_of_experts,
     mixture_of_products,
@@ -86,6 +87,7 @@ __all__ = [
     "Estimate",
     "Factorised",
     "Family",
+    "Flow",
     "FullGaussian",
     "Gaussian",
     "Head",

@@ -59,10 +59,16 @@ class MeanField(nn.Module):
 def moments(q: Distribution) -> Gaussian:
     """Return the diagonal Gaussian of the mean and the variance of q.
 
-    Raises TypeError if q is not a distribution over real vectors."""
+    Raises TypeError if q is not a distribution over real vectors, or its moments are not known."""
     if q.support is not constraints.real_vector:
         raise TypeError(f"{type(q).__name__} is no distribution over real vectors to be refined")
-    return Gaussian(q.mean, q.variance.sqrt())
+    try:
+        return Gaussian(q.mean, q.variance.sqrt())
+    except NotImplementedError:
+        raise TypeError(
+            f"{type(q).__name__} has no mean and variance in closed form to start from: "
+            "give a Gaussian, refine(vae, batch, start=...)"
+        ) from None
 
 
 def refine(
