@@ -8,6 +8,7 @@ A model is three modules that return distributions, and a bound is a function of
     loss = -elbo(vae.terms(Batch(x))).mean()
 """
 
+from scvae.core.bayesian import Bayesian
 from scvae.core.distributions import (
     Bernoulli,
     Categorical,
@@ -80,6 +81,7 @@ __all__ = [
     "POISSON",
     "VAE",
     "Batch",
+    "Bayesian",
     "Bernoulli",
     "Categorical",
     "Decoder",
