@@ -40,6 +40,8 @@ EXAMPLES = {
     for name, thing in (NAMES | PUBLIC | FURTHER | WITHIN | METHODS).items()
     if ">>>" in (inspect.getdoc(thing) or "")
 }
+# What the engine's page names that is torch's, or of every distribution.
+TERMS_OF_OTHERS = {"TransformedDistribution", "log_prob", "marginal_log_prob"}
 PAGE = (ROOT / "docs" / "core.md").read_text(encoding="utf-8")
 
 
@@ -81,6 +83,32 @@ def test_code_on_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFix
             exec(compile(block, "docs/core.md", "exec"), {})
         said = re.findall(r"print\(.*\)  # (.*)", block)
         assert capsys.readouterr().out.splitlines() == said
+
+
+def lines_besides_imports(code: str) -> int:
+    """Return how many lines a program has: imports, a name a line, and empty lines aside."""
+    imports = [n for n in ast.parse(code).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    aside = {line for n in imports for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
+    lines = enumerate(code.splitlines(), start=1)
+    return sum(bool(line.strip()) and number not in aside for number, line in lines)
+
+
+def test_models_on_the_page_take_twenty_lines() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(blocks) >= 5
+    assert max(map(lines_besides_imports, blocks)) <= 20
+    assert lines_besides_imports("from b import (\n    c,\n)\n\nx = 1\nprint(\n    x\n)\n") == 4
+
+
+def test_the_theory_names_what_there_is() -> None:
+    table = PAGE.split("## The theory, section by section")[1]
+    named = set(re.findall(r"`([A-Za-z_]+(?:\.[a-z_]+)?)[`(]", table)) - TERMS_OF_OTHERS
+    for name in named:
+        owner, _, own = name.partition(".")
+        thing = NAMES[owner]
+        fields = getattr(thing, "__dataclass_fields__", {})
+        assert not own or hasattr(thing, own) or own in fields, name
+    assert {"elbo", "Terms.energy", "ppca", "MeanField", "Bayesian.terms", "log_evidence"} <= named
 
 
 @pytest.mark.parametrize("name", sorted(core.__all__))
