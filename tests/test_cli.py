@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import warnings
-from typing import get_args
 
 import anndata
 import numpy as np
@@ -16,7 +15,6 @@ from matplotlib.image import imread
 
 import scvae
 from scvae import cli
-from scvae.models import rna
 
 STEPS = ("--max-steps", "20")
 
@@ -100,9 +98,9 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
         "--prior normal --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 "
         "--seed 9 --device cpu"
     )
-    defaults = cli._fit_defaults()
+    defaults = cli.fit.defaults()
     monkeypatch.setattr("scvae.models.fit.fit", fit)
-    monkeypatch.setattr(cli, "_fit_defaults", lambda: defaults)
+    monkeypatch.setattr("scvae.cli.fit.defaults", lambda: defaults)
     assert run(*line.split()) == 1
     assert given == {
         "batch": "batch",
@@ -379,12 +377,6 @@ def test_version(capsys):
         run("--version")
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"scvae {scvae.__version__}\n"
-
-
-def test_choices_are_those_of_the_model():
-    assert set(cli.LIKELIHOODS) == set(get_args(rna.Likelihood))
-    assert set(cli.DISPERSIONS) == set(get_args(rna.Dispersion))
-    assert set(cli.PRIORS) == set(get_args(rna.LatentPrior))
 
 
 def test_help_of_fit_shows_the_defaults_of_scvae_fit(capsys):

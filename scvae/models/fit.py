@@ -29,6 +29,7 @@ from scvae.arguments import (
     refuse,
     shown,
 )
+from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS, Dispersion, LatentPrior, Likelihood
 from scvae.data.hold.cells import Dataset
 from scvae.data.read.covariates import column
 from scvae.data.read.library import FROM_COUNTS
@@ -40,15 +41,7 @@ from scvae.models.model import Model, pick_device
 from scvae.models.origin import Origin
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
-from scvae.models.rna import (
-    DISPERSIONS,
-    LIKELIHOODS,
-    PRIORS,
-    Architecture,
-    Dispersion,
-    LatentPrior,
-    Likelihood,
-)
+from scvae.models.rna import Architecture
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.schedule import Schedule

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
+from scvae.choices import Dispersion, LatentPrior, Likelihood
 from scvae.core.distributions import (
     Gaussian,
     Mixture,
@@ -34,13 +34,6 @@ from scvae.core.networks import MLP, WideLinear
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells
-
-Likelihood = Literal["zinb", "nb", "poisson"]
-Dispersion = Literal["gene", "gene-batch", "gene-cell"]
-LatentPrior = Literal["normal", "mixture"]
-LIKELIHOODS: tuple[Likelihood, ...] = ("zinb", "nb", "poisson")
-DISPERSIONS: tuple[Dispersion, ...] = ("gene", "gene-batch", "gene-cell")
-PRIORS: tuple[LatentPrior, ...] = ("normal", "mixture")
 
 PRIOR_COMPONENTS = 50
 # An adaptive optimiser moves a parameter by at most the sum of its rates, about 0.8 in a short fit.

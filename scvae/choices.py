@@ -1,0 +1,10 @@
+"""The choices that `scvae.fit` and the command line offer, by name; light, so that help is fast."""
+
+from typing import Literal, get_args
+
+Likelihood = Literal["nb", "zinb", "poisson"]
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+LatentPrior = Literal["normal", "mixture"]
+LIKELIHOODS: tuple[Likelihood, ...] = get_args(Likelihood)
+DISPERSIONS: tuple[Dispersion, ...] = get_args(Dispersion)
+PRIORS: tuple[LatentPrior, ...] = get_args(LatentPrior)

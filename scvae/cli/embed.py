@@ -1,0 +1,43 @@
+"""`scvae embed`: embed other cells with a fitted model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from scvae.cli.console import tell
+from scvae.cli.inputs import check_input, read
+from scvae.cli.options import KEY, Command, Parser, add_device, add_input_and_output
+from scvae.cli.outputs import check_outputs, write
+
+EXAMPLE = """\
+example:
+  scvae embed model.scvae new.h5ad -o new-embedded.h5ad
+
+new.h5ad must hold raw counts of the genes of the model, in any order, and its batch column.
+"""
+
+
+def run(a: argparse.Namespace) -> None:
+    check_outputs([a.output], [a.model])
+    check_input(a.model)
+    adata = read(a.input)
+    from scvae.models.model import load
+
+    model = load(a.model, device=getattr(a, "device", None))
+    adata.obsm[a.key] = model.embed(adata)
+    write(adata, a.output)
+    n, d = adata.obsm[a.key].shape
+    tell(a.quiet, f"{a.output}: {n:,} cells, {d} latents in obsm[{a.key!r}]")
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
+    add_input_and_output(parser)
+    parser.add_argument(
+        "--key", default=KEY, help="slot of obsm for the embedding (default: %(default)s)"
+    )
+    add_device(parser)
+
+
+EMBED = Command("embed", "embed other cells with a fitted model", EXAMPLE, add_options, run)

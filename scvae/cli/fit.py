@@ -1,0 +1,184 @@
+"""`scvae fit`: train a model, and write what was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS
+from scvae.cli.console import is_watched, tell
+from scvae.cli.inputs import read
+from scvae.cli.options import KEY, Command, Parser, add_device, add_input_and_output, adder
+from scvae.cli.outputs import check_outputs, same, write
+from scvae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvae.models.model import Model
+
+EXAMPLE = """\
+example:
+  scvae fit in.h5ad -o out.h5ad --batch donor --genes highly_variable --leiden --umap umap.png
+
+out.h5ad is in.h5ad with the embedding in obsm["X_scvae"] and the description of the fit in
+uns["scvae"]; with --leiden also obs["leiden"], with --umap also obsm["X_umap"].
+"""
+
+
+def run(a: argparse.Namespace) -> None:
+    """Fit a model and write what was asked for, the model first: it took longest to get."""
+    _check_fit(a)
+    adata = read(a.input)
+    colors = _colors(a, adata)
+    from scvae.models.fit import fit
+
+    options = {name: value for name, value in vars(a).items() if name in defaults()}
+    model = fit(adata, key_added=KEY, progress=is_watched(a.quiet), **options)
+    if a.model:
+        model.save(a.model)
+    graph = _analyse(a, adata)
+    write(adata, a.output)
+    if a.umap:
+        _draw(graph, colors, a.umap)
+    tell(a.quiet, _outcome(a.output, adata, model))
+
+
+# -- before and after ---------------------------------------------------------------------
+
+
+def _check_fit(a: argparse.Namespace) -> None:
+    """Find out before training whether everything can be written."""
+    if a.color and not a.umap:
+        a.usage_error("--color needs a picture: --umap umap.png")
+    outputs = [path for path in (a.output, a.model, a.umap) if path]
+    check_outputs(outputs, [])
+    for path in outputs[1:]:
+        if same(path, a.input):
+            raise ConfigError(f"{path} is the input; only -o/--output may replace it.")
+    if a.umap:
+        from scvae.plot import check_picture
+
+        check_picture(a.umap, "--umap")
+
+
+def _colors(a: argparse.Namespace, adata: AnnData) -> list[str]:
+    """Return the columns to colour the picture by: those asked for, or batch and clusters."""
+    from scvae.plot import check_columns
+
+    asked: list[str] = a.color
+    check_columns(adata, [name for name in asked if not (a.leiden and name == "leiden")], "--color")
+    batch = [a.batch] if hasattr(a, "batch") else []
+    return asked or batch + ["leiden"] * a.leiden
+
+
+def _analyse(a: argparse.Namespace, adata: AnnData) -> AnnData | None:
+    """Write clusters and UMAP to `adata`; return the neighbour graph that both came from."""
+    if not (a.leiden or a.umap):
+        return None
+    from scvae.plot import lay_out, neighbors
+
+    seed = getattr(a, "seed", 0)
+    graph = neighbors(adata, KEY, seed=seed)
+    if a.leiden:
+        import scanpy as sc
+
+        sc.tl.leiden(graph, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        adata.obs["leiden"] = graph.obs["leiden"]
+    if a.umap:
+        adata.obsm["X_umap"] = lay_out(graph, seed=seed).obsm["X_umap"]
+    return graph
+
+
+def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
+    from scvae.plot import umap
+
+    umap(graph, colors, key=KEY, path=path)
+
+
+def _outcome(output: Path, adata: AnnData, model: Model) -> str:
+    n, d = adata.obsm[KEY].shape
+    record = model.record
+    return (
+        f"{output}: {n:,} cells, {d} latents in obsm[{KEY!r}]; held-out ELBO "
+        f"{record['elbo_held_out']:,.1f} nats per cell at step "
+        f"{record['history']['best_step']:,} ({record['history']['seconds']:.0f} s)"
+    )
+
+
+# -- options ------------------------------------------------------------------------------
+
+
+def defaults() -> dict[str, Any]:
+    """Return the defaults of scvae.fit, which are the defaults of `scvae fit`."""
+    from scvae.models.fit import fit
+
+    parameters = inspect.signature(fit).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "adata"}
+
+
+def add_options(parser: Parser) -> None:
+    parser.look_up = defaults
+    add_input_and_output(parser)
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_training(parser.add_argument_group("training"))
+    _add_results(parser.add_argument_group("further results"))
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    add = adder(group)
+    add("--batch", metavar="COLUMN", help="column of obs with the batch to correct for")
+    add("--covariates", nargs="+", metavar="COLUMN", help="further columns of obs to correct for")
+    add("--layer", help="layer with raw counts; X if left out")
+    add("--genes", metavar="COLUMN", help="boolean column of var, such as highly_variable")
+    add(
+        "--library-size",
+        metavar="SIZE",
+        help="observed, latent, or the column of obs with total counts over all genes",
+    )
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = adder(group)
+    add("--likelihood", choices=LIKELIHOODS, help="law of the counts")
+    add("--dispersion", choices=DISPERSIONS, help="what has a dispersion of its own")
+    add("--prior", choices=PRIORS, help="of the latent space")
+    add("--n-latent", type=int, metavar="N", help="latent dimensions")
+    add("--n-hidden", type=int, metavar="N", help="width of the hidden layers")
+    add("--n-layers", type=int, metavar="N", help="number of hidden layers")
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    add = adder(group)
+    add("--max-steps", type=int, metavar="N", help="training steps at most; by cells if left out")
+    add("--batch-size", type=int, metavar="N", help="cells of a minibatch; by cells if left out")
+    add("--seed", type=_seed, metavar="N", help="of everything random")
+    add_device(group)
+
+
+def _seed(text: str) -> int:
+    """Return a seed that every step takes: torch, neighbours, clusters and UMAP."""
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"{seed} is not between 0 and {2**32 - 1}")
+    return seed
+
+
+def _add_results(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--model", type=Path, metavar="model.scvae", help="file to save the model to")
+    add("--leiden", action="store_true", help='cluster the embedding into obs["leiden"]')
+    add("--umap", type=Path, metavar="umap.png", help="picture to draw: .png, .pdf, .svg or .jpg")
+    add(
+        "--color",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of obs to colour it by; batch and clusters if left out",
+    )
+
+
+FIT = Command("fit", "fit a model and embed its cells", EXAMPLE, add_options, run)

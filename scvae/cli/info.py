@@ -1,0 +1,93 @@
+"""`scvae info`: tell what a model is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvae.cli.console import printable
+from scvae.cli.options import Command, Parser
+
+if TYPE_CHECKING:
+    from scvae.models.model import Model
+
+EXAMPLE = """\
+example:
+  scvae info model.scvae --json
+"""
+
+
+def run(a: argparse.Namespace) -> None:
+    from scvae.models.model import load
+
+    facts = _facts(load(a.model, device="cpu"))
+    print(json.dumps(facts, indent=2) if a.json else _table(facts))
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """Return what `scvae info` tells; None where the file does not say."""
+    a, origin, record = model.architecture, model.origin, model.record
+    history, held_out = record.get("history", {}), record.get("held_out", {})
+    summary = model.summary()
+    return {
+        "genes": a.n_genes,
+        "latents": a.n_latent,
+        "hidden_layers": a.n_layers,
+        "hidden_width": a.n_hidden,
+        "likelihood": a.likelihood,
+        "dispersion": a.dispersion,
+        "prior": a.prior,
+        "library_size": origin.library_size,
+        "layer": origin.layer or "X",
+        "batch_column": origin.covariates.batch,
+        "batches": origin.covariates.batches,
+        "covariates": origin.covariates.others,
+        "training_cells": record.get("n_train"),
+        "held_out_cells": record.get("n_held_out"),
+        "held_out_elbo": record.get("elbo_held_out"),
+        "reconstruction": held_out.get("reconstruction"),
+        "kl": held_out.get("kl"),
+        "active_latents": held_out.get("active"),
+        "steps": (history.get("step") or [None])[-1],
+        "kept_step": history.get("best_step"),
+        "convergence": summary.convergence.text,
+        "seed": record.get("seed"),
+        "versions": record.get("versions", {}),
+        "warnings": list(summary.warnings),
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    width = max(map(len, facts)) + 2
+    lines = (f"{_label(name):<{width}}{_shown(name, facts[name])}" for name in facts)
+    return "\n".join(map(printable, lines))
+
+
+def _label(name: str) -> str:
+    for word, written in (("held_out", "held-out"), ("_", " "), ("elbo", "ELBO"), ("kl", "KL")):
+        name = name.replace(word, written)
+    return name
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None or value == [] or value == {}:
+        return "-"
+    if isinstance(value, list):
+        return f"{len(value)}: {', '.join(value[:8])}{', ...' if len(value) > 8 else ''}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if name in ("held_out_elbo", "reconstruction", "kl"):
+        return f"{value:,.2f} nats per cell"
+    if name == "warnings":
+        return " ".join(value)
+    return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+INFO = Command("info", "tell what a model is", EXAMPLE, add_options, run)

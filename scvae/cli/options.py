@@ -1,0 +1,62 @@
+"""Options, and those that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KEY = "X_scvae"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word after `scvae`, and what it does."""
+
+    name: str
+    about: str
+    example: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options by their full names alone; shows defaults that are looked up for its help."""
+
+    look_up: Callable[[], dict[str, Any]] = dict
+
+    def __init__(self, **settings: Any) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=shape, **settings)
+
+    def format_help(self) -> str:
+        defaults = self.look_up()
+        for action in self._actions:
+            default = defaults.get(action.dest)
+            if default is not None and not str(action.help).endswith(f"(default: {default})"):
+                action.help = f"{action.help} (default: {default})"
+        return super().format_help()
+
+
+def add_input_and_output(parser: Parser) -> None:
+    parser.add_argument("input", type=Path, metavar="in.h5ad", help="cells with raw counts")
+    parser.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        required=True,
+        metavar="out.h5ad",
+        help="file to write, whole or not at all; may be the input",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
+
+
+def add_device(group: argparse._ActionsContainer) -> None:
+    adder(group)("--device", help="cpu or cuda; the GPU if there is one, if left out")
+
+
+def adder(group: argparse._ActionsContainer) -> Callable[..., Any]:
+    """Return `add_argument` of options that are absent unless given: scvae.fit has the defaults."""
+    return functools.partial(group.add_argument, default=argparse.SUPPRESS)

@@ -1,0 +1,71 @@
+"""The program: its commands, its exit codes, and what it says when one fails."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+
+from scvae._version import __version__
+from scvae.cli.console import say, warnings_as_lines
+from scvae.cli.embed import EMBED
+from scvae.cli.fit import FIT
+from scvae.cli.info import INFO
+from scvae.cli.options import Parser
+from scvae.errors import ScvaeError
+
+ABOUT = "Learn what each cell is from its counts: a variational autoencoder for h5ad files."
+EXAMPLES = """\
+examples:
+  scvae fit in.h5ad -o out.h5ad --batch donor --model model.scvae
+  scvae embed model.scvae new.h5ad -o new-embedded.h5ad
+  scvae info model.scvae
+"""
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the name of the program; None takes those of the process.
+
+    Returns
+    -------
+    int
+        0 on success, 1 for an error of data, options or files, 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 for wrong usage, with code 0 after `--help` and `--version`.
+    """
+    arguments = parser().parse_args(argv)
+    with warnings_as_lines(arguments.debug):
+        try:
+            arguments.run(arguments)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return INTERRUPTED
+        except (ScvaeError, OSError, MemoryError) as error:
+            if arguments.debug:
+                traceback.print_exc()
+            say(f"error: {str(error) or type(error).__name__}")
+            return 1
+    return 0
+
+
+def parser() -> Parser:
+    whole = Parser(prog="scvae", description=ABOUT, epilog=EXAMPLES)
+    whole.add_argument("--version", action="version", version=f"scvae {__version__}")
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (FIT, EMBED, INFO):
+        about = f"{command.about[0].upper()}{command.about[1:]}."
+        own = commands.add_parser(
+            command.name, help=command.about, description=about, epilog=command.example
+        )
+        command.add_options(own)
+        own.add_argument("--debug", action="store_true", help="show traceback and all warnings")
+        own.set_defaults(run=command.run, usage_error=own.error)
+    return whole
