@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import socket
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scvae.errors import FileError, ScvaeError
-from scvae.io import FORMAT, KEY, files, read_file, write_file
+from scvae.io import FORMAT, KEY, check_writable, files, in_the_way, read_file, write_file
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
 HEADER = {"name": "Ω", "genes": ["a", "b"], "numbers": {"x": [1, 2.5, None, True]}, "empty": {}}
@@ -102,6 +103,92 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
 def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     assert written(tmp_path).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are of POSIX")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_replaced_file_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
+    written(tmp_path).chmod(mode)
+    assert written(tmp_path).stat().st_mode & 0o777 == mode
+    assert_is_the_model(tmp_path / "model.scvae")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "model.scvae").symlink_to(tmp_path / "elsewhere")
+    assert_is_the_model(written(tmp_path))
+    assert (tmp_path / "model.scvae").is_symlink()
+    assert_is_the_model(tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    path, got = tmp_path / "model.scvae", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: got.append(path.read_bytes()), daemon=True)
+    reader.start()
+    written(tmp_path)
+    reader.join(60)
+    assert path.is_fifo()
+    assert got == [written(tmp_path, "file").read_bytes()]
+    assert sorted(os.listdir(tmp_path)) == ["file", "model.scvae"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="devices of Linux")
+def test_a_device_is_written_into_and_stays_one() -> None:
+    before = os.stat("/dev/null").st_mode, os.stat("/dev/full").st_mode
+    write_file("/dev/null", TENSORS, HEADER)
+    with pytest.raises(FileError, match="/dev/full cannot be written: No space left"):
+        write_file("/dev/full", TENSORS, HEADER)
+    assert (os.stat("/dev/null").st_mode, os.stat("/dev/full").st_mode) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sockets of POSIX")
+def test_a_socket_is_left_alone(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "model.scvae"))
+        with pytest.raises(FileError, match="cannot be written: it is a socket"):
+            written(tmp_path)
+    assert (tmp_path / "model.scvae").is_socket()
+
+
+def test_whether_a_place_can_be_written_is_known_and_nothing_is_left(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    check_writable(path)
+    check_writable(tmp_path / "new")
+    for wrong, why in ((tmp_path, "a folder"), (tmp_path / "no" / "x", "No such"), ("x" * 256, "")):
+        with pytest.raises(FileError, match=f"cannot be written: .*{why}"):
+            check_writable(wrong)
+    assert os.listdir(tmp_path) == ["model.scvae"]
+    assert_is_the_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 99, "an HDF5 file"),
+        (b"PK\x03\x04" + b"\0" * 99, "a zip archive"),
+        (b"# notes\n", "its header would have"),
+        (b"x", "it has 1 bytes"),
+        (safetensors.torch.save({"w": torch.ones(2)}), "not one of scvae"),
+        (b"", None),
+    ],
+)
+def test_what_a_model_would_replace_is_known(
+    content: bytes, what: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "there"
+    path.write_bytes(content)
+    found = in_the_way(path)
+    assert (found is None) is (what is None)
+    assert (what or "") in (found or "")
+
+
+def test_a_file_of_scvae_is_in_the_way_of_another_kind_alone(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert in_the_way(path) is None
+    assert in_the_way(path, "checkpoint") == "it is a 'model'"
+    assert in_the_way(tmp_path / "absent") is None
 
 
 # -- a failing write -------------------------------------------------------------------------------

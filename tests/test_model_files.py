@@ -453,6 +453,18 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_text() == "before"
 
 
+def test_data_are_not_overwritten_by_a_model_unless_told(tmp_path: Path) -> None:
+    model, path = scvae.load(RECENT), tmp_path / "cells.h5ad"
+    fitted_cells().write_h5ad(path)
+    before = path.read_bytes()
+    with pytest.raises(FileError, match=r"no model of scvae: it begins like an HDF5.*overwrite="):
+        model.save(path)
+    assert path.read_bytes() == before
+    model.save(path, overwrite=True)
+    model.save(path)  # a model may take the place of one
+    assert scvae.load(path).record == model.record
+
+
 def test_loading_executes_nothing_and_leaves_random_states_alone() -> None:
     before = torch.get_rng_state()
     scvae.load(RECENT)

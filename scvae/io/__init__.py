@@ -1,7 +1,7 @@
 """Files: written whole or not at all, and read without trusting them."""
 
-from scvae.io.files import FORMAT, KEY, Contents, Migration, read_file, write_file
-from scvae.io.places import replacing
+from scvae.io.files import FORMAT, KEY, Contents, Migration, in_the_way, read_file, write_file
+from scvae.io.places import check_writable, is_stream, replacing
 from scvae.io.strict import shown
 
 __all__ = [
@@ -9,6 +9,9 @@ __all__ = [
     "KEY",
     "Contents",
     "Migration",
+    "check_writable",
+    "in_the_way",
+    "is_stream",
     "read_file",
     "replacing",
     "shown",

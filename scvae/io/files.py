@@ -104,6 +104,26 @@ def write_file(
         draft.write_bytes(b"".join([len(header).to_bytes(8, "little"), header, body]))
 
 
+def in_the_way(path: str | os.PathLike[str], kind: str = "model") -> str | None:
+    """Return what is at `path` if it is a file of something else than this `kind`, for a message.
+
+    None where nothing is lost: no file, an empty one, one of this kind, a pipe or a device."""
+    try:
+        if not os.path.isfile(path) or not os.path.getsize(path):
+            return None
+        with open(path, "rb") as file:
+            header = _json_object(_read_header(file)[0])
+        metadata = header.get("__metadata__")
+        if not isinstance(metadata, dict) or not isinstance(text := metadata.get(KEY), str):
+            return "it is a safetensors file, but not one of scvae"
+        found = _json_object(text).get("kind", kind)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None if found == kind else f"it is a {shown(found)}"
+
+
 def _sealed(text: str, table: dict[str, Any], tensors_sum: str) -> bytes:
     """Return the header of a file, as long as a multiple of 8, which aligns the tensors."""
     sums = {HEADER_SUM: _header_sum(text, table), TENSORS_SUM: tensors_sum}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -46,8 +48,11 @@ def opened(path: Path, remedy: str) -> Iterator[BufferedReader]:
 
 def _check_regular(path: Path, mode: int, remedy: str) -> None:
     if not stat.S_ISREG(mode):
-        what = OTHERS.get(stat.S_IFMT(mode), "something else")
-        raise FileError(f"{path} is {what}, not a file. {remedy}")
+        raise FileError(f"{path} is {_what(mode)}, not a file. {remedy}")
+
+
+def _what(mode: int) -> str:
+    return OTHERS.get(stat.S_IFMT(mode), "something else")
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -58,22 +63,65 @@ def _without_waiting(path: str, flags: int) -> int:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside `path`; what is written there takes its place, or is gone on failure.
 
+    A file keeps its permissions. A pipe or a device stays what it is and is written into.
+
     Raises
     ------
     FileError
         If nothing can be written there.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(target)
+        mode = _mode(path)
+        if mode is not None and is_stream(mode):
+            with tempfile.TemporaryDirectory(prefix="scvae-") as folder:
+                yield (draft := Path(folder) / "draft")
+                with draft.open("rb") as source, open(path, "wb", buffering=0) as stream:
+                    shutil.copyfileobj(source, stream)
+            return
+        if mode is not None and not stat.S_ISREG(mode):
+            raise FileError(f"{path} cannot be written: it is {_what(mode)}.")
+        target = Path(os.path.realpath(path))  # a link stays a link
+        with _removed(target.with_name(f".{target.name}.{os.getpid()}.part")) as draft:
+            yield draft
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            if mode is not None:
+                draft.chmod(stat.S_IMODE(mode))
+            draft.replace(target)
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise FileError, before the work, where `replacing` could not write its results."""
+    with contextlib.suppress(_Tried), replacing(path) as draft:
+        draft.write_bytes(b"")
+        raise _Tried
+
+
+class _Tried(Exception):
+    """It could be written; nothing is to take its place."""
+
+
+def _mode(path: str | os.PathLike[str]) -> int | None:
+    """Return what is at `path` and its permissions, or None if nothing is."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def is_stream(mode: int) -> bool:
+    """Return whether something is written into, and never replaced: a pipe or a device."""
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+@contextlib.contextmanager
+def _removed(draft: Path) -> Iterator[Path]:
+    try:
+        yield draft
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()

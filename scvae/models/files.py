@@ -11,7 +11,7 @@ from torch import Generator
 
 from scvae.core.vae import VAE
 from scvae.errors import FileError
-from scvae.io import read_file, write_file
+from scvae.io import in_the_way, read_file, write_file
 from scvae.models.description import Description, describe, read_description
 from scvae.models.embedding import Embedding
 from scvae.models.migrations import FORMAT, MIGRATIONS
@@ -31,8 +31,10 @@ class Parts:
     record: dict[str, Any]
 
 
-def write_model(path: str | os.PathLike[str], parts: Parts) -> None:
+def write_model(path: str | os.PathLike[str], parts: Parts, *, overwrite: bool = False) -> None:
     """Write a model to `path`, whole or not at all, if `read_model` could read it.
+
+    It takes the place of a model; of any other file only to `overwrite` it.
 
     Raises
     ------
@@ -50,6 +52,11 @@ def write_model(path: str | os.PathLike[str], parts: Parts) -> None:
         raise FileError(
             f"{path} was not written, as no model could be read from it again: {error}."
         ) from error
+    if not overwrite and (what := in_the_way(path)) is not None:
+        raise FileError(
+            f"{path} is there and is no model of scvae: {what}. Give another name, or "
+            f"model.save({os.fspath(path)!r}, overwrite=True)"
+        )
     write_file(path, tensors, content, content_format=FORMAT)
 
 

@@ -488,17 +488,26 @@ class Model:
 
     # -- files -------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model to one safetensors file, atomically; `scvae.load` reads it.
+
+        Parameters
+        ----------
+        path
+            A new file, or one with a model, which is replaced and keeps its permissions; a pipe or
+            a device is written into.
+        overwrite
+            Also replace a file that holds something else.
 
         Raises
         ------
         FileError
-            If `path` cannot be written; what was there before is left as it was.
+            If `path` cannot be written or holds something else; it is then left as it was.
         """
         path = check_path("path", path, "model.scvae")
         parts = Parts(self.vae, self.embedding, self.architecture, self.origin, self.record)
-        write_model(path, parts)
+        overwrite = check_switch("overwrite", overwrite, True)
+        write_model(path, parts, overwrite=overwrite)
 
     # -- inside ------------------------------------------------------------------------------
 
