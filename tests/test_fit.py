@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -868,8 +869,9 @@ def test_numpys_float_is_a_learning_rate(adata: AnnData, tmp_path: Path) -> None
 
 
 def test_the_progress_bar_is_on_standard_error_alone(
-    adata: AnnData, capsys: pytest.CaptureFixture[str]
+    adata: AnnData, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fit(adata, progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""

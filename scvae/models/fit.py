@@ -6,8 +6,7 @@ import dataclasses
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +40,9 @@ from scvae.models.model import Model, pick_device
 from scvae.models.origin import Origin
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
+from scvae.models.progress import progress as progress_of
 from scvae.models.rna import Architecture
 from scvae.train.deterministic import deterministic_algorithms
-from scvae.train.history import History
 from scvae.train.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -155,7 +154,8 @@ def fit(
     key_added
         Slot of the embedding.
     progress
-        Show a progress bar with the held-out ELBO and cells per second.
+        Show on standard error a progress bar with the held-out ELBO and cells per second, or a line
+        a minute where that is no terminal. TQDM_DISABLE=1 in the environment silences both.
 
     Returns
     -------
@@ -230,7 +230,7 @@ def fit(
     shares = batch_shares(prepared, train_rows.cpu().numpy())
     origin = Origin(prepared.genes, prepared.covariates, prepared.layer, library_size, shares)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
-        with _progress_bar(schedule, progress) as report:
+        with progress_of(schedule.steps, progress) as report:
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
         embedding, moved = fit_embedding(
             trained.vae,
@@ -341,26 +341,6 @@ def _schedule(
 
 
 # -- reporting and writing ---------------------------------------------------------------------
-
-
-@contextmanager
-def _progress_bar(schedule: Schedule, show: bool) -> Iterator[Callable[[History], None]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notebooks without ipywidgets get the plain bar
-        from tqdm.auto import tqdm
-
-    with tqdm(total=schedule.steps, disable=not show, desc="scvae.fit", unit="step") as bar:
-
-        def report(history: History) -> None:
-            bar.set_postfix(
-                elbo=f"{history.validation[-1]:.1f}",
-                best=f"{history.best:.1f}",
-                cells_per_s=f"{history.cells_per_second:,.0f}",
-                refresh=False,
-            )
-            bar.update(history.step[-1] - bar.n)
-
-        yield report
 
 
 def _typical(prepared: Prepared, dataset: Dataset, rows: Tensor) -> Tensor:
