@@ -35,7 +35,8 @@ from cells import FILES, fitted_cells
 from container import Container
 
 import scvae
-from scvae import FileError, TrainingError, cli
+from scvae import FileError, TrainingError
+from scvae.cli.info import facts_of, table_of
 from scvae.models import checkpoint
 
 if sys.platform != "win32":
@@ -266,7 +267,7 @@ def end_of_model(path: Path) -> str:
         return _refused(path, error)
     assert repr(model)
     assert str(model.summary())
-    assert cli._table(cli._facts(model))
+    assert table_of(facts_of(model))
     assert np.isfinite(model.origin.batch_shares).all()
     embedding = model.embed(cells_for(model))
     assert embedding.shape == (5, model.architecture.n_latent), embedding.shape

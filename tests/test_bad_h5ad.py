@@ -102,9 +102,9 @@ BAD: dict[str, tuple[Change, str]] = {
     "X of text": (dense(None, data=np.full((N, G), "a", dtype=object), dtype=TEXT), "holds object"),
     "X of complex numbers": (dense(np.ones((N, G), complex)), "holds complex128 values"),
     "X of records": (dense(np.zeros((N, G), [("a", "f4"), ("b", "i4")])), "holds [('a'"),
-    "X of three dimensions": (dense(np.ones((N, G, 2))), "cannot be read as an h5ad file"),
-    "X of one dimension": (dense(np.ones(N)), "cannot be read as an h5ad file"),
-    "X too short": (dense(np.ones((N - 10, G))), "cannot be read as an h5ad file"),
+    "X of three dimensions": (dense(np.ones((N, G, 2))), "cannot be read as h5ad"),
+    "X of one dimension": (dense(np.ones(N)), "cannot be read as h5ad"),
+    "X too short": (dense(np.ones((N - 10, G))), "cannot be read as h5ad"),
     "X of petabytes": (
         dense(None, shape=(N, 2**50), dtype="f4", chunks=(1, 1024)),
         "bad.h5ad needs more memory than there is",
@@ -112,7 +112,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "X lost": (lost("X"), "adata.X is empty"),
     "X a link to itself": (
         lambda file: (lost("X")(file), file.__setitem__("X", h5py.SoftLink("/X"))),
-        "cannot be read as an h5ad file",
+        "cannot be read as h5ad",
     ),
     "negative": (dense(-np.ones((N, G))), "negative values"),
     "index beyond the genes": (part("indices", put(5, 10**6)), "an index is not between 0 and 11"),
@@ -126,21 +126,21 @@ BAD: dict[str, tuple[Change, str]] = {
     "indptr not from zero": (part("indptr", put(0, 4)), "indptr does not rise"),
     "indptr too short": (part("indptr", lambda p: p[:-5]), "60 rows need 61 entries of indptr"),
     "fewer values than indices": (part("data", lambda d: d[:-5]), "values, but"),
-    "values of text": (part("data", lambda d: np.full(len(d), b"x")), "cannot be read as an h5ad"),
+    "values of text": (part("data", lambda d: np.full(len(d), b"x")), "cannot be read as h5ad"),
     "rows taken for columns": (
         attribute("X", "encoding-type", "csc_matrix"),
         "12 columns need 13 entries of indptr",
     ),
-    "negative shape": (attribute("X", "shape", np.array([-N, G])), "cannot be read as an h5ad"),
+    "negative shape": (attribute("X", "shape", np.array([-N, G])), "cannot be read as h5ad"),
     "huge shape": (attribute("X", "shape", np.array([2**45, 2**45])), "more memory than there is"),
-    "unknown encoding": (attribute("X", "encoding-type", "tensor"), "cannot be read as an h5ad"),
-    "data lost": (lost("X/data"), "cannot be read as an h5ad"),
-    "obs lost": (lost("obs"), "cannot be read as an h5ad"),
-    "obs shorter than X": (column("obs/_index", **letters(N - 10)), "cannot be read as an h5ad"),
-    "column too short": (column("obs/library_size", np.ones(N - 10)), "cannot be read as an h5ad"),
+    "unknown encoding": (attribute("X", "encoding-type", "tensor"), "cannot be read as h5ad"),
+    "data lost": (lost("X/data"), "cannot be read as h5ad"),
+    "obs lost": (lost("obs"), "cannot be read as h5ad"),
+    "obs shorter than X": (column("obs/_index", **letters(N - 10)), "cannot be read as h5ad"),
+    "column too short": (column("obs/library_size", np.ones(N - 10)), "cannot be read as h5ad"),
     "unknown category": (
         column("obs/batch/codes", np.full(N, 7, np.int8)),
-        "cannot be read as an h5ad",
+        "cannot be read as h5ad",
     ),
     "no category": (
         column("obs/batch/codes", np.full(N, -1, np.int8)),
@@ -149,11 +149,11 @@ BAD: dict[str, tuple[Change, str]] = {
     "genes alike": (column("var/_index", **letters(G)), "11 duplicated genes"),
     "names that are no text": (
         column("var/_index", np.array([b"\xff%d" % i for i in range(G)], dtype=object), dtype=TEXT),
-        "cannot be read as an h5ad",
+        "cannot be read as h5ad",
     ),
     "a circle": (
         lambda file: file["uns"].__setitem__("loop", h5py.SoftLink("/")),
-        "cannot be read as an h5ad",
+        "cannot be read as h5ad",
     ),
 }
 

@@ -96,7 +96,7 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
         "fit in.h5ad -o out.h5ad --batch batch --covariates library_size cell_type --layer counts "
         "--genes highly_variable --library-size latent --likelihood zinb --dispersion gene-batch "
         "--prior normal --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 "
-        "--seed 9 --device cpu"
+        "--seed 9 --device cpu --learning-rate 0.01 --validation held --align 0.5 --checkpoint c"
     )
     defaults = cli.fit.defaults()
     monkeypatch.setattr("scvae.models.fit.fit", fit)
@@ -118,8 +118,12 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
         "batch_size": 8,
         "seed": 9,
         "device": "cpu",
+        "learning_rate": 0.01,
+        "validation": "held",
+        "align": 0.5,
+        "checkpoint": "c",
         "key_added": "X_scvae",
-        "progress": False,
+        "progress": True,
     }
 
 
@@ -147,7 +151,7 @@ def test_the_picture_has_the_columns_asked_for(folder, monkeypatch):
     drawn = []
     monkeypatch.setattr("scvae.plot.umap", lambda adata, color, **how: drawn.append(color))
     monkeypatch.setattr("scvae.plot.lay_out", lambda graph, seed: graph)
-    monkeypatch.setattr(AnnData, "write_h5ad", lambda self, path: path.write_text("written"))
+    monkeypatch.setattr(AnnData, "write_h5ad", lambda self, path: path.write_bytes(b""))
 
     def neighbors(adata, key, seed):
         adata.obsm["X_umap"] = adata.obsm[key][:, :2]
@@ -218,11 +222,16 @@ def test_info_of_a_model_that_says_little(fitted, tmp_path, capsys):
 
 FAILURES = {
     "no input": ("fit absent.h5ad -o out.h5ad", "absent.h5ad is not there."),
-    "a folder as input": ("fit . -o out.h5ad", ". is not a file."),
-    "no h5ad file": ("fit text.h5ad -o out.h5ad", "text.h5ad cannot be read as an h5ad file"),
+    "a folder as input": ("fit . -o out.h5ad", ". is a folder without cells in it."),
+    "no h5ad file": (
+        "fit text.h5ad -o out.h5ad",
+        "text.h5ad cannot be read as cells",
+    ),
     "no folder": ("fit in.h5ad -o absent/out.h5ad", "there is no folder"),
     "no folder of the model": ("fit in.h5ad -o out.h5ad --model a/m", "a/m cannot be written"),
     "a folder as output": ("fit in.h5ad -o .", "is a folder; give the name of a file"),
+    "the cells as model": ("fit in.h5ad -o out.h5ad --model text.h5ad", "no model of scvae"),
+    "a text as output": ("fit in.h5ad -o text.h5ad", "is no h5ad file"),
     "no picture": ("fit in.h5ad -o out.h5ad --umap u.txt", "u.txt is not the name of a picture"),
     "no colour": (
         "fit in.h5ad -o out.h5ad --umap u.png --color cell_typ",
@@ -231,8 +240,8 @@ FAILURES = {
     "no batch": ("fit in.h5ad -o out.h5ad --batch donor", "adata.obs has no column 'donor'"),
     "one file twice": ("fit in.h5ad -o out.h5ad --model out.h5ad", "out.h5ad is given twice"),
     "the input as model": ("fit in.h5ad -o out.h5ad --model in.h5ad", "in.h5ad is the input"),
-    "a wrong number": ("fit in.h5ad -o out.h5ad --n-latent 0", "n_latent=0"),
-    "a wrong device": ("fit in.h5ad -o out.h5ad --device abacus", "device='abacus'"),
+    "a wrong number": ("fit in.h5ad -o out.h5ad --n-latent 0", "--n-latent 0"),
+    "a wrong device": ("fit in.h5ad -o out.h5ad --device abacus", "--device abacus"),
     "no model": ("embed absent.scvae in.h5ad -o out.h5ad", "absent.scvae is not there."),
     "a wrong model": ("embed text.h5ad in.h5ad -o out.h5ad", "text.h5ad is not a model of scvae"),
     "the model as output": ("embed text.h5ad in.h5ad -o text.h5ad", "text.h5ad is given twice"),
@@ -282,7 +291,8 @@ def test_debug_shows_where(folder, capsys):
 def test_a_write_that_fails_half_way_leaves_the_old_file(
     folder, monkeypatch, capsys, error, reason
 ):
-    (folder / "out.h5ad").write_text("old")
+    AnnData(np.ones((2, 2))).write_h5ad("out.h5ad")
+    before = (folder / "out.h5ad").read_bytes()
 
     def write(self, path):
         path.write_bytes(b"half")
@@ -291,9 +301,10 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(
     monkeypatch.setattr(AnnData, "write_h5ad", write)
     assert run("fit", "in.h5ad", "-o", "out.h5ad", *STEPS) == 1
     told = capsys.readouterr().err
-    assert told == f"scvae: error: out.h5ad cannot be written: {reason}\n"
-    assert (folder / "out.h5ad").read_text() == "old"
-    assert sorted(os.listdir()) == ["in.h5ad", "out.h5ad"]
+    assert told.endswith(f"scvae: error: out.h5ad cannot be written: {reason}\n")
+    assert (folder / "out.h5ad").read_bytes() == before
+    saved = ["out.X_scvae.npy", "out.X_scvae.txt"]
+    assert sorted(os.listdir()) == ["in.h5ad", *saved, "out.h5ad"]
 
 
 def test_what_was_learned_outlives_a_write_that_fails(folder, monkeypatch):
@@ -394,7 +405,7 @@ def test_help_of_fit_shows_the_defaults_of_scvae_fit(capsys):
     assert "(default: None)" not in told
 
 
-@pytest.mark.parametrize("line", ["--help", "embed --help", "info --help"])
+@pytest.mark.parametrize("line", ["--help", "embed --help", "info --help", "check --help"])
 def test_help_needs_no_torch(line):
     command = [sys.executable, "-X", "importtime", "-m", "scvae.cli", *line.split()]
     done = subprocess.run(command, capture_output=True, text=True)

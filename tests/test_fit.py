@@ -27,7 +27,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import scvae
 from scvae import ConfigError, DataError, ScvaeError, TrainingError
-from scvae.cli import _facts
+from scvae.cli.info import facts_of
 from scvae.models.embedding import fit_embedding
 from scvae.models.plan import PURPOSES, generator_of
 
@@ -130,7 +130,7 @@ def test_the_description_tells_what_info_and_the_summary_tell(
     adata: AnnData, covariates: list[str] | None
 ) -> None:
     model = fit(adata, batch="batch", covariates=covariates)
-    uns, facts = adata.uns["scvae"], _facts(model)
+    uns, facts = adata.uns["scvae"], facts_of(model)
     data = dict(model.summary().sections["Data"])
     told = {name: np.atleast_1d(uns[name]).tolist() for name in ("batches", "covariates")}
     assert told == {name: facts[name] for name in told}

@@ -1,4 +1,7 @@
-"""What a command tells on the terminal: a line each, on standard output or standard error."""
+"""What a command tells on the terminal: a line each, on standard output or standard error.
+
+Neither need be there, or take every character; what cannot be told ends no command.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,30 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 
 def say(text: str) -> None:
     """Print one line to stderr, whatever line breaks `text` has."""
-    print("scvae:", printable(" ".join(text.split())), file=sys.stderr)
+    put("scvae: " + printable(" ".join(text.split())), sys.stderr)
+
+
+def tell(quiet: bool, text: str) -> None:
+    if not quiet:
+        put(text, sys.stdout)
+
+
+def put(text: str, stream: TextIO | None) -> None:
+    """Print to a stream that may be gone, with escapes for what it cannot encode."""
+    if stream is None or stream.closed:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except OSError:  # whoever read it has gone; then nothing may be left to flush at the end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def printable(text: str) -> str:
@@ -20,18 +40,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def tell(quiet: bool, text: str) -> None:
-    if not quiet:
-        print(text)
-
-
-def is_watched(quiet: bool) -> bool:
-    """Return whether a progress bar is wanted: it would only litter a log file."""
-    return not quiet and sys.stderr.isatty()
-
-
 @contextlib.contextmanager
-def warnings_as_lines(debug: bool) -> Iterator[None]:
+def warnings_as_lines(debug: bool, worded: Callable[[str], str] = str) -> Iterator[None]:
     """Show the warnings of scvae as lines, and those of other packages only to debug."""
     own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -44,7 +54,7 @@ def warnings_as_lines(debug: bool) -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if debug or (issubclass(category, UserWarning) and filename.startswith(own)):
-            say(f"warning: {message}")
+            say(f"warning: {worded(str(message))}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")

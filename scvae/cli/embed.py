@@ -7,8 +7,16 @@ from pathlib import Path
 
 from scvae.cli.console import tell
 from scvae.cli.inputs import check_input, read
-from scvae.cli.options import KEY, Command, Parser, add_device, add_input_and_output
-from scvae.cli.outputs import check_outputs, write
+from scvae.cli.options import (
+    KEY,
+    Command,
+    Parser,
+    add_device,
+    add_input,
+    add_layer,
+    add_output,
+)
+from scvae.cli.outputs import check_h5ad, check_outputs, check_space, rescued, write
 
 EXAMPLE = """\
 example:
@@ -20,20 +28,26 @@ new.h5ad must hold raw counts of the genes of the model, in any order, and its b
 
 def run(a: argparse.Namespace) -> None:
     check_outputs([a.output], [a.model])
+    if not a.overwrite:
+        check_h5ad(a.output)
     check_input(a.model)
-    adata = read(a.input)
+    adata = read(a.input, a.modality)
+    check_space(adata, a.output)
     from scvae.models.model import load
 
     model = load(a.model, device=getattr(a, "device", None))
-    adata.obsm[a.key] = model.embed(adata)
-    write(adata, a.output)
+    adata.obsm[a.key] = model.embed(adata, layer=getattr(a, "layer", None))
+    with rescued(adata, a.key, a.output):
+        write(adata, a.output)
     n, d = adata.obsm[a.key].shape
     tell(a.quiet, f"{a.output}: {n:,} cells, {d} latents in obsm[{a.key!r}]")
 
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
-    add_input_and_output(parser)
+    add_input(parser)
+    add_output(parser)
+    add_layer(parser)
     parser.add_argument(
         "--key", default=KEY, help="slot of obsm for the embedding (default: %(default)s)"
     )

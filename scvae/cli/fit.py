@@ -8,10 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS
-from scvae.cli.console import is_watched, tell
-from scvae.cli.inputs import read
-from scvae.cli.options import KEY, Command, Parser, add_device, add_input_and_output, adder
-from scvae.cli.outputs import check_outputs, same, write
+from scvae.cli.console import tell
+from scvae.cli.inputs import of_data, read
+from scvae.cli.options import (
+    KEY,
+    Command,
+    Parser,
+    add_data,
+    add_device,
+    add_input,
+    add_output,
+    adder,
+)
+from scvae.cli.outputs import (
+    check_h5ad,
+    check_model,
+    check_outputs,
+    check_space,
+    rescued,
+    same,
+    write,
+)
 from scvae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,16 +48,19 @@ uns["scvae"]; with --leiden also obs["leiden"], with --umap also obsm["X_umap"].
 def run(a: argparse.Namespace) -> None:
     """Fit a model and write what was asked for, the model first: it took longest to get."""
     _check_fit(a)
-    adata = read(a.input)
+    adata = read(a.input, a.modality)
+    check_space(adata, a.output)
+    options = of_data(a, adata)
     colors = _colors(a, adata)
     from scvae.models.fit import fit
 
-    options = {name: value for name, value in vars(a).items() if name in defaults()}
-    model = fit(adata, key_added=KEY, progress=is_watched(a.quiet), **options)
-    if a.model:
-        model.save(a.model)
-    graph = _analyse(a, adata)
-    write(adata, a.output)
+    given = {name: value for name, value in vars(a).items() if name in defaults()}
+    model = fit(adata, key_added=KEY, progress=not a.quiet, **{**given, **options})
+    with rescued(adata, KEY, a.output):
+        if a.model:
+            model.save(a.model, overwrite=a.overwrite)
+        graph = _analyse(a, adata)
+        write(adata, a.output)
     if a.umap:
         _draw(graph, colors, a.umap)
     tell(a.quiet, _outcome(a.output, adata, model))
@@ -58,6 +78,10 @@ def _check_fit(a: argparse.Namespace) -> None:
     for path in outputs[1:]:
         if same(path, a.input):
             raise ConfigError(f"{path} is the input; only -o/--output may replace it.")
+    if not a.overwrite:
+        check_h5ad(a.output)
+        if a.model:
+            check_model(a.model)
     if a.umap:
         from scvae.plot import check_picture
 
@@ -70,7 +94,7 @@ def _colors(a: argparse.Namespace, adata: AnnData) -> list[str]:
 
     asked: list[str] = a.color
     check_columns(adata, [name for name in asked if not (a.leiden and name == "leiden")], "--color")
-    batch = [a.batch] if hasattr(a, "batch") else []
+    batch = [a.batch] if getattr(a, "batch", None) in adata.obs else []
     return asked or batch + ["leiden"] * a.leiden
 
 
@@ -121,24 +145,12 @@ def defaults() -> dict[str, Any]:
 
 def add_options(parser: Parser) -> None:
     parser.look_up = defaults
-    add_input_and_output(parser)
-    _add_data(parser.add_argument_group("data"))
+    add_input(parser)
+    add_output(parser)
+    add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
     _add_training(parser.add_argument_group("training"))
     _add_results(parser.add_argument_group("further results"))
-
-
-def _add_data(group: argparse._ArgumentGroup) -> None:
-    add = adder(group)
-    add("--batch", metavar="COLUMN", help="column of obs with the batch to correct for")
-    add("--covariates", nargs="+", metavar="COLUMN", help="further columns of obs to correct for")
-    add("--layer", help="layer with raw counts; X if left out")
-    add("--genes", metavar="COLUMN", help="boolean column of var, such as highly_variable")
-    add(
-        "--library-size",
-        metavar="SIZE",
-        help="observed, latent, or the column of obs with total counts over all genes",
-    )
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
@@ -155,6 +167,10 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add = adder(group)
     add("--max-steps", type=int, metavar="N", help="training steps at most; by cells if left out")
     add("--batch-size", type=int, metavar="N", help="cells of a minibatch; by cells if left out")
+    add("--learning-rate", type=float, metavar="RATE", help="peak of the learning rate")
+    add("--validation", type=_share, metavar="SHARE", help="cells held out, or a column of obs")
+    add("--align", type=_share, metavar="SHARE", help="of the batches' rest to take out, 0 to 1")
+    add("--checkpoint", metavar="FOLDER", help="write down how far it is; the same call goes on")
     add("--seed", type=_seed, metavar="N", help="of everything random")
     add_device(group)
 
@@ -165,6 +181,14 @@ def _seed(text: str) -> int:
     if not 0 <= seed < 2**32:
         raise argparse.ArgumentTypeError(f"{seed} is not between 0 and {2**32 - 1}")
     return seed
+
+
+def _share(text: str) -> float | str:
+    """Return a number, or the name of a column."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _add_results(group: argparse._ArgumentGroup) -> None:

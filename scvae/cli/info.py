@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvae.cli.console import printable
+from scvae.cli.console import printable, tell
 from scvae.cli.options import Command, Parser
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ example:
 def run(a: argparse.Namespace) -> None:
     from scvae.models.model import load
 
-    facts = _facts(load(a.model, device="cpu"))
-    print(json.dumps(facts, indent=2) if a.json else _table(facts))
+    facts = facts_of(load(a.model, device="cpu"))
+    tell(False, json.dumps(facts, indent=2) if a.json else table_of(facts))
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def facts_of(model: Model) -> dict[str, Any]:
     """Return what `scvae info` tells; None where the file does not say."""
     a, origin, record = model.architecture, model.origin, model.record
     history, held_out = record.get("history", {}), record.get("held_out", {})
@@ -59,7 +59,7 @@ def _facts(model: Model) -> dict[str, Any]:
     }
 
 
-def _table(facts: dict[str, Any]) -> str:
+def table_of(facts: dict[str, Any]) -> str:
     width = max(map(len, facts)) + 2
     lines = (f"{_label(name):<{width}}{_shown(name, facts[name])}" for name in facts)
     return "\n".join(map(printable, lines))

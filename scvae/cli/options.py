@@ -32,6 +32,12 @@ class Parser(argparse.ArgumentParser):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=shape, **settings)
 
+    @property
+    def options(self) -> dict[str, str]:
+        """The option of every argument, by the argument's name in Python."""
+        named = [action for action in self._actions if action.option_strings]
+        return {action.dest: action.option_strings[-1] for action in reversed(named)}
+
     def format_help(self) -> str:
         defaults = self.look_up()
         for action in self._actions:
@@ -41,8 +47,41 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
 
-def add_input_and_output(parser: Parser) -> None:
-    parser.add_argument("input", type=Path, metavar="in.h5ad", help="cells with raw counts")
+def add_input(parser: Parser) -> None:
+    parser.add_argument(
+        "input",
+        type=Path,
+        metavar="in.h5ad",
+        help="cells with raw counts: .h5ad, .h5 of Cell Ranger, .zarr, .loom, .h5mu, mtx folder",
+    )
+    parser.add_argument("--modality", metavar="NAME", help="of .h5mu: the one of the genes")
+
+
+def add_data(group: argparse._ArgumentGroup) -> None:
+    add = adder(group)
+    add("--batch", metavar="COLUMN", help="column of obs with the batch to correct for")
+    add("--covariates", nargs="+", metavar="COLUMN", help="further columns of obs to correct for")
+    add_layer(group)
+    add(
+        "--genes",
+        nargs="+",
+        metavar="GENES",
+        help="boolean column of var, such as highly_variable; a file of names; or names",
+    )
+    add(
+        "--library-size",
+        metavar="SIZE",
+        help="observed, latent, or the column of obs with total counts over all genes",
+    )
+
+
+def add_layer(group: argparse._ActionsContainer) -> None:
+    add = adder(group)
+    add("--layer", help="layer with raw counts; X if left out")
+    add("--raw", dest="layer", action="store_const", const="raw", help="counts of raw: --layer raw")
+
+
+def add_output(parser: Parser) -> None:
     parser.add_argument(
         *("-o", "--output"),
         type=Path,
@@ -51,6 +90,9 @@ def add_input_and_output(parser: Parser) -> None:
         help="file to write, whole or not at all; may be the input",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also replace files that hold something else"
+    )
 
 
 def add_device(group: argparse._ActionsContainer) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import traceback
 from collections.abc import Sequence
 
 from scvae._version import __version__
+from scvae.cli.check import CHECK
 from scvae.cli.console import say, warnings_as_lines
 from scvae.cli.embed import EMBED
 from scvae.cli.fit import FIT
 from scvae.cli.info import INFO
 from scvae.cli.options import Parser
+from scvae.cli.remedies import Shell, as_options
 from scvae.errors import ScvaeError
 
 ABOUT = "Learn what each cell is from its counts: a variational autoencoder for h5ad files."
 EXAMPLES = """\
 examples:
   scvae fit in.h5ad -o out.h5ad --batch donor --model model.scvae
+  scvae check in.h5ad --batch donor
   scvae embed model.scvae new.h5ad -o new-embedded.h5ad
   scvae info model.scvae
 """
@@ -42,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         With code 2 for wrong usage, with code 0 after `--help` and `--version`.
     """
     arguments = parser().parse_args(argv)
-    with warnings_as_lines(arguments.debug):
+    arguments.shell = shell = shell_of(arguments)
+
+    def worded(text: str) -> str:
+        return as_options(text, shell)
+
+    with warnings_as_lines(arguments.debug, worded):
         try:
             arguments.run(arguments)
         except KeyboardInterrupt:
@@ -51,21 +61,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ScvaeError, OSError, MemoryError) as error:
             if arguments.debug:
                 traceback.print_exc()
-            say(f"error: {str(error) or type(error).__name__}")
+            say(f"error: {worded(str(error)) or type(error).__name__}")
             return 1
     return 0
+
+
+def shell_of(a: argparse.Namespace) -> Shell:
+    """Return what the user can write, with the files that were given."""
+    cells, model = getattr(a, "input", "in.h5ad"), getattr(a, "model", None) or "model.scvae"
+    cells, output = shlex.quote(str(cells)), f"-o {getattr(a, 'output', 'out.h5ad')}"
+    files = {
+        "fit": f"scvae fit {cells} {output}",
+        "check": f"scvae check {cells}",
+        "embed": f"scvae embed {model} {cells} {output}",
+    }
+    return Shell(a.name, a.options, files, cells)
 
 
 def parser() -> Parser:
     whole = Parser(prog="scvae", description=ABOUT, epilog=EXAMPLES)
     whole.add_argument("--version", action="version", version=f"scvae {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (FIT, EMBED, INFO):
+    options: dict[str, dict[str, str]] = {}
+    for command in (FIT, CHECK, EMBED, INFO):
         about = f"{command.about[0].upper()}{command.about[1:]}."
         own = commands.add_parser(
             command.name, help=command.about, description=about, epilog=command.example
         )
         command.add_options(own)
         own.add_argument("--debug", action="store_true", help="show traceback and all warnings")
-        own.set_defaults(run=command.run, usage_error=own.error)
+        options[command.name] = own.options
+        own.set_defaults(run=command.run, name=command.name, options=options, usage_error=own.error)
     return whole

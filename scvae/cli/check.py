@@ -1,0 +1,46 @@
+"""`scvae check`: what `scvae fit` would refuse, and what is worth a look before it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from scvae.cli.console import printable, tell
+from scvae.cli.inputs import of_data, read
+from scvae.cli.options import Command, Parser, add_data, add_input, adder
+from scvae.cli.remedies import as_options
+from scvae.errors import DataError
+
+EXAMPLE = """\
+example:
+  scvae check in.h5ad --batch donor
+
+The exit code is 1 if `scvae fit` would refuse the cells.
+"""
+NAMES = ("batch", "covariates", "layer", "genes", "library_size", "label")
+
+
+def run(a: argparse.Namespace) -> None:
+    adata = read(a.input, a.modality)
+    options = of_data(a, adata)
+    from scvae.models.check import check
+
+    given = {name: value for name, value in vars(a).items() if name in NAMES}
+    report = check(adata, **{**given, **options})
+    findings = [
+        dataclasses.replace(found, text=as_options(found.text, a.shell))
+        for found in report.findings
+    ]
+    text = repr(dataclasses.replace(report, findings=tuple(findings)))
+    tell(False, "\n".join(map(printable, text.splitlines())))
+    if not report.ok:
+        raise DataError(f"{a.input} would be refused by scvae fit.")
+
+
+def add_options(parser: Parser) -> None:
+    add_input(parser)
+    add_data(parser.add_argument_group("data"))
+    adder(parser)("--label", metavar="COLUMN", help="column of obs with labels of the cells")
+
+
+CHECK = Command("check", "look at the cells before a fit", EXAMPLE, add_options, run)

@@ -1,0 +1,94 @@
+"""Which kind of file of cells it is, by what is in it: its name may say anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scvae.cli.mtx import is_mtx, matrices_in, read_mtx
+from scvae.cli.readers import (
+    is_genome,
+    read_10x_v2,
+    read_10x_v3,
+    read_h5ad,
+    read_loom,
+    read_modality,
+    read_zarr,
+)
+from scvae.errors import FileError
+from scvae.io.files import FOREIGN
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+READ = (
+    ".h5ad, .h5 of Cell Ranger, .zarr, .loom, .h5mu (with --modality), and folders with "
+    "matrix.mtx, barcodes.tsv and features.tsv or genes.tsv"
+)
+
+
+def kind_of(path: Path) -> str:
+    """Return which kind of file or folder `path` is, by its content.
+
+    Raises
+    ------
+    FileError
+        If it is none that holds cells; says what it looks like.
+    """
+    if path.is_dir():
+        return _kind_of_folder(path)
+    import h5py
+
+    if h5py.is_hdf5(path):  # also behind a block of a format's own
+        return _kind_of_hdf5(path)
+    if is_mtx(path):
+        return "mtx"
+    with path.open("rb") as file:
+        start = file.read(32)
+    what = next((what for magic, what in FOREIGN.items() if start.startswith(magic)), None)
+    what = what or ("empty" if not start else "none of these")
+    raise FileError(f"{path} cannot be read as cells: it is {what}. What is read: {READ}.")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if any((path / name).exists() for name in (".zgroup", "zarr.json", ".zattrs")):
+        return "zarr"
+    if matrices_in(path):
+        return "mtx"
+    raise FileError(f"{path} is a folder without cells in it. What is read: {READ}.")
+
+
+def _kind_of_hdf5(path: Path) -> str:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        names = set(file)
+        if "matrix" in names:
+            return "10x v3" if isinstance(file["matrix"], h5py.Group) else "loom"
+        if "mod" in names:
+            return "h5mu"
+        if {"obs", "var"} & names:
+            return "h5ad"
+        if any(is_genome(file[name]) for name in names):
+            return "10x v2"
+    raise FileError(
+        f"{path} is an HDF5 file without cells in it: it holds {sorted(names)[:9]}. "
+        f"What is read: {READ}."
+    )
+
+
+def read_cells(path: Path, kind: str, modality: str | None) -> AnnData:
+    """Return the cells of a file of this kind."""
+    readers: dict[str, Callable[[Path], AnnData]] = {
+        "h5ad": read_h5ad,
+        "zarr": read_zarr,
+        "10x v3": read_10x_v3,
+        "10x v2": read_10x_v2,
+        "loom": read_loom,
+        "mtx": read_mtx,
+        "h5mu": lambda at: read_modality(at, modality),
+    }
+    if modality is not None and kind != "h5mu":
+        raise FileError(f"{path} holds no modalities; leave --modality out.")
+    return readers[kind](path)
