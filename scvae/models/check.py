@@ -21,7 +21,8 @@ from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
 from scvae.data.read.choice import look
 from scvae.data.read.covariates import Encoded, column, learn_covariates
-from scvae.data.read.genes import choose_genes, is_anndata
+from scvae.data.read.forms import is_anndata
+from scvae.data.read.genes import choose_genes
 from scvae.data.read.library import check_not_empty, library_sizes
 from scvae.data.read.source import matrix_of, where_named
 from scvae.data.read.survey import Survey

@@ -9,25 +9,16 @@ import numpy as np
 import pandas as pd
 
 from scvae.arguments import check_names
+from scvae.data.read.forms import check_anndata
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def is_anndata(adata: object) -> bool:
-    """Return whether `adata` is one, or holds named cells and genes as one does."""
-    named = hasattr(adata, "var_names") and hasattr(adata, "obs_names")
-    return named and not isinstance(adata, type)
-
-
 def check_unique(adata: AnnData) -> None:
     """Raise if `adata` is no AnnData, or gene names repeat: genes are matched by name."""
-    if not is_anndata(adata):
-        raise DataError(
-            f"adata is a {type(adata).__name__}; an AnnData is needed: "
-            "adata = anndata.AnnData(counts), or anndata.read_h5ad(path)"
-        )
+    check_anndata(adata)
     if adata.var_names.is_unique:
         return
     repeated = adata.var_names[adata.var_names.duplicated()]

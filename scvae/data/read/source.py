@@ -47,12 +47,21 @@ def blocks(matrix: Any) -> Iterator[sparse.csr_matrix]:
         check_structure(whole)
         yield sparse.csr_matrix(whole)
         return
-    n, g = matrix.shape
-    step = max(1, BLOCK_VALUES // max(g, 1))
-    for start in range(0, max(n, 1), step):
-        rows = matrix[start : start + step]
+    for rows in _parts(matrix):
         check_structure(rows)
         yield sparse.csr_matrix(rows.astype(np.float32) if rows.dtype == np.float16 else rows)
+
+
+def _parts(matrix: Any) -> Iterator[Any]:
+    """Yield consecutive rows as they are: the chunks of dask, of others a bounded number."""
+    n, g = matrix.shape
+    if hasattr(matrix, "dask"):
+        for start, size in zip(np.cumsum((0, *matrix.chunks[0])), matrix.chunks[0], strict=False):
+            yield matrix[start : start + size].compute()
+        return
+    step = max(1, BLOCK_VALUES // max(g, 1))
+    for start in range(0, max(n, 1), step):
+        yield matrix[start : start + step]
 
 
 def canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -1,0 +1,115 @@
+"""What is no AnnData in memory: taken as it is, or refused with the call that makes one of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from anndata.experimental import AnnCollection
+from scipy import sparse
+
+import scvae
+from scvae.errors import DataError
+
+QUICK: dict[str, Any] = {"max_steps": 3, "n_latent": 3, "progress": False}
+X = np.random.default_rng(0).poisson(2.0, (120, 15)).astype(np.float32)
+
+
+def cells() -> AnnData:
+    adata = AnnData(sparse.csr_matrix(X))
+    adata.raw = adata.copy()
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model() -> scvae.Model:
+    return scvae.fit(cells(), **QUICK)
+
+
+def collection() -> Any:
+    adata = cells()
+    return AnnCollection([adata[:50].copy(), adata[50:].copy()], join_vars="inner")
+
+
+def modalities(*names: str) -> Any:
+    mudata = pytest.importorskip("mudata")
+    return mudata.MuData({name: AnnData(X, obs=cells().obs) for name in names})
+
+
+def lazily() -> Any:
+    """Return an AnnData whose tables are not in memory, as read_lazy opens them."""
+    pytest.importorskip("dask")
+    pytest.importorskip("xarray")
+    from anndata.experimental import read_lazy
+
+    cells().write_zarr("lazy.zarr")
+    return read_lazy("lazy.zarr")
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "raw": (lambda: cells().raw, "adata is a Raw; .*: adata = adata.raw.to_adata()"),
+    "a collection": (collection, "AnnCollection; .*: adata = collection[:].to_adata()"),
+    "part of it": (lambda: collection()[:40], "View; .*: adata = view.to_adata()"),
+    "genes and proteins": (lambda: modalities("prot", "rna"), "MuData; .*: adata = mdata['rna']"),
+    "one of a kind": (lambda: modalities("a"), "adata = mdata['a']"),
+    "unknown kinds": (lambda: modalities("a", "b"), "the one of the genes; it holds ['a', 'b']"),
+    "a path": (lambda: "a.h5ad", "adata is a str; .*: adata = anndata.read_h5ad('a.h5ad')"),
+    "a path of 10x": (lambda: Path("a.h5"), "adata = scanpy.read_10x_h5('a.h5')"),
+    "a path of zarr": (lambda: "a.zarr/", "adata = anndata.read_zarr('a.zarr/')"),
+    "opened lazily": (lazily, "opened lazily; .*: adata = adata.to_memory()"),
+    "an array": (lambda: X, "adata is a ndarray; an AnnData is needed: adata = anndata.AnnData("),
+    "a class": (lambda: AnnData, "adata is a class; an AnnData is needed"),
+    "nothing": (lambda: None, "adata is a NoneType; an AnnData is needed"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_the_call_that_makes_an_anndata_is_named(
+    kind: str, model: scvae.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, message = REFUSED[kind]
+    thing = make()
+    told = []
+    for call in (lambda: scvae.fit(thing, **QUICK), lambda: model.embed(thing)):
+        with pytest.raises(DataError) as refused:
+            call()
+        told.append(str(refused.value))
+    (error,) = scvae.check(thing).errors
+    assert {*told, error.text} == {error.text}
+    for part in message.split(".*"):
+        assert part in error.text
+
+
+@pytest.mark.parametrize(
+    "kind", [sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, np.asarray]
+)
+@pytest.mark.parametrize("chunks", [(50, -1), (7, -1), (120, 4), (33, 8)])
+def test_chunks_of_dask_give_the_bits_of_the_whole(
+    kind: Any, chunks: tuple[int, int], model: scvae.Model
+) -> None:
+    da = pytest.importorskip("dask.array")
+    lazy = da.from_array(X, chunks=chunks)
+    if chunks[1] > 0 and kind is not np.asarray:
+        lazy = lazy.rechunk((chunks[0], -1))
+    chunked, whole = AnnData(lazy.map_blocks(kind)), cells()
+    assert scvae.check(chunked).ok
+    np.testing.assert_array_equal(model.embed(chunked), model.embed(whole))
+    scvae.fit(chunked, **QUICK)
+    scvae.fit(whole, **QUICK)
+    np.testing.assert_array_equal(chunked.obsm["X_scvae"], whole.obsm["X_scvae"])
+    assert type(chunked.X) is type(lazy)  # it was not brought to memory
+
+
+def test_a_fault_in_a_chunk_of_dask_is_named_by_its_cell() -> None:
+    da = pytest.importorskip("dask.array")
+    x = X.copy()
+    x[77, 3] = -1
+    adata = AnnData(da.from_array(x, chunks=(50, -1)).map_blocks(sparse.csr_matrix))
+    with pytest.raises(DataError, match=r"negative values \(first: -1 at cell '77', gene '3'"):
+        scvae.fit(adata, **QUICK)
