@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from typing import Any
 
 import pytest
 
+from scvae.errors import ScvaeWarning, warn
 from scvae.models import progress as module
 from scvae.models.progress import explained, progress
 from scvae.train.history import History
@@ -117,6 +119,25 @@ def test_what_takes_long_is_explained(
     with explained("be patient", True):
         time.sleep(lasts)
     assert stream.getvalue() == told
+
+
+def test_a_warning_on_a_closed_stream_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Stream()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = warnings_shown_plainly
+        warn("something")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ScvaeWarning, match="something"):
+            warn("something")
+
+
+def warnings_shown_plainly(message: Any, *where: Any, **more: Any) -> None:
+    """Do what Python does without pytest: print to standard error."""
+    sys.stderr.write(str(message))
 
 
 PROGRAM = """

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from scvae.errors import ScvaeWarning
+
 
 def say(text: str) -> None:
     """Print one line to stderr, whatever line breaks `text` has."""
@@ -43,7 +45,6 @@ def printable(text: str) -> str:
 @contextlib.contextmanager
 def warnings_as_lines(debug: bool, worded: Callable[[str], str] = str) -> Iterator[None]:
     """Show the warnings of scvae as lines, and those of other packages only to debug."""
-    own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
     def show(
         message: Warning | str,
@@ -53,7 +54,7 @@ def warnings_as_lines(debug: bool, worded: Callable[[str], str] = str) -> Iterat
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if debug or (issubclass(category, UserWarning) and filename.startswith(own)):
+        if debug or issubclass(category, ScvaeWarning):
             say(f"warning: {worded(str(message))}")
 
     with warnings.catch_warnings():

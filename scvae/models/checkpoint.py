@@ -7,14 +7,13 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scvae.errors import FileError
+from scvae.errors import FileError, warn
 from scvae.io import read_file, write_file
 from scvae.models.migrations import FORMAT
 from scvae.models.rna import Architecture
@@ -112,7 +111,5 @@ class Checkpoint:
             content = {"digest": self.digest, "numbers": state.numbers}
             write_file(self.path, state.tensors, content, "checkpoint", content_format=FORMAT)
         except FileError as error:
-            warnings.warn(
-                f"No checkpoint at step {run.taken}: {error} Training goes on.", stacklevel=2
-            )
+            warn(f"No checkpoint at step {run.taken}: {error} Training goes on.")
         self.written = time.monotonic()

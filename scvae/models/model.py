@@ -478,7 +478,7 @@ class Model:
         if adata.n_obs > max_cells:
             chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
             adata = adata[np.sort(chosen)]
-        dataset = self._dataset(adata, layer, call, depth=1)
+        dataset = self._dataset(adata, layer, call)
         minibatches = dataset.minibatches(
             torch.arange(len(dataset), device=self.device), self._chunk(samples)
         )
@@ -511,13 +511,13 @@ class Model:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _dataset(self, adata: AnnData, layer: str | None, call: str, depth: int = 0) -> Dataset:
-        """Return the cells of `adata`, for the user's `call`, `depth` frames above the caller's."""
+    def _dataset(self, adata: AnnData, layer: str | None, call: str) -> Dataset:
+        """Return the cells of `adata`, for the user's `call`."""
         columns = match_genes(adata, self.origin.genes)
         home = self.origin.layer if self.origin.layer in adata.layers else None
         layer = home if layer is None else layer
         choice = look(adata, layer, columns, summarise=False, call=call, home=home)
-        seen = choice.require(stacklevel=4 + depth)
+        seen = choice.require()
         library = library_sizes(adata, seen.totals, self.origin.library_size)
         encoded = self.origin.covariates.read(adata.obs)
         return Dataset.build(seen.counts, encoded.design, encoded.codes, library, self.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import Generator, Tensor
 from scvae._version import __version__
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
-from scvae.errors import ConfigError
+from scvae.errors import ConfigError, warn
 from scvae.models.checkpoint import Checkpoint, digest
 from scvae.models.prepare import Prepared, statistics_of
 from scvae.models.rna import Architecture, build_vae
@@ -106,10 +105,7 @@ def train_plan(
                     f"{plan.architecture.n_genes} genes. Nothing was written. Give a smaller one: "
                     f"scvae.fit(adata, batch_size={max(2, plan.batch_size // 2)})"
                 ) from error
-        warnings.warn(
-            "The GPU ran out of memory; training starts again with the counts in host memory.",
-            stacklevel=3,
-        )
+        warn("The GPU ran out of memory; training starts again with the counts in host memory.")
         gc.collect()
         torch.cuda.empty_cache()
     raise AssertionError("one of two attempts returns or raises")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
 from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey
-from scvae.errors import DataError
+from scvae.errors import DataError, warn
 from scvae.models.rna import Architecture, Statistics
 
 if TYPE_CHECKING:
@@ -62,13 +61,13 @@ def prepare(
     columns = choose_genes(adata, genes)
     encoded = learn_covariates(adata.obs, batch, covariates)
     choice = look(adata, layer, columns)
-    seen = choice.require(stacklevel=4)
+    seen = choice.require()
     library = library_sizes(adata, seen.totals, library_size)
     names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
     findings = examine(seen, adata.obs, names, encoded, choice.layer, chosen)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
-        warnings.warn(text, stacklevel=3)
+        warn(text)
     return Prepared(
         seen,
         list(names),

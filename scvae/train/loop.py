@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from torch import Generator, Tensor
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Batch, Terms
-from scvae.errors import TrainingError
+from scvae.errors import TrainingError, warn
 from scvae.train.average import EVERY, with_weights
 from scvae.train.checks import NotFiniteError, check_finite
 from scvae.train.graph import GraphedStep
@@ -186,10 +185,9 @@ def _roll_back(run: Run, problem: str) -> None:
     if is_last or len(run.history.rollbacks) >= MOST_ROLLBACKS:
         raise _failure(run, problem)
     run.roll_back()
-    warnings.warn(
+    warn(
         f"After step {run.taken}, {problem} was not finite; training goes on from the best weights "
-        f"(step {run.history.best_step}) at {SLOWER} of the learning rate.",
-        stacklevel=2,
+        f"(step {run.history.best_step}) at {SLOWER} of the learning rate."
     )
 
 
@@ -210,8 +208,7 @@ def _stop_here(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) 
             measure(run, held_out, start)
         except NotFiniteError as error:
             raise _failure(run, error.described(str)) from error
-    warnings.warn(
+    warn(
         f"Interrupted at step {run.taken}; the model has the best weights so far (step "
-        f"{run.history.best_step}).",
-        stacklevel=3,
+        f"{run.history.best_step})."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from scvae.data.read.source import matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
-from scvae.errors import DataError
+from scvae.errors import DataError, warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,13 +48,8 @@ class Choice:
     error: DataError | None = None
     other: str | None = None
 
-    def require(self, stacklevel: int = 2) -> Survey:
+    def require(self) -> Survey:
         """Return what was seen of the counts that are taken, warning of the choice.
-
-        Parameters
-        ----------
-        stacklevel
-            Of the warning, seen from here: 2 is the caller's line.
 
         Raises
         ------
@@ -65,7 +59,7 @@ class Choice:
         if self.error is not None:
             raise self.error
         if self.note is not None:
-            warnings.warn(self.note, stacklevel=stacklevel)
+            warn(self.note)
         assert self.taken is not None
         return self.taken
 
