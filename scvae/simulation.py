@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scvae.arguments import check_seed, check_whole, is_number, refuse
 from scvae.errors import ConfigError
+from scvae.keywords import named
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +23,7 @@ OF_MEANS = ("library_size", "library_spread", "batch_effect", "inverse_dispersio
 LARGEST_COUNT = 2**24  # up to which float32 knows every whole number
 
 
+@named("scvae.simulate")
 def simulate(
     n_cells: int = 1000,
     n_genes: int = 500,

@@ -22,10 +22,11 @@ ALLOWED = {
     "_version": set(),
     "arguments": {"errors"},
     "choices": set(),
+    "keywords": {"arguments", "errors"},
     "core": {"core"},
     "io": {"io", "errors", "_version"},
     "datasets": {"errors"},
-    "simulation": {"arguments", "errors"},
+    "simulation": {"arguments", "keywords", "errors"},
     "train": {"train", "core", "errors"},
     "data": {"data/hold", "data/read", "data/checkup"},
     "data/hold": {"data/hold", "core"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "data/checkup": {"data/checkup", "data/read"},
     "models": {
         *("models", "core", "train", "data", "io"),
-        *("arguments", "choices", "errors", "_version"),
+        *("arguments", "choices", "keywords", "errors", "_version"),
     },
     "analysis": {"analysis", "models", "core", "data", "errors"},
 }

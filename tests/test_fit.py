@@ -141,6 +141,18 @@ def test_the_description_tells_what_info_and_the_summary_tell(
     assert uns["elbo_held_out"] == facts["held_out_elbo"]
 
 
+def test_a_view_made_in_the_call_is_told_that_its_result_is_lost(simulated: AnnData) -> None:
+    simulated.var["highly_variable"] = np.arange(simulated.n_vars) < 8
+    with pytest.warns(UserWarning, match=r"is a view.*genes='highly_variable'") as warned:
+        fit(simulated[:, simulated.var["highly_variable"]])
+    assert [warning.filename for warning in warned] == [__file__]
+    assert "X_scvae" not in simulated.obsm
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(simulated[:, :8].copy())
+
+
+@pytest.mark.filterwarnings("ignore:adata is a view")
 def test_a_view_gets_the_slots_and_its_parent_does_not(simulated: AnnData) -> None:
     parent = simulated.copy()
     before = digests(parent)
@@ -301,6 +313,7 @@ def test_the_form_of_the_counts_changes_no_weight(adata: AnnData, form: str) -> 
     assert digest(other.X) == before
 
 
+@pytest.mark.filterwarnings("ignore:adata is a view")
 def test_a_view_is_fitted_as_its_copy(simulated: AnnData) -> None:
     rows, columns = np.arange(149, 20, -1), np.arange(39, 3, -1)
     view = simulated.copy()[rows, columns]

@@ -27,6 +27,7 @@ from scvae.data.read.library import check_not_empty, library_sizes
 from scvae.data.read.source import matrix_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
+from scvae.keywords import named
 from scvae.models.fit import RunSize, usual_run
 from scvae.models.model import pick_device
 from scvae.models.pace import seconds_of_run
@@ -40,6 +41,7 @@ FORMATS = {"csr": "CSR", "csc": "CSC"}
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 
+@named("scvae.check")
 def check(
     adata: AnnData,
     *,

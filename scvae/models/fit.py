@@ -32,7 +32,8 @@ from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS, Dispersion, LatentPr
 from scvae.data.hold.cells import Dataset
 from scvae.data.read.covariates import column
 from scvae.data.read.library import FROM_COUNTS
-from scvae.errors import ConfigError, DataError
+from scvae.errors import ConfigError, DataError, warn
+from scvae.keywords import named
 from scvae.models.checkpoint import Checkpoint
 from scvae.models.embedding import fit_embedding
 from scvae.models.held_out import measure_held_out
@@ -53,6 +54,7 @@ VALIDATION = 0.1  # share of the cells held out
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 30, 500, 10_000
 
 
+@named("scvae.fit")
 def fit(
     adata: AnnData,
     *,
@@ -207,6 +209,7 @@ def fit(
         checkpoint = check_path("checkpoint", checkpoint, "checkpoint")
     key_added = check_name("key_added", key_added, "X_scvae")
     progress = check_switch("progress", progress, False)
+    _warn_of_view(adata)
     prepared = prepare(adata, batch, covariates, layer, genes, library_size)
     train_rows, held_out_rows = (rows.to(chosen) for rows in _split(adata, validation, seed))
     size = _batch_size(batch_size, len(train_rows))
@@ -246,6 +249,17 @@ def fit(
         embedded = model.embed_dataset(trained.dataset)
     _write(adata, key_added, embedded, _uns(model))
     return model
+
+
+def _warn_of_view(adata: AnnData) -> None:
+    """Say where the embedding of a view goes: a view made in the call has no name to find it by."""
+    if getattr(adata, "is_view", False) and not adata.isbacked:
+        warn(
+            "adata is a view: the embedding is written to the view, which becomes an AnnData of "
+            "its own, and not to the AnnData that it was taken from. Where the view has no name it "
+            "is lost; name it first, as in subset = adata[rows].copy(), or choose genes by "
+            "scvae.fit(adata, genes='highly_variable')"
+        )
 
 
 # -- choices -----------------------------------------------------------------------------------
