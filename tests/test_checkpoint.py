@@ -26,6 +26,7 @@ from scvae.models import checkpoint as module
 from scvae.models import plan
 from scvae.models.checkpoint import NAME, digest
 from scvae.models.migrations import FORMAT
+from scvae.train.run import Run
 
 KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
 OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
@@ -43,7 +44,14 @@ def fit(checkpoint: Path | None = None, **options: Any) -> tuple[AnnData, scvae.
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a checkpoint at every evaluation."""
+    kept = module.Checkpoint.keep
+
+    def keep(checkpoint: module.Checkpoint, run: Run) -> None:
+        if run.is_due:
+            kept(checkpoint, run)
+
     monkeypatch.setattr(module, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(module.Checkpoint, "keep", keep)
 
 
 PROGRAM = f"""
@@ -51,7 +59,7 @@ import sys, numpy as np, torch, scvae
 from pathlib import Path
 from scvae.models import checkpoint
 torch.set_num_threads(1)
-checkpoint.SECONDS_BETWEEN = 0.0
+checkpoint.SECONDS_BETWEEN = 0.05
 adata = scvae.simulate(n_cells=400, n_genes=60, seed=3)
 print("begins", flush=True)
 model = scvae.fit(adata, batch="batch", checkpoint=sys.argv[1], **{OPTIONS!r})
@@ -180,6 +188,71 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_fit_goes_on(
     _, header = read_file(tmp_path / NAME, "checkpoint", content_format=FORMAT)
     assert header["numbers"]["taken"] == 8  # of the second write
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_checkpoint_is_as_old_as_it_says_where_evaluations_are_rare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, now, ages = 0, 0.0, []
+    kept = scvae.data.hold.cells.Dataset.cells
+
+    def slow(dataset: Any, rows: Any) -> Any:
+        """Take a second for a minibatch."""
+        nonlocal now, steps
+        now, steps = now + 1.0, steps + 1
+        if (tmp_path / NAME).exists():
+            content = read_file(tmp_path / NAME, "checkpoint", content_format=FORMAT)[1]
+            ages.append(steps - content["numbers"]["taken"])
+        return kept(dataset, rows)
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("scvae.train.schedule.Schedule.every", 60)
+    monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", slow)
+    fit(tmp_path, max_steps=59)
+    assert len(ages) >= 40
+    assert max(ages) <= module.SECONDS_BETWEEN + 3  # and the cells that are evaluated
+
+
+@pytest.mark.filterwarnings("ignore:Told to end")
+def test_sigterm_is_obeyed_once_the_run_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, told = 0, []
+    kept = scvae.data.hold.cells.Dataset.cells
+
+    def ended(dataset: Any, rows: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 60:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return kept(dataset, rows)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", ended)
+        with pytest.raises(SystemExit) as stop:
+            fit(tmp_path)
+        assert stop.value.code == 143
+        assert told == [signal.SIGTERM]  # whoever waited for it is told, too
+        fit()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(told) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert is_resumable(tmp_path)
+    np.testing.assert_array_equal(fit(tmp_path)[0].obsm["X_scvae"], fit()[0].obsm["X_scvae"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.slow
+def test_a_process_told_to_end_ends_by_that_signal(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    while not (tmp_path / NAME).exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    assert is_resumable(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_training(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SCHEDULE = Schedule(40, evaluations=8, patience=99)
 
 @pytest.fixture(scope="module")
 def held() -> State:
-    """Return the state of a run half way."""
+    """Return the state of a run half way, as it was evaluated."""
     states: list[State] = []
     train(
         build(),
@@ -35,7 +35,7 @@ def held() -> State:
         lambda: parts(data(seed=1)),
         SCHEDULE,
         *both(3),
-        keep=lambda run: states.append(run.state()),
+        keep=lambda run: states.append(run.state()) if run.is_due else None,
     )
     return states[len(states) // 2]
 
@@ -215,6 +215,6 @@ def test_a_model_is_no_checkpoint_and_a_checkpoint_no_model(killed: bytes, tmp_p
     (tmp_path / NAME).write_bytes(killed)
     with pytest.raises(FileError, match="it is a 'checkpoint'"):
         scvae.load(tmp_path / NAME)
-    scvae.fit(fitted_cells(), **FIT).save(tmp_path / NAME)
+    scvae.fit(fitted_cells(), **FIT).save(tmp_path / NAME, overwrite=True)
     with pytest.raises(FileError, match=r"it is a 'model'.*Remove it"):
         scvae.fit(fitted_cells(), checkpoint=tmp_path, **FIT)

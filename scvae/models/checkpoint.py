@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +66,7 @@ class Checkpoint:
             raise FileError(
                 f"checkpoint={os.fspath(folder)!r} cannot be made a folder: {error.strerror}."
             ) from error
-        self.written = time.monotonic()
+        self.written, self.is_ending = time.monotonic(), False
 
     def read(self, a: Architecture) -> State | None:
         """Return the state to go on from, if there is one, for a network of this architecture.
@@ -101,12 +103,44 @@ class Checkpoint:
             ) from error
 
     def keep(self, run: Run) -> None:
-        """Write the run down, if the last time was long enough ago.
+        """Write the run down, if the last time was long enough ago, or this is the last chance.
 
-        Where that fails, the checkpoint before stays, and training goes on."""
-        if time.monotonic() - self.written < SECONDS_BETWEEN:
+        Where that fails, the checkpoint before stays, and training goes on.
+
+        Raises
+        ------
+        SystemExit
+            If the process was told to end, with the exit code of that signal.
+        """
+        if self.is_ending or time.monotonic() - self.written >= SECONDS_BETWEEN:
+            self._write(run)
+        if self.is_ending:
+            warn(f"Told to end (SIGTERM) at step {run.taken}; {self.path} goes on from there.")
+            raise SystemExit(128 + signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def kept_at_the_end(self) -> Iterator[None]:
+        """Let SIGTERM, by which schedulers end a job, first write the run down."""
+        before = signal.getsignal(signal.SIGTERM)
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or before in (None, signal.SIG_IGN):
+            yield
             return
+        signal.signal(signal.SIGTERM, self._end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            if self.is_ending:
+                signal.raise_signal(signal.SIGTERM)
+
+    def _end(self, number: int, frame: Any) -> None:
+        self.is_ending = True
+
+    def _write(self, run: Run) -> None:
         state = run.state()
+        if not all(tensor.isfinite().all() for tensor in state.tensors.values()):
+            return  # the run is about to go back to its best weights
         try:
             content = {"digest": self.digest, "numbers": state.numbers}
             write_file(self.path, state.tensors, content, "checkpoint", content_format=FORMAT)

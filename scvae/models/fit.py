@@ -151,8 +151,9 @@ def fit(
         environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 from the start. On the CPU they always
         do, at no cost.
     checkpoint
-        Folder for a checkpoint, written at most every ten seconds. The same call after a crash goes
-        on from there, to the same bits on the CPU.
+        Folder for a checkpoint, written every ten seconds, and when the process is told to end
+        (SIGTERM). The same call after that or a crash goes on from there, to the same bits on the
+        CPU.
     key_added
         Slot of the embedding.
     progress

@@ -124,7 +124,10 @@ def _execute(
     dataset = Dataset.build(
         read.counts, read.design, read.codes, read.library, device, stream=stream
     )
-    with contextlib.nullcontext() if checkpoint is None else checkpoint.naming_itself():
+    with contextlib.ExitStack() as stack:
+        if checkpoint is not None:
+            stack.enter_context(checkpoint.naming_itself())
+            stack.enter_context(checkpoint.kept_at_the_end())
         history = train(
             vae,
             lambda order: dataset.shuffled(plan.train_rows, plan.batch_size, order),

@@ -100,7 +100,7 @@ def train(
     resume
         State of a run with the same arguments, to go on from.
     keep
-        Called after every evaluation with the run, whose `state` it may write down.
+        Called after every step with the run, whose `state` it may write down.
     entry_name
         Name of an entry of x, for messages.
 
@@ -123,14 +123,13 @@ def train(
                     run.count(step(minibatch, run.rate, run.beta), len(minibatch))
                     if run.taken % EVERY == 0:
                         run.update_average()
-                    if not run.is_due:
-                        continue
-                    measure(run, held_out, start)
+                    if run.is_due:
+                        measure(run, held_out, start)
+                        report(run.history)
                 except NotFiniteError as error:
                     _roll_back(run, error.described(entry_name))
                     step = step_of(run)
                 else:
-                    report(run.history)
                     keep(run)
     except KeyboardInterrupt:
         _stop_here(run, held_out, start)
