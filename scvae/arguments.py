@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, TypeVar
@@ -31,6 +32,14 @@ def shown(value: Any) -> str:
     else:
         text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def encodable(text: str) -> str:
+    """Return `text` with escapes for the characters that standard output cannot take.
+
+    Names of batches and genes are in any alphabet; printing them is to end no script."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def is_switch(value: Any) -> bool:

@@ -31,7 +31,7 @@ ALLOWED = {
     "data": {"data/hold", "data/read", "data/checkup"},
     "data/hold": {"data/hold", "core"},
     "data/read": {"data/read", "data/hold", "arguments", "errors"},
-    "data/checkup": {"data/checkup", "data/read"},
+    "data/checkup": {"data/checkup", "data/read", "arguments"},
     "models": {
         *("models", "core", "train", "data", "io"),
         *("arguments", "choices", "keywords", "errors", "_version"),

@@ -19,6 +19,7 @@ from scvae.arguments import (
     check_seed,
     check_switch,
     check_whole,
+    encodable,
     shown,
 )
 from scvae.core.objectives import elbo, log_evidence
@@ -77,7 +78,7 @@ class Model:
     def __repr__(self) -> str:
         a, covariates = self.architecture, self.origin.covariates
         given = [f"batch={covariates.batch!r} ({a.n_batches})"] if covariates.batch else []
-        return (
+        return encodable(
             f"scvae.Model({a.n_genes} genes -> {a.n_latent} latents, {a.likelihood}, "
             + ", ".join([*given, f"library_size={self.origin.library_size!r}"])
             + f", {self.device})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from scvae.arguments import encodable
 from scvae.data.read.source import where_named
 from scvae.models.convergence import Convergence, convergence
 from scvae.models.held_out import LEAST_VARIANCE
@@ -43,7 +44,7 @@ class Summary:
         lines = []
         for title, rows in self.sections.items():
             lines += [title, *(f"  {name:<{width}}{value}" for name, value in rows)]
-        return "\n".join([*lines, *(f"Warning: {text}" for text in self.warnings)])
+        return encodable("\n".join([*lines, *(f"Warning: {text}" for text in self.warnings)]))
 
     __repr__ = __str__
 
@@ -119,7 +120,7 @@ def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
 
 
 def _objective(a: Architecture, record: Mapping[str, Any]) -> Rows:
-    rows = [("bound", "E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), nats per cell")]
+    rows = [("bound", "E_q[log p(x|z)] - KL(q(z|x) || p(z)), nats per cell")]
     if "final_beta" in record:
         rows.append(("final KL weight", f"{record['final_beta']:g}"))
     if "elbo_held_out" in record:

@@ -91,7 +91,7 @@ def _confounded_label(codes: np.ndarray, values: pd.Series, batch: str) -> list[
 
 def _go_together(batch: str, other: str, v: float) -> str:
     return (
-        f"adata.obs[{batch!r}] (batch) and {other}: Cramér's V is {v:.2f}, where 0 is independent "
+        f"adata.obs[{batch!r}] (batch) and {other}: Cramer's V is {v:.2f}, where 0 is independent "
         "and 1 is told by each other"
     )
 
@@ -134,7 +134,7 @@ def _other_columns(
 def _valued(pairs: Sequence[tuple[float, str]]) -> str:
     shown = ", ".join(f"{name!r} ({v:.2f})" for v, name in pairs[:SHOWN])
     more = f" and {len(pairs) - SHOWN} more columns" if len(pairs) > SHOWN else ""
-    return f"{shown}{more} (Cramér's V)"
+    return f"{shown}{more} (Cramer's V)"
 
 
 def _label_codes(values: pd.Series) -> np.ndarray | None:

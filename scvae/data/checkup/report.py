@@ -9,6 +9,8 @@ from enum import StrEnum
 from html import escape
 from typing import Literal
 
+from scvae.arguments import encodable
+
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 WIDTH = 100  # characters of a line of the table
@@ -106,7 +108,7 @@ class Report:
         for level, what, text in rows:
             start = f"{level:{levels}}  {what:{whats}}  "
             lines += _wrapped(text, start)
-        return "\n".join(lines)
+        return encodable("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks."""
