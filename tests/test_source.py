@@ -21,7 +21,7 @@ from scipy import sparse
 
 from scvae.data.read import source
 from scvae.data.read.choice import look
-from scvae.errors import DataError
+from scvae.errors import DataError, ScvaeWarning
 
 law = settings(deadline=None, derandomize=True, max_examples=120)
 DTYPES = [np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
@@ -49,7 +49,7 @@ def read_counts(
 def assert_reads(adata: AnnData, expected: np.ndarray, **options: Any) -> None:
     """Assert that the counts come as clean CSR of narrow integers, without a warning."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", ScvaeWarning)
         counts, layer = read_counts(adata, **options)
     assert layer == options.get("layer")
     assert isinstance(counts, sparse.csr_matrix)
