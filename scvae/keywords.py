@@ -112,6 +112,14 @@ def named(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
+def named_methods(kind: type[T]) -> type[T]:
+    """Do as `named` for all public methods of a class, whose objects are called as it, in small."""
+    for name, method in list(vars(kind).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(kind, name, named(f"{kind.__name__.lower()}.{name}")(method))
+    return kind
+
+
 def _advice(name: str, wrong: str, value: Any, known: Iterable[str]) -> str:
     """Return the error of an argument that `name` has not."""
     known = [word for word in known if word != "self"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,24 @@ def test_a_value_by_its_place_needs_a_name() -> None:
         TypeError, match=r"'donor' needs its name: scvae\.fit\(adata, batch=\.\.\.\)"
     ):
         scvae.fit(scvae.simulate(n_cells=20, n_genes=5), "donor")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "said"),
+    [
+        ("embed", {"give_std": True}, "no argument 'give_std'; it takes adata, layer,"),
+        ("normalized", {"transform_batch": "a"}, "here it is batch: batch='a'"),
+        ("log_likelihood", {"n_samples": 9}, "here it is samples: samples=9"),
+        ("save", {"dir_path": "x"}, "'dir_path'; here it is path: path='x'"),
+    ],
+)  # fmt: skip
+def test_methods_say_the_right_name(method: str, given: dict[str, Any], said: str) -> None:
+    model = scvae.load(Path(__file__).parent / "files" / "format_3.scvae")
+    with pytest.raises(TypeError) as refused:
+        getattr(model, method)(None, **given)
+    assert said in str(refused.value)
+    with pytest.raises(TypeError, match=r"scvae\.load has no argument 'filename'; here it is path"):
+        scvae.load(filename="x")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -37,14 +37,7 @@ class Shell:
 
 
 def as_options(text: str, shell: Shell) -> str:
-    """Return `text` with calls and arguments of Python as a user of the shell writes them.
-
-    Examples
-    --------
-    >>> shell = Shell("fit", {"fit": {"layer": "--layer"}}, {"fit": "scvae fit a -o b"}, "a")
-    >>> as_options("Give scvae.fit(adata, layer='counts').", shell)
-    'Give --layer counts.'
-    """
+    """Return `text` with calls and arguments of Python as a user of the shell writes them."""
     text, options = _calls(text, shell), shell.options[shell.verb]
     if names := "|".join(sorted(options, key=len, reverse=True)):
         argument = re.compile(rf"(?<![\w.(-])({names})=({VALUE})")

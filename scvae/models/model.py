@@ -29,6 +29,7 @@ from scvae.data.read.choice import look
 from scvae.data.read.genes import check_unique, match_genes
 from scvae.data.read.library import library_sizes
 from scvae.errors import ConfigError, DataError
+from scvae.keywords import named, named_methods
 from scvae.models.embedding import Embedding
 from scvae.models.evidence import MeanLogLikelihood, mean_over_cells
 from scvae.models.files import Parts, read_model, write_model
@@ -44,6 +45,7 @@ CHUNK_VALUES = 2**20  # dense values of one inference minibatch: 4 MiB of float3
 DRAWS = 100  # of z at once, of every cell
 
 
+@named_methods
 class Model:
     """A fitted variational autoencoder of RNA counts; made by `scvae.fit` or `scvae.load`.
 
@@ -606,6 +608,7 @@ def _check_out(out: Any, shape: tuple[int, int]) -> None:
         raise ConfigError(f"out may not be written to: out=numpy.empty({shape}, numpy.float32)")
 
 
+@named("scvae.load")
 def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
     """Read a model that `Model.save` wrote.
 
