@@ -36,7 +36,7 @@ from container import Container
 
 import scvae
 from scvae import FileError, TrainingError, cli
-from scvae.models import checkpoint
+from scvae.models.keep import checkpoint
 
 if sys.platform != "win32":
     import resource

@@ -22,10 +22,10 @@ from scipy import sparse
 import scvae
 from scvae.errors import ConfigError, FileError
 from scvae.io import read_file
-from scvae.models import checkpoint as module
 from scvae.models import plan
-from scvae.models.checkpoint import NAME, digest
-from scvae.models.migrations import FORMAT
+from scvae.models.keep import checkpoint as module
+from scvae.models.keep.checkpoint import NAME, digest
+from scvae.models.keep.migrations import FORMAT
 
 KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
 OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
@@ -49,7 +49,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = f"""
 import sys, numpy as np, torch, scvae
 from pathlib import Path
-from scvae.models import checkpoint
+from scvae.models.keep import checkpoint
 torch.set_num_threads(1)
 checkpoint.SECONDS_BETWEEN = 0.0
 adata = scvae.simulate(n_cells=400, n_genes=60, seed=3)

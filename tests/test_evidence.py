@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import scvae
 from scvae import ConfigError, DataError
-from scvae.models.evidence import mean_over_cells
+from scvae.models.judge.evidence import mean_over_cells
 
 Given = tuple[AnnData, scvae.Model]
 law = settings(deadline=None, derandomize=True, max_examples=60)

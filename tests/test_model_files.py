@@ -22,11 +22,10 @@ import scvae
 from scvae import FileError, cli
 from scvae.core.vae import VAE
 from scvae.io import files
-from scvae.models.description import LARGEST_SIZE
 from scvae.models.embedding import Embedding, EmbeddingSpec
-from scvae.models.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
-from scvae.models.rna import Architecture, Decoder, blank_vae
-from scvae.models.weights import (
+from scvae.models.keep.description import LARGEST_SIZE
+from scvae.models.keep.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
+from scvae.models.keep.weights import (
     EMBEDDING,
     GENES,
     LARGEST,
@@ -34,6 +33,7 @@ from scvae.models.weights import (
     expected_shapes,
     weight_shapes,
 )
+from scvae.models.rna import Architecture, Decoder, blank_vae
 
 FORMATS = range(1, FORMAT + 1)
 RECENT = FILES / f"format_{FORMAT}.scvae"
@@ -362,8 +362,8 @@ def test_a_header_that_lies_is_refused_before_a_network_is_built(
         assert all(tensor.is_meta for tensor in (*vae.parameters(), *vae.buffers()))
         return vae
 
-    monkeypatch.setattr("scvae.models.files.blank_vae", refuse)
-    monkeypatch.setattr("scvae.models.weights.blank_vae", shape_alone)
+    monkeypatch.setattr("scvae.models.keep.files.blank_vae", refuse)
+    monkeypatch.setattr("scvae.models.keep.weights.blank_vae", shape_alone)
     change, reason = LIES[number]
     tracemalloc.start()
     with pytest.raises(FileError, match=reason) as caught:

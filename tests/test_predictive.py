@@ -22,7 +22,7 @@ from scvae.core.distributions import Gaussian, NegativeBinomial
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
 from scvae.models import model as model_module
-from scvae.models.predictive import predictive_statistics
+from scvae.models.judge.predictive import predictive_statistics
 
 Fitted = tuple[AnnData, scvae.Model]
 COLUMNS = [

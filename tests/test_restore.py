@@ -17,7 +17,7 @@ from test_training import both, build, data, parts, shuffled
 
 import scvae
 from scvae import FileError
-from scvae.models.checkpoint import NAME
+from scvae.models.keep.checkpoint import NAME
 from scvae.train.loop import train
 from scvae.train.run import Run, State, StateError
 from scvae.train.schedule import Schedule

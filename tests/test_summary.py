@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import scvae
 from scvae.models import fit as fit_module
-from scvae.models.convergence import convergence, late_gain
-from scvae.models.held_out import active_dimensions, measure_held_out
-from scvae.models.summary import Summary, summarise
+from scvae.models.judge.convergence import convergence, late_gain
+from scvae.models.judge.held_out import active_dimensions, measure_held_out
+from scvae.models.judge.summary import Summary, summarise
 
 Fitted = tuple[AnnData, scvae.Model]
 law = settings(deadline=None, derandomize=True, max_examples=60)

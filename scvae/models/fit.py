@@ -33,11 +33,11 @@ from scvae.data.hold.cells import Dataset
 from scvae.data.read.covariates import column
 from scvae.data.read.library import FROM_COUNTS
 from scvae.errors import ConfigError, DataError
-from scvae.models.checkpoint import Checkpoint
 from scvae.models.embedding import fit_embedding
-from scvae.models.held_out import measure_held_out
+from scvae.models.judge.held_out import measure_held_out
+from scvae.models.keep.checkpoint import Checkpoint
+from scvae.models.keep.origin import Origin
 from scvae.models.model import Model, pick_device
-from scvae.models.origin import Origin
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
 from scvae.models.rna import (

@@ -29,12 +29,12 @@ from scvae.data.read.genes import check_unique, match_genes
 from scvae.data.read.library import library_sizes
 from scvae.errors import ConfigError, DataError
 from scvae.models.embedding import Embedding
-from scvae.models.evidence import MeanLogLikelihood, mean_over_cells
-from scvae.models.files import Parts, read_model, write_model
-from scvae.models.origin import Origin
-from scvae.models.predictive import predictive_statistics
+from scvae.models.judge.evidence import MeanLogLikelihood, mean_over_cells
+from scvae.models.judge.predictive import predictive_statistics
+from scvae.models.judge.summary import Summary, summarise
+from scvae.models.keep.files import Parts, read_model, write_model
+from scvae.models.keep.origin import Origin
 from scvae.models.rna import Architecture, Decoder, Prior
-from scvae.models.summary import Summary, summarise
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -19,7 +19,7 @@ from scvae._version import __version__
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
 from scvae.errors import ConfigError
-from scvae.models.checkpoint import Checkpoint, digest
+from scvae.models.keep.checkpoint import Checkpoint, digest
 from scvae.models.prepare import Prepared, statistics_of
 from scvae.models.rna import Architecture, build_vae
 from scvae.train.history import History

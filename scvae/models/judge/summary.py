@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from scvae.data.read.source import where_named
-from scvae.models.convergence import Convergence, convergence
-from scvae.models.held_out import LEAST_VARIANCE
-from scvae.models.origin import Origin
+from scvae.models.judge.convergence import Convergence, convergence
+from scvae.models.judge.held_out import LEAST_VARIANCE
+from scvae.models.keep.origin import Origin
 from scvae.models.rna import PRIOR_COMPONENTS, Architecture
 
 Rows = list[tuple[str, str]]

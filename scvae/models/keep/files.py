@@ -12,12 +12,12 @@ from torch import Generator
 from scvae.core.vae import VAE
 from scvae.errors import FileError
 from scvae.io import read_file, write_file
-from scvae.models.description import Description, describe, read_description
 from scvae.models.embedding import Embedding
-from scvae.models.migrations import FORMAT, MIGRATIONS
-from scvae.models.origin import Origin
+from scvae.models.keep.description import Description, describe, read_description
+from scvae.models.keep.migrations import FORMAT, MIGRATIONS
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.weights import EMBEDDING, check_model
 from scvae.models.rna import Architecture, blank_vae
-from scvae.models.weights import EMBEDDING, check_model
 
 
 @dataclass(frozen=True)

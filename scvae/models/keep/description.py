@@ -13,8 +13,8 @@ from scvae.data.read.covariates import Covariates
 from scvae.data.read.library import FROM_COUNTS
 from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.origin import Origin
-from scvae.models.record import check_record
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import check_record
 from scvae.models.rna import Architecture
 
 Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
