@@ -164,11 +164,12 @@ def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
 
 def _outcome(output: Path, adata: AnnData, model: Model) -> str:
     n, d = adata.obsm[KEY].shape
-    record = model.record
+    record, history = model.record, model.record.history
+    assert history is not None  # this is a model that was just fitted
     return (
         f"{output}: {n:,} cells, {d} latents in obsm[{KEY!r}]; held-out ELBO "
-        f"{record['elbo_held_out']:,.1f} nats per cell at step "
-        f"{record['history']['best_step']:,} ({record['history']['seconds']:.0f} s)"
+        f"{record.elbo_held_out:,.1f} nats per cell at step "
+        f"{history.best_step:,} ({history.seconds:.0f} s)"
     )
 
 
@@ -178,7 +179,7 @@ def _outcome(output: Path, adata: AnnData, model: Model) -> str:
 def _facts(model: Model) -> dict[str, Any]:
     """Return what `scvae info` tells; None where the file does not say."""
     a, origin, record = model.architecture, model.origin, model.record
-    history, held_out = record.get("history", {}), record.get("held_out", {})
+    history, held_out = record.history, record.held_out
     summary = model.summary()
     return {
         "genes": a.n_genes,
@@ -193,17 +194,17 @@ def _facts(model: Model) -> dict[str, Any]:
         "batch_column": origin.covariates.batch,
         "batches": origin.covariates.batches,
         "covariates": origin.covariates.others,
-        "training_cells": record.get("n_train"),
-        "held_out_cells": record.get("n_held_out"),
-        "held_out_elbo": record.get("elbo_held_out"),
-        "reconstruction": held_out.get("reconstruction"),
-        "kl": held_out.get("kl"),
-        "active_latents": held_out.get("active"),
-        "steps": (history.get("step") or [None])[-1],
-        "kept_step": history.get("best_step"),
+        "training_cells": record.n_train,
+        "held_out_cells": record.n_held_out,
+        "held_out_elbo": record.elbo_held_out,
+        "reconstruction": held_out and held_out.reconstruction,
+        "kl": held_out and held_out.kl,
+        "active_latents": held_out and held_out.active,
+        "steps": history.step[-1] if history and history.step else None,
+        "kept_step": history and history.best_step,
         "convergence": summary.convergence.text,
-        "seed": record.get("seed"),
-        "versions": record.get("versions", {}),
+        "seed": record.seed,
+        "versions": record.versions or {},
         "warnings": list(summary.warnings),
     }
 

@@ -33,6 +33,7 @@ from scvae.arguments import (
 from scvae.data.read.genes import check_unique
 from scvae.errors import ConfigError, DataError
 from scvae.io import replacing
+from scvae.models.keep.record import Record
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from scvae.models.model import Model
+    from scvae.train.history import History
 
 __all__ = ["fit_check", "history", "neighbors", "scatter", "umap"]
 
@@ -368,7 +370,7 @@ def _check_axes(name: str, ax: Any, grid: str = "") -> None:
 
 
 def _check_model(model: Any) -> Any:
-    if not isinstance(getattr(model, "record", None), dict):
+    if not isinstance(getattr(model, "record", None), Record):
         raise ConfigError(f"model={shown(model)}, but it must be a model: model = scvae.fit(adata)")
     return model
 
@@ -548,18 +550,18 @@ def _short(label: str) -> str:
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
 
 
-def _history_of(model: Model) -> dict[str, Any]:
-    held: dict[str, Any] = model.record.get("history", {})
-    if not held.get("step"):
+def _history_of(model: Model) -> History:
+    held: History | None = model.record.history
+    if held is None or not held.step:
         raise DataError("This model holds no training history; scvae.fit records one.")
     return held
 
 
-def _draw_history(ax: Axes, held: dict[str, Any]) -> None:
-    step, kept = held["step"], held["best_step"]
-    best = held["validation"][step.index(kept)]
-    ax.plot(step, held["train"], color=PALETTE[4], label="training cells")
-    ax.plot(step, held["validation"], color=PALETTE[0], linewidth=2, label="held-out cells")
+def _draw_history(ax: Axes, held: History) -> None:
+    step, kept = held.step, held.best_step
+    best = held.validation[step.index(kept)]
+    ax.plot(step, held.train, color=PALETTE[4], label="training cells")
+    ax.plot(step, held.validation, color=PALETTE[0], linewidth=2, label="held-out cells")
     ax.axvline(kept, color=PALETTE[7], linewidth=0.8, linestyle=":")
     kept_label = f"kept: step {kept:,}, {best:,.1f}".replace("-", "−")
     ax.plot(kept, best, "o", color=PALETTE[1], label=kept_label)
@@ -568,9 +570,9 @@ def _draw_history(ax: Axes, held: dict[str, Any]) -> None:
     ax.legend(loc="lower right", framealpha=1, edgecolor="none")
 
 
-def _window(held: dict[str, Any]) -> tuple[float, float]:
+def _window(held: History) -> tuple[float, float]:
     """Return limits of the ELBO that show the later, flat part: the first climb would hide it."""
-    both = np.array([held["train"], held["validation"]])
+    both = np.array([held.train, held.validation])
     after = both[:, both.shape[1] // 10 :]
     margin = 0.08 * max(float(np.ptp(after)), 1e-3)
     return float(after.min()) - margin, float(both.max()) + margin

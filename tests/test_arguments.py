@@ -254,7 +254,7 @@ def test_numbers_of_numpy_serve_as_those_of_python(model: scvae.Model, cells: An
         stream=np.bool_(False),
         **QUICK,
     )
-    assert fitted.record["n_held_out"] == 30
+    assert fitted.record.n_held_out == 30
 
 
 @pytest.mark.parametrize("name", ["batch_key", "max_epochs", "use_gpu", "n_epochs", "lr"])

@@ -17,6 +17,7 @@ from matplotlib.image import imread
 import scvae
 from scvae import cli
 from scvae.models import rna
+from scvae.models.keep.record import Record
 
 STEPS = ("--max-steps", "20")
 
@@ -191,7 +192,7 @@ def test_info_is_a_table(fitted, capsys):
     assert told["layer"] == "counts"
     assert told["batches"] == "2: batch_0, batch_1"
     assert told["covariates"] == "-"
-    elbo = f"ELBO   {model.record['elbo_held_out']:,.2f} nats per cell"
+    elbo = f"ELBO   {model.record.elbo_held_out:,.2f} nats per cell"
     assert told["held-out"].replace(" ", "") == elbo.replace(" ", "")
     assert f"scvae {scvae.__version__}, torch" in told["versions"]
 
@@ -203,14 +204,14 @@ def test_info_is_json(fitted, capsys):
     assert facts["batches"] == ["batch_0", "batch_1"]
     assert facts["batch_column"] == "batch"
     assert facts["training_cells"] + facts["held_out_cells"] == 120
-    assert facts["held_out_elbo"] == model.record["elbo_held_out"]
+    assert facts["held_out_elbo"] == model.record.elbo_held_out
     assert facts["steps"] == 20
-    assert facts["versions"] == model.record["versions"]
+    assert facts["versions"] == model.record.versions
 
 
 def test_info_of_a_model_that_says_little(fitted, tmp_path, capsys):
     bare = scvae.load(fitted[0])
-    bare.record = {}
+    bare.record = Record()
     bare.save(tmp_path / "bare.scvae")
     assert run("info", tmp_path / "bare.scvae") == 0
     assert "kept step" in capsys.readouterr().out

@@ -127,7 +127,7 @@ def test_a_fit_on_the_gpu_is_as_good_as_on_the_cpu(likelihood: str) -> None:
     bounds = [
         scvae.fit(
             adata, likelihood=likelihood, max_steps=200, device=device, progress=False
-        ).record["elbo_held_out"]
+        ).record.elbo_held_out
         for device in ("cpu", "cuda")
     ]
     assert bounds[1] == pytest.approx(bounds[0], rel=0.02)

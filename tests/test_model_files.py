@@ -25,6 +25,7 @@ from scvae.io import files
 from scvae.models.embedding import Embedding, EmbeddingSpec
 from scvae.models.keep.description import LARGEST_SIZE
 from scvae.models.keep.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
+from scvae.models.keep.record import Record
 from scvae.models.keep.weights import (
     EMBEDDING,
     GENES,
@@ -52,7 +53,7 @@ def test_a_model_of_every_format_embeds_as_it_did(version: int) -> None:
 @pytest.mark.parametrize("version", FORMATS)
 def test_a_migrated_model_is_whole(version: int, tmp_path: Path) -> None:
     model = scvae.load(FILES / f"format_{version}.scvae")
-    assert model.record["seed"] == 0
+    assert model.record.seed == 0
     assert "held-out ELBO" in str(model.summary())
     model.save(tmp_path / "again")
     again, cells = scvae.load(tmp_path / "again"), fitted_cells()
@@ -116,7 +117,7 @@ def test_the_earliest_files_had_no_prior_but_the_normal_one(tmp_path: Path) -> N
     (tmp_path / "model").write_bytes(file.data())
     model = scvae.load(tmp_path / "model")
     assert model.architecture.prior == "normal"
-    assert model.record == {}
+    assert model.record == Record()
 
 
 def test_a_field_of_today_is_never_filled_in(tmp_path: Path) -> None:
@@ -391,9 +392,9 @@ def test_names_cannot_command_a_terminal(
 
 
 def test_the_record_may_be_empty_or_hold_more(tmp_path: Path) -> None:
-    assert load_changed(tmp_path, at("record", value={})).record == {}
+    assert load_changed(tmp_path, at("record", value={})).record == Record()
     model = load_changed(tmp_path, at("record", "note", value=[None, {"deep": [1]}]))
-    assert model.record["note"] == [None, {"deep": [1]}]
+    assert model.record.other["note"] == [None, {"deep": [1]}]
     assert "verdict" in str(model.summary())
 
 
@@ -447,7 +448,7 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"was not written.*not finite"):
         model.save(tmp_path / "model")
     model = scvae.load(RECENT)
-    model.record["seed"] = "none"
+    model.record = dataclasses.replace(model.record, seed="none")  # type: ignore[arg-type]
     with pytest.raises(FileError, match=r"was not written.*seed"):
         model.save(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "before"

@@ -20,13 +20,15 @@ import scvae
 from scvae import plot
 from scvae.errors import ConfigError, DataError, FileError
 from scvae.io import replacing
+from scvae.models.keep.record import Record
+from scvae.train.history import History
 
-HISTORY = {
-    "step": [10, 20, 30, 40],
-    "train": [-90.0, -60.0, -50.0, -45.0],
-    "validation": [-95.0, -70.0, -62.0, -63.0],
-    "best_step": 30,
-}
+HISTORY = History(
+    step=[10, 20, 30, 40],
+    train=[-90.0, -60.0, -50.0, -45.0],
+    validation=[-95.0, -70.0, -62.0, -63.0],
+    best_step=30,
+)
 
 
 @pytest.fixture
@@ -250,13 +252,13 @@ def test_colours_are_distinct():
 
 def test_history_shows_both_curves_and_the_kept_step(tmp_path):
     path = tmp_path / "history.png"
-    axes = plot.history(SimpleNamespace(record={"history": HISTORY}), path=path)
+    axes = plot.history(SimpleNamespace(record=Record(history=HISTORY)), path=path)
     assert isinstance(axes, Axes)
     assert isinstance(axes.figure, Figure)
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
-    np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY["train"])
-    np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY["step"])
-    np.testing.assert_array_equal(lines["held-out cells"][:, 1], HISTORY["validation"])
+    np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY.train)
+    np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY.step)
+    np.testing.assert_array_equal(lines["held-out cells"][:, 1], HISTORY.validation)
     np.testing.assert_array_equal(lines["kept: step 30, −62.0"], [[30, -62.0]])
     assert axes.get_ylabel() == "ELBO (nats per cell)"
     assert axes.get_xlabel() == "training step"
@@ -269,21 +271,21 @@ def test_history_of_a_fit_and_of_the_same_model_loaded(adata, tmp_path):
     for one in (model, scvae.load(tmp_path / "m.scvae")):
         axes = plot.history(one)
         kept = axes.lines[-1].get_xydata()[0]
-        assert kept[1] == pytest.approx(model.record["elbo_held_out"])
+        assert kept[1] == pytest.approx(model.record.elbo_held_out)
         low, high = axes.get_ylim()
         assert low < kept[1] < high
 
 
 def test_a_model_without_history_says_so():
     with pytest.raises(DataError, match="no training history"):
-        plot.history(SimpleNamespace(record={}))
+        plot.history(SimpleNamespace(record=Record()))
 
 
 def test_history_goes_where_it_is_asked_to(tmp_path):
     figure = Figure()
     left, right = figure.subfigures(1, 2)
     other, ax = left.subplots(), right.subplots()
-    model = SimpleNamespace(record={"history": HISTORY})
+    model = SimpleNamespace(record=Record(history=HISTORY))
     assert plot.history(model, ax=ax, path=tmp_path / "both.png") is ax
     assert len(ax.lines) == 4
     assert len(other.lines) == 0
@@ -302,7 +304,7 @@ class Known:
     """A model whose check is a given table."""
 
     def __init__(self, table):
-        self.table, self.record = pd.DataFrame(table), {}
+        self.table, self.record = pd.DataFrame(table), Record()
 
     def predictive_table(self, *given, call):
         self.given = given
@@ -399,7 +401,7 @@ def test_errors_of_fit_check_come_before_the_work(adata, tmp_path):
 
 def test_a_notebook_shows_axes_as_their_figure(adata):
     """It asks an object for its PNG; the figures of pyplot, which it shows too, are not these."""
-    one = plot.history(SimpleNamespace(record={"history": HISTORY}))
+    one = plot.history(SimpleNamespace(record=Record(history=HISTORY)))
     three = plot.fit_check(Known(TABLE), adata)
     for shown in (one, three, three[1]):
         pixels = imread(BytesIO(shown._repr_png_()))
@@ -407,7 +409,7 @@ def test_a_notebook_shows_axes_as_their_figure(adata):
         assert pixels.shape[1] > 800
     own = Figure().subplots()  # shown by whoever made it, and not twice
     assert not hasattr(
-        plot.history(SimpleNamespace(record={"history": HISTORY}), ax=own), "_repr_png_"
+        plot.history(SimpleNamespace(record=Record(history=HISTORY)), ax=own), "_repr_png_"
     )
 
 
@@ -416,7 +418,7 @@ def test_a_notebook_shows_axes_as_their_figure(adata):
 
 def test_pyplot_learns_of_no_figure(adata):
     plot.umap(adata, "batch")
-    plot.history(SimpleNamespace(record={"history": HISTORY}))
+    plot.history(SimpleNamespace(record=Record(history=HISTORY)))
     plot.fit_check(Known(TABLE), adata)
     assert pyplot.get_fignums() == []
 

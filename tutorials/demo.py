@@ -97,10 +97,10 @@ def embed(adata: AnnData, name: str) -> None:
         genes="highly_variable",
         progress=sys.stderr.isatty(),
     )
-    history = model.record["history"]
+    history = model.record.history
     print(
-        f"{name}: held-out ELBO {model.record['elbo_held_out']:.1f} nats per cell "
-        f"after {history['best_step']} steps, {history['seconds']:.0f} s on {model.device}"
+        f"{name}: held-out ELBO {model.record.elbo_held_out:.1f} nats per cell "
+        f"after {history.best_step} steps, {history.seconds:.0f} s on {model.device}"
     )
 
 

@@ -37,6 +37,7 @@ from scvae.models.embedding import fit_embedding
 from scvae.models.judge.held_out import measure_held_out
 from scvae.models.keep.checkpoint import Checkpoint
 from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
 from scvae.models.model import Model, pick_device
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
@@ -248,7 +249,7 @@ def fit(
             strength,
             generator_of("embedding", seed, chosen),
         )
-        record = {**_record(plan, trained), "align": strength, "moved": moved}
+        record = _record(plan, trained, strength, moved)
         model = Model(trained.vae, embedding, architecture, origin, record)
         embedded = model.embed_dataset(trained.dataset)
     _write(adata, key_added, embedded, _uns(model))
@@ -376,25 +377,27 @@ def _typical(prepared: Prepared, dataset: Dataset, rows: Tensor) -> Tensor:
     return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
 
 
-def _record(plan: Plan, trained: Trained) -> dict[str, Any]:
-    """Return what is written down of a fit, as JSON holds it."""
+def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -> Record:
+    """Return what is written down of a fit."""
     history, dataset = trained.history, trained.dataset
-    return {
-        "seed": plan.seed,
-        "batch_size": plan.batch_size,
-        "schedule": dataclasses.asdict(plan.schedule),
-        "n_train": len(plan.train_rows),
-        "n_held_out": len(plan.held_out_rows),
-        "final_beta": history.beta[-1],
-        "elbo_held_out": history.best,
-        "held_out": measure_held_out(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE),
-        "history": dataclasses.asdict(history),
-        "device": str(dataset.device),
-        "counts": "streamed from host memory" if dataset.is_streamed else "on the device",
-        "digest": plan.digest,
-        "warnings": plan.prepared.warnings,
-        "versions": {**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
-    }
+    return Record(
+        seed=plan.seed,
+        batch_size=plan.batch_size,
+        schedule=dataclasses.asdict(plan.schedule),
+        n_train=len(plan.train_rows),
+        n_held_out=len(plan.held_out_rows),
+        final_beta=history.beta[-1],
+        elbo_held_out=history.best,
+        held_out=measure_held_out(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE),
+        history=history,
+        device=str(dataset.device),
+        counts="streamed from host memory" if dataset.is_streamed else "on the device",
+        digest=plan.digest,
+        warnings=plan.prepared.warnings,
+        versions={**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
+        align=strength,
+        moved=moved,
+    )
 
 
 def _uns(model: Model) -> dict[str, Any]:
@@ -402,7 +405,7 @@ def _uns(model: Model) -> dict[str, Any]:
     origin = model.origin
     return storable(
         {
-            **model.record,
+            **model.record.to_json(),
             "architecture": dataclasses.asdict(model.architecture),
             "batch": origin.covariates.batch,
             "batches": origin.covariates.batches,

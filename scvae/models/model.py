@@ -34,6 +34,7 @@ from scvae.models.judge.predictive import predictive_statistics
 from scvae.models.judge.summary import Summary, summarise
 from scvae.models.keep.files import Parts, read_model, write_model
 from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
 from scvae.models.rna import Architecture, Decoder, Prior
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Model:
         embedding: Embedding,
         architecture: Architecture,
         origin: Origin,
-        record: dict[str, Any],
+        record: Record,
     ) -> None:
         self.vae, self.embedding, self.architecture = vae, embedding, architecture
         self.origin, self.record = origin, record
