@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 KEY = "X_scvae"
-# As in scvae.models.rna, which would bring torch with it; a test compares them.
+# As in modalities/rna.py and models/network.py, which would bring torch; a test compares them.
 LIKELIHOODS = ("nb", "zinb", "poisson")
 DISPERSIONS = ("gene", "gene-batch", "gene-cell")
 PRIORS = ("normal", "mixture")

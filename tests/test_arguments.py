@@ -32,6 +32,8 @@ METHODS = (
     "normalized",
     "sample",
     "predictive_check",
+    "read",
+    "amount",
     "save",
     "summary",
 )
@@ -122,6 +124,7 @@ def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
         "plot.neighbors": {"adata": adata, "key": "z"},
         "model.log_likelihood": {"adata": adata, "samples": 2},
         "model.mean_log_likelihood": {"adata": adata, "samples": 2},
+        "model.amount": {"data": adata},
         "model.sample": {"n": 3},
         "model.save": {"path": "saved"},
         "model.summary": {},

@@ -16,7 +16,8 @@ from matplotlib.image import imread
 
 import scvae
 from scvae import cli
-from scvae.models import rna
+from scvae.modalities import rna
+from scvae.models import network
 from scvae.models.keep.record import Record
 
 STEPS = ("--max-steps", "20")
@@ -385,7 +386,7 @@ def test_version(capsys):
 def test_choices_are_those_of_the_model():
     assert set(cli.LIKELIHOODS) == set(get_args(rna.Likelihood))
     assert set(cli.DISPERSIONS) == set(get_args(rna.Dispersion))
-    assert set(cli.PRIORS) == set(get_args(rna.LatentPrior))
+    assert set(cli.PRIORS) == set(get_args(network.LatentPrior))
 
 
 def test_help_of_fit_shows_the_defaults_of_scvae_fit(capsys):

@@ -17,7 +17,8 @@ from torch import Generator, Tensor
 import scvae
 from scvae.core.rows import nb_log_prob, zinb_log_prob
 from scvae.data.hold.cells import Dataset
-from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.modalities.rna import Statistics
+from scvae.models.network import Architecture, build_vae
 from scvae.train.loop import Step, fastest
 from scvae.train.optimizer import optimizer_of
 

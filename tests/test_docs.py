@@ -15,6 +15,7 @@ import scvae
 from scvae import core
 from scvae.data.checkup.association import cramers_v
 from scvae.data.checkup.report import Finding, Kind, Report
+from scvae.models.fitted import Fitted
 
 ROOT = Path(__file__).parent.parent
 NAMES = {name: getattr(core, name) for name in core.__all__}
@@ -22,6 +23,7 @@ NAMES = {name: getattr(core, name) for name in core.__all__}
 PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
 PUBLIC = {name: thing for name, thing in PUBLIC.items() if not inspect.ismodule(thing)}
 FURTHER = {"Report": Report, "Finding": Finding, "Kind": Kind, "cramers_v": cramers_v}
+FURTHER["Fitted"] = Fitted
 # Functions of the public modules, and methods of public classes, which no other name shows.
 WITHIN = {
     f"{module}.{name}": getattr(getattr(scvae, module), name)

@@ -136,7 +136,7 @@ def test_the_size_of_a_chunk_changes_nothing(
 ) -> None:
     adata, model = fitted
     whole = model.embed(adata), model.normalized(adata)
-    monkeypatch.setattr(scvae.Model, "_chunk", lambda self, samples=1: size)
+    monkeypatch.setattr("scvae.models.fitted.CHUNK_VALUES", size * adata.n_vars)
     np.testing.assert_allclose(model.embed(adata), whole[0], rtol=0, atol=1e-6)
     pd.testing.assert_frame_equal(model.normalized(adata), whole[1], rtol=1e-5)
 

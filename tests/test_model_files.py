@@ -22,6 +22,7 @@ import scvae
 from scvae import FileError, cli
 from scvae.core.vae import VAE
 from scvae.io import files
+from scvae.modalities.rna import Decoder
 from scvae.models.embedding import Embedding, EmbeddingSpec
 from scvae.models.keep.description import LARGEST_SIZE
 from scvae.models.keep.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
@@ -34,7 +35,7 @@ from scvae.models.keep.weights import (
     expected_shapes,
     weight_shapes,
 )
-from scvae.models.rna import Architecture, Decoder, blank_vae
+from scvae.models.network import Architecture, blank_vae
 
 FORMATS = range(1, FORMAT + 1)
 RECENT = FILES / f"format_{FORMAT}.scvae"

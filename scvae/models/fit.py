@@ -33,23 +33,17 @@ from scvae.data.hold.cells import Dataset
 from scvae.data.read.covariates import column
 from scvae.data.read.library import FROM_COUNTS
 from scvae.errors import ConfigError, DataError
+from scvae.modalities.rna import DISPERSIONS, LIKELIHOODS, Dispersion, Likelihood
+from scvae.models.device import pick_device
 from scvae.models.embedding import fit_embedding
 from scvae.models.judge.held_out import measure_held_out
 from scvae.models.keep.checkpoint import Checkpoint
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
-from scvae.models.model import Model, pick_device
+from scvae.models.model import Model
+from scvae.models.network import PRIORS, Architecture, LatentPrior
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
-from scvae.models.rna import (
-    DISPERSIONS,
-    LIKELIHOODS,
-    PRIORS,
-    Architecture,
-    Dispersion,
-    LatentPrior,
-    Likelihood,
-)
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.schedule import Schedule

@@ -8,8 +8,9 @@ from torch import Generator, Tensor
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
+from scvae.modalities.rna import Decoder
 from scvae.models.keep.record import HeldOut
-from scvae.models.rna import Decoder, Prior
+from scvae.models.network import Prior
 
 LEAST_VARIANCE = 0.01  # of an active dimension, as a share of the prior's (Burda et al., 2016)
 
@@ -65,7 +66,7 @@ def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> Hel
             terms = vae.terms(cells, generator=generator)
             reconstruction = reconstruction + terms.reconstruction.double().sum()
             kl = kl + terms.kl.double().sum()
-            means.append(terms.q.mean[:, : decoder.a.n_latent])
+            means.append(terms.q.mean[:, : decoder.n_latent])
         variance = prior.of_z(cells).variance[0]
     return HeldOut(
         reconstruction.item() / len(rows),

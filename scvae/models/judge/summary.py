@@ -11,7 +11,7 @@ from scvae.models.judge.convergence import Convergence, convergence
 from scvae.models.judge.held_out import LEAST_VARIANCE
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
-from scvae.models.rna import PRIOR_COMPONENTS, Architecture
+from scvae.models.network import PRIOR_COMPONENTS, Architecture
 from scvae.train.history import History
 
 Rows = list[tuple[str, str]]

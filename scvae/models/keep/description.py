@@ -15,7 +15,7 @@ from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
-from scvae.models.rna import Architecture
+from scvae.models.network import Architecture
 
 Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits

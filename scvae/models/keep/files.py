@@ -17,7 +17,7 @@ from scvae.models.keep.migrations import FORMAT, MIGRATIONS
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
 from scvae.models.keep.weights import EMBEDDING, check_model
-from scvae.models.rna import Architecture, blank_vae
+from scvae.models.network import Architecture, blank_vae
 
 
 @dataclass(frozen=True)
