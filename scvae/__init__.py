@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from scvae._version import __version__
 
 if TYPE_CHECKING:
-    from scvae import core, datasets, plot
+    from scvae import analysis, core, datasets, plot
     from scvae.errors import ConfigError, DataError, FileError, ScvaeError, TrainingError
     from scvae.models.check import check
     from scvae.models.fit import fit
@@ -29,6 +29,7 @@ __all__ = [
     "ScvaeError",
     "TrainingError",
     "__version__",
+    "analysis",
     "check",
     "core",
     "datasets",
@@ -50,7 +51,7 @@ _HOME = {
     "load": "scvae.models.model",
     "simulate": "scvae.simulation",
 }
-_MODULES = ("core", "datasets", "plot")
+_MODULES = ("analysis", "core", "datasets", "plot")
 
 
 def __getattr__(name: str) -> Any:

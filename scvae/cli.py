@@ -123,14 +123,14 @@ def _check_fit(a: argparse.Namespace) -> None:
         if _same(path, a.input):
             raise ConfigError(f"{path} is the input; only -o/--output may replace it.")
     if a.umap:
-        from scvae.plot import check_picture
+        from scvae.plot.figures import check_picture
 
         check_picture(a.umap, "--umap")
 
 
 def _colors(a: argparse.Namespace, adata: AnnData) -> list[str]:
     """Return the columns to colour the picture by: those asked for, or batch and clusters."""
-    from scvae.plot import check_columns
+    from scvae.plot.cells import check_columns
 
     asked: list[str] = a.color
     check_columns(adata, [name for name in asked if not (a.leiden and name == "leiden")], "--color")
@@ -142,7 +142,7 @@ def _analyse(a: argparse.Namespace, adata: AnnData) -> AnnData | None:
     """Write clusters and UMAP to `adata`; return the neighbour graph that both came from."""
     if not (a.leiden or a.umap):
         return None
-    from scvae.plot import lay_out, neighbors
+    from scvae.analysis import lay_out, neighbors
 
     seed = getattr(a, "seed", 0)
     graph = neighbors(adata, KEY, seed=seed)

@@ -150,14 +150,14 @@ def test_fit_writes_all_that_is_asked_for(folder, cells, capsys):
 def test_the_picture_has_the_columns_asked_for(folder, monkeypatch):
     drawn = []
     monkeypatch.setattr("scvae.plot.umap", lambda adata, color, **how: drawn.append(color))
-    monkeypatch.setattr("scvae.plot.lay_out", lambda graph, seed: graph)
+    monkeypatch.setattr("scvae.analysis.lay_out", lambda graph, seed: graph)
     monkeypatch.setattr(AnnData, "write_h5ad", lambda self, path: path.write_text("written"))
 
     def neighbors(adata, key, seed):
         adata.obsm["X_umap"] = adata.obsm[key][:, :2]
         return adata
 
-    monkeypatch.setattr("scvae.plot.neighbors", neighbors)
+    monkeypatch.setattr("scvae.analysis.neighbors", neighbors)
     fit = ("fit", "in.h5ad", "-o", "out.h5ad", "--umap", "u.png", *STEPS)
     run(*fit, "--color", "cell_type", "library_size")
     run(*fit, "--batch", "batch")

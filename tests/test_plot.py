@@ -21,6 +21,8 @@ from scvae import plot
 from scvae.errors import ConfigError, DataError, FileError
 from scvae.io import replacing
 from scvae.models.keep.record import Record
+from scvae.plot.cells import MISSING
+from scvae.plot.figures import PALETTE
 from scvae.train.history import History
 
 HISTORY = History(
@@ -107,7 +109,7 @@ def test_umap_computes_without_a_trace(adata, reason):
 
 def test_umap_of_the_embedding_is_not_computed_again(adata, monkeypatch):
     adata.uns["neighbors"] = {"params": {"use_rep": "X_scvae"}}
-    monkeypatch.setattr(plot, "neighbors", None)
+    monkeypatch.setattr("scvae.analysis.neighbours.neighbors", None)
     in_order_of(adata.obsm["X_umap"], plot.umap(adata, "batch").axes[0])
 
 
@@ -140,7 +142,7 @@ def test_umap_writes_other_formats(adata, tmp_path, suffix):
 
 def test_errors_come_before_the_work(adata, tmp_path, monkeypatch):
     del adata.obsm["X_umap"]
-    monkeypatch.setattr(plot, "neighbors", None)
+    monkeypatch.setattr("scvae.analysis.neighbours.neighbors", None)
     with pytest.raises(DataError, match=r"no column 'cell_typ' .*did you mean 'cell_type'\?"):
         plot.umap(adata, "cell_typ")
     with pytest.raises(ConfigError, match=r"cells\.h5ad is not the name of a picture"):
@@ -168,12 +170,12 @@ def test_every_point_has_the_colour_of_its_category(ax):
     points = np.random.default_rng(0).normal(size=(200, 2))
     labels = np.array(["long name", "other name", "third name"])[np.arange(200) % 3]
     assert plot.scatter(ax, points, labels) is ax
-    expected = [to_rgba(plot.PALETTE[i % 3]) for i in range(200)]
+    expected = [to_rgba(PALETTE[i % 3]) for i in range(200)]
     np.testing.assert_allclose(in_order_of(points, ax), expected)
     legend = ax.get_legend()
     assert [text.get_text() for text in legend.get_texts()] == sorted(set(labels))
     handles = [to_rgba(handle.get_color()) for handle in legend.legend_handles]
-    assert handles == [to_rgba(color) for color in plot.PALETTE[:3]]
+    assert handles == [to_rgba(color) for color in PALETTE[:3]]
 
 
 def test_points_are_not_drawn_category_by_category(ax):
@@ -193,7 +195,7 @@ def test_categories_keep_their_order_and_drop_the_unused(ax):
 def test_missing_categories_are_grey_and_named(ax):
     plot.scatter(ax, np.eye(3, 2), pd.Series(["type one", None, "type one"]))
     colors = in_order_of(np.eye(3, 2), ax)
-    np.testing.assert_allclose(colors[1], to_rgba(plot.MISSING))
+    np.testing.assert_allclose(colors[1], to_rgba(MISSING))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["type one", "missing"]
 
 
@@ -202,7 +204,7 @@ def test_numbers_have_a_scale_and_missing_ones_are_grey(ax):
     ax.collections[0].update_scalarmappable()  # what a renderer asks for
     assert ax.collections[0].get_clim() == (1.0, 5.0)
     assert len(ax.child_axes) == 1
-    np.testing.assert_allclose(in_order_of(np.eye(3, 2), ax)[1], to_rgba(plot.MISSING))
+    np.testing.assert_allclose(in_order_of(np.eye(3, 2), ax)[1], to_rgba(MISSING))
 
 
 def test_booleans_are_categories(ax):
@@ -243,8 +245,8 @@ def test_points_shrink_with_their_number():
 
 
 def test_colours_are_distinct():
-    assert len(set(plot.PALETTE)) == len(plot.PALETTE) == 24
-    assert plot.MISSING not in plot.PALETTE
+    assert len(set(PALETTE)) == len(PALETTE) == 24
+    assert MISSING not in PALETTE
 
 
 # -- history -------------------------------------------------------------------------------------

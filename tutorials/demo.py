@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import NearestNeighbors
 
 import scvae
-from scvae import plot
+from scvae import analysis, plot
 
 EMBEDDINGS = {"PCA": "X_pca", "scvae": "X_scvae"}
 N_GENES = 2_000
@@ -106,7 +106,7 @@ def embed(adata: AnnData, name: str) -> None:
 
 def cluster(adata: AnnData, key: str) -> AnnData:
     """Return the neighbour graph of an embedding with its Leiden clusters and its UMAP."""
-    graph = plot.lay_out(plot.neighbors(adata, key))
+    graph = analysis.lay_out(analysis.neighbors(adata, key))
     sc.tl.leiden(graph, resolution=0.25, flavor="igraph", n_iterations=2, directed=False)
     return graph
 
