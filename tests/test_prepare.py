@@ -8,10 +8,10 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from scvae.models.network import Architecture
 
 import scvae
 from scvae.data.read import survey as survey_module
+from scvae.models.network import Architecture
 from scvae.models.prepare import Prepared, prepare, statistics_of
 
 law = settings(deadline=None, derandomize=True, max_examples=30)
