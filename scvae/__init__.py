@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from scvae.errors import ConfigError, DataError, FileError, ScvaeError, TrainingError
     from scvae.models.check import check
     from scvae.models.fit import fit
-    from scvae.models.model import Model, load
+    from scvae.models.load import load
+    from scvae.models.model import Model
     from scvae.simulation import simulate
 
 __all__ = [
@@ -48,7 +49,7 @@ _HOME = {
     "check": "scvae.models.check",
     "fit": "scvae.models.fit",
     "Model": "scvae.models.model",
-    "load": "scvae.models.model",
+    "load": "scvae.models.load",
     "simulate": "scvae.simulation",
 }
 _MODULES = ("analysis", "core", "datasets", "plot")

@@ -94,7 +94,7 @@ def _embed(a: argparse.Namespace) -> None:
     _check_outputs([a.output], [a.model])
     _check_input(a.model)
     adata = _read(a.input)
-    from scvae.models.model import load
+    from scvae.models.load import load
 
     model = load(a.model, device=getattr(a, "device", None))
     adata.obsm[a.key] = model.embed(adata)
@@ -104,7 +104,7 @@ def _embed(a: argparse.Namespace) -> None:
 
 
 def _info(a: argparse.Namespace) -> None:
-    from scvae.models.model import load
+    from scvae.models.load import load
 
     facts = _facts(load(a.model, device="cpu"))
     print(json.dumps(facts, indent=2) if a.json else _table(facts))

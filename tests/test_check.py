@@ -37,7 +37,7 @@ from scvae.data.read.normalisation import Traces, recognise
 from scvae.data.read.survey import survey
 from scvae.models import fit as fit_module
 from scvae.models import pace, prepare
-from scvae.models.fit import RunSize, usual_run
+from scvae.models.budget import RunSize, usual_run
 from scvae.models.pace import _seconds_of_step
 
 law = settings(deadline=None, derandomize=True, max_examples=100)

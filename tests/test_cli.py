@@ -342,7 +342,7 @@ def test_warnings_of_others_are_shown_to_debug(folder, fitted, monkeypatch, caps
         warnings.warn_explicit("something old", FutureWarning, "/elsewhere/other.py", 1)
         return fitted[1]
 
-    monkeypatch.setattr("scvae.models.model.load", foreign)
+    monkeypatch.setattr("scvae.models.load.load", foreign)
     assert run("info", fitted[0], *["--debug"] * debug) == 0
     assert ("scvae: warning: something old" in capsys.readouterr().err) is debug
 

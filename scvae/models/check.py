@@ -26,8 +26,8 @@ from scvae.data.read.library import check_not_empty, library_sizes
 from scvae.data.read.source import matrix_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
+from scvae.models.budget import RunSize, usual_run
 from scvae.models.device import pick_device
-from scvae.models.fit import RunSize, usual_run
 from scvae.models.pace import seconds_of_run
 from scvae.models.prepare import DEMANDS, FEWEST_CELLS
 

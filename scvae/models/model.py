@@ -17,14 +17,13 @@ from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.read.genes import check_unique
 from scvae.errors import ConfigError, DataError
 from scvae.modalities.rna import KIND
-from scvae.models.device import pick_device
 from scvae.models.draw import draw
 from scvae.models.embedding import Embedding
 from scvae.models.fitted import Fitted
 from scvae.models.judge.evidence import MeanLogLikelihood, evidence, mean_over_cells
 from scvae.models.judge.predictive import PredictiveCheck
 from scvae.models.judge.summary import Summary, summarise
-from scvae.models.keep.files import Parts, read_model, write_model
+from scvae.models.keep.files import Parts, write_model
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
 from scvae.models.network import Architecture
@@ -424,29 +423,3 @@ class Model(Fitted):
         path = check_path("path", path, "model.scvae")
         parts = Parts(self.vae, self.embedding, self.architecture, self.origin, self.record)
         write_model(path, parts)
-
-
-def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
-    """Read a model that `Model.save` wrote.
-
-    Parameters
-    ----------
-    path
-        A file written by `Model.save`. It is data only: nothing in it is executed.
-    device
-        "cuda", "cpu", or None for the GPU where there is one.
-
-    Raises
-    ------
-    FileError
-        If the file is missing, damaged, or not a model of scvae.
-    """
-    chosen = pick_device(device)
-    parts = read_model(check_path("path", path, "model.scvae"))
-    return Model(
-        parts.vae.to(chosen),
-        parts.embedding.to(chosen),
-        parts.architecture,
-        parts.origin,
-        parts.record,
-    )
