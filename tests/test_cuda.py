@@ -141,8 +141,8 @@ def test_streamed_counts_train_the_same_model() -> None:
         scvae.fit(adata, stream=stream, device="cuda", max_steps=50, progress=False).record
         for stream in (False, True)
     ]
-    assert summaries[1]["counts"] == "streamed from host memory"
-    assert summaries[1]["elbo_held_out"] == pytest.approx(summaries[0]["elbo_held_out"], rel=1e-3)
+    assert summaries[1].counts == "streamed from host memory"
+    assert summaries[1].elbo_held_out == pytest.approx(summaries[0].elbo_held_out, rel=1e-3)
 
 
 TWICE = """

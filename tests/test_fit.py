@@ -464,7 +464,7 @@ def test_the_type_of_the_batch_column_changes_nothing(adata: AnnData, kind: str)
 def test_validation_as_a_share(adata: AnnData, share: float) -> None:
     summary = fit(adata, validation=share).record
     expected = min(max(1, round(share * 150)), 148)
-    assert (summary["n_held_out"], summary["n_train"]) == (expected, 150 - expected)
+    assert (summary.n_held_out, summary.n_train) == (expected, 150 - expected)
 
 
 def test_validation_cells_by_column_are_never_trained_on(adata: AnnData) -> None:
