@@ -37,8 +37,8 @@ def scvae_fit(name: str, adata: anndata.AnnData, seed: int, **options: Any) -> R
     )
     seconds = time.perf_counter() - start
     negative_elbo = -float(model.elbo(adata[rows], samples=10).mean())
-    history = model.record["history"]
-    curve = {"step": history["step"], "nelbo": [-elbo for elbo in history["validation"]]}
+    history = model.record.history
+    curve = {"step": history.step, "nelbo": [-elbo for elbo in history.validation]}
     measured = {"seconds": seconds, "nelbo": negative_elbo, "steps": curve["step"][-1]}
     return adata.obsm["X_scvae"], measured | {"curve": curve}
 

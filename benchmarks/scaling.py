@@ -81,15 +81,15 @@ def ours(adata: anndata.AnnData) -> dict[str, Any]:
         start = time.perf_counter()
         model = scvae.fit(adata, progress=False)
         seconds = time.perf_counter() - start
-    history = model.record["history"]
+    history = model.record.history
     return {
         "seconds": seconds,
-        "training": history["seconds"],
-        "steps": history["step"][-1],
-        "device": model.record["device"],
+        "training": history.seconds,
+        "steps": history.step[-1],
+        "device": model.record.device,
         "memory": memory.above,
         "size": size,
-        "elbo": model.record["elbo_held_out"],
+        "elbo": model.record.elbo_held_out,
     }
 
 

@@ -22,7 +22,8 @@ from torch import Generator
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
-from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.modalities.rna import Statistics
+from scvae.models.network import Architecture, build_vae
 from scvae.train.loop import Step
 from scvae.train.optimizer import optimizer_of
 

@@ -55,7 +55,7 @@ def ours(adata: anndata.AnnData, steps: int) -> float:
         early_stopping=False,
         progress=False,
     )
-    return float(model.record["history"]["cells_per_second"])
+    return float(model.record.history.cells_per_second)
 
 
 def theirs(adata: anndata.AnnData, steps: int) -> float:

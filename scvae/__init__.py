@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from scvae._version import __version__
 
 if TYPE_CHECKING:
-    from scvae import core, datasets, plot
+    from scvae import analysis, core, datasets, plot
     from scvae.errors import ConfigError, DataError, FileError, ScvaeError, TrainingError
     from scvae.models.check import check
     from scvae.models.fit import fit
-    from scvae.models.model import Model, load
+    from scvae.models.load import load
+    from scvae.models.model import Model
     from scvae.simulation import simulate
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ScvaeError",
     "TrainingError",
     "__version__",
+    "analysis",
     "check",
     "core",
     "datasets",
@@ -47,10 +49,10 @@ _HOME = {
     "check": "scvae.models.check",
     "fit": "scvae.models.fit",
     "Model": "scvae.models.model",
-    "load": "scvae.models.model",
+    "load": "scvae.models.load",
     "simulate": "scvae.simulation",
 }
-_MODULES = ("core", "datasets", "plot")
+_MODULES = ("analysis", "core", "datasets", "plot")
 
 
 def __getattr__(name: str) -> Any:

@@ -37,7 +37,7 @@ from container import Container
 import scvae
 from scvae import FileError, TrainingError
 from scvae.cli.info import facts_of, table_of
-from scvae.models import checkpoint
+from scvae.models.keep import checkpoint
 
 if sys.platform != "win32":
     import resource

@@ -32,6 +32,8 @@ METHODS = (
     "normalized",
     "sample",
     "predictive_check",
+    "read",
+    "amount",
     "save",
     "summary",
 )
@@ -122,6 +124,7 @@ def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
         "plot.neighbors": {"adata": adata, "key": "z"},
         "model.log_likelihood": {"adata": adata, "samples": 2},
         "model.mean_log_likelihood": {"adata": adata, "samples": 2},
+        "model.amount": {"data": adata},
         "model.sample": {"n": 3},
         "model.save": {"path": "saved"},
         "model.summary": {},
@@ -254,7 +257,7 @@ def test_numbers_of_numpy_serve_as_those_of_python(model: scvae.Model, cells: An
         stream=np.bool_(False),
         **QUICK,
     )
-    assert fitted.record["n_held_out"] == 30
+    assert fitted.record.n_held_out == 30
 
 
 @pytest.mark.parametrize("name", ["batch_key", "max_epochs", "use_gpu", "n_epochs", "lr"])

@@ -37,7 +37,7 @@ from scvae.data.read.normalisation import Traces, recognise
 from scvae.data.read.survey import survey
 from scvae.models import fit as fit_module
 from scvae.models import pace, prepare
-from scvae.models.fit import RunSize, usual_run
+from scvae.models.budget import RunSize, usual_run
 from scvae.models.pace import _seconds_of_step
 
 law = settings(deadline=None, derandomize=True, max_examples=100)
@@ -1015,13 +1015,13 @@ def test_fit_keeps_the_warnings_of_the_check(
     assert len(report.warnings) == len(names)
     model = scvae.fit(adata, batch="batch", **QUICK)
     expected = [finding.text for finding in report.warnings]
-    assert warning_texts(report.findings) == model.record["warnings"] == expected
+    assert warning_texts(report.findings) == model.record.warnings == expected
     assert list(adata.uns["scvae"]["warnings"]) == expected
     adata.write_h5ad(tmp_path / "cells.h5ad")
     back = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scvae"]["warnings"]
     assert list(back) == expected
     model.save(tmp_path / "model")
-    assert scvae.load(tmp_path / "model").record["warnings"] == expected
+    assert scvae.load(tmp_path / "model").record.warnings == expected
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -1031,9 +1031,9 @@ def test_fit_keeps_the_warnings_of_the_chosen_genes(adata: AnnData, step: int) -
     silence(adata)
     genes = list(adata.var_names)[::step]
     model = scvae.fit(adata, genes=genes, **QUICK)
-    assert model.record["warnings"] == warning_texts(scvae.check(adata, genes=genes).findings)
-    assert len(model.record["warnings"]) == 2
-    assert "first: 'gene_3'" in model.record["warnings"][0]
+    assert model.record.warnings == warning_texts(scvae.check(adata, genes=genes).findings)
+    assert len(model.record.warnings) == 2
+    assert "first: 'gene_3'" in model.record.warnings[0]
 
 
 def test_only_what_fit_always_said_is_said_aloud(adata: AnnData) -> None:

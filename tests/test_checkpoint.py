@@ -22,10 +22,10 @@ from scipy import sparse
 import scvae
 from scvae.errors import ConfigError, FileError
 from scvae.io import read_file
-from scvae.models import checkpoint as module
 from scvae.models import plan
-from scvae.models.checkpoint import NAME, digest
-from scvae.models.migrations import FORMAT
+from scvae.models.keep import checkpoint as module
+from scvae.models.keep.checkpoint import NAME, digest
+from scvae.models.keep.migrations import FORMAT
 from scvae.train.run import Run
 
 KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
@@ -57,7 +57,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = f"""
 import sys, numpy as np, torch, scvae
 from pathlib import Path
-from scvae.models import checkpoint
+from scvae.models.keep import checkpoint
 torch.set_num_threads(1)
 checkpoint.SECONDS_BETWEEN = 0.05
 adata = scvae.simulate(n_cells=400, n_genes=60, seed=3)
@@ -125,7 +125,7 @@ def test_the_same_call_ends_where_it_ended(tmp_path: Path) -> None:
     before = (tmp_path / NAME).read_bytes()
     second, two = fit(tmp_path)
     np.testing.assert_array_equal(first.obsm["X_scvae"], second.obsm["X_scvae"])
-    assert one.record["history"]["step"] == two.record["history"]["step"]
+    assert one.record.history.step == two.record.history.step
     assert (tmp_path / NAME).read_bytes() == before  # nothing was left to do
 
 
@@ -275,7 +275,7 @@ def test_ctrl_c_gives_a_model_and_an_embedding(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", interrupted)
     with pytest.warns(UserWarning, match="Interrupted at step"):
         adata, model = fit()
-    assert model.record["history"]["interrupted"]
+    assert model.record.history.interrupted
     assert np.isfinite(adata.obsm["X_scvae"]).all()
 
 
@@ -340,7 +340,7 @@ def test_a_digest_tells_types_shapes_order_and_values_apart() -> None:
 
 def test_the_digest_is_that_of_the_run() -> None:
     one, other = fit()[1], fit(seed=1)[1]
-    assert one.record["digest"] == fit()[1].record["digest"] != other.record["digest"]
+    assert one.record.digest == fit()[1].record.digest != other.record.digest
 
 
 def in_columns(adata: AnnData) -> None:
@@ -369,7 +369,7 @@ def test_the_digest_is_that_of_the_counts_whatever_holds_them() -> None:
     def digest_of(change: Callable[[AnnData], None]) -> str:
         adata = simulated()
         change(adata)
-        told: str = scvae.fit(adata, **{**OPTIONS, "max_steps": 1}).record["digest"]
+        told: str = scvae.fit(adata, **{**OPTIONS, "max_steps": 1}).record.digest
         return told
 
     same = digest_of(lambda adata: None)

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 
 import scvae
 from scvae import cli
+from scvae.models.keep.record import Record
 
 STEPS = ("--max-steps", "20")
 
@@ -150,14 +151,14 @@ def test_fit_writes_all_that_is_asked_for(folder, cells, capsys):
 def test_the_picture_has_the_columns_asked_for(folder, monkeypatch):
     drawn = []
     monkeypatch.setattr("scvae.plot.umap", lambda adata, color, **how: drawn.append(color))
-    monkeypatch.setattr("scvae.plot.lay_out", lambda graph, seed: graph)
+    monkeypatch.setattr("scvae.analysis.lay_out", lambda graph, seed: graph)
     monkeypatch.setattr(AnnData, "write_h5ad", lambda self, path: path.write_bytes(b""))
 
     def neighbors(adata, key, seed):
         adata.obsm["X_umap"] = adata.obsm[key][:, :2]
         return adata
 
-    monkeypatch.setattr("scvae.plot.neighbors", neighbors)
+    monkeypatch.setattr("scvae.analysis.neighbors", neighbors)
     fit = ("fit", "in.h5ad", "-o", "out.h5ad", "--umap", "u.png", *STEPS)
     run(*fit, "--color", "cell_type", "library_size")
     run(*fit, "--batch", "batch")
@@ -193,7 +194,7 @@ def test_info_is_a_table(fitted, capsys):
     assert told["layer"] == "counts"
     assert told["batches"] == "2: batch_0, batch_1"
     assert told["covariates"] == "-"
-    elbo = f"ELBO   {model.record['elbo_held_out']:,.2f} nats per cell"
+    elbo = f"ELBO   {model.record.elbo_held_out:,.2f} nats per cell"
     assert told["held-out"].replace(" ", "") == elbo.replace(" ", "")
     assert f"scvae {scvae.__version__}, torch" in told["versions"]
 
@@ -205,14 +206,14 @@ def test_info_is_json(fitted, capsys):
     assert facts["batches"] == ["batch_0", "batch_1"]
     assert facts["batch_column"] == "batch"
     assert facts["training_cells"] + facts["held_out_cells"] == 120
-    assert facts["held_out_elbo"] == model.record["elbo_held_out"]
+    assert facts["held_out_elbo"] == model.record.elbo_held_out
     assert facts["steps"] == 20
-    assert facts["versions"] == model.record["versions"]
+    assert facts["versions"] == model.record.versions
 
 
 def test_info_of_a_model_that_says_little(fitted, tmp_path, capsys):
     bare = scvae.load(fitted[0])
-    bare.record = {}
+    bare.record = Record()
     bare.save(tmp_path / "bare.scvae")
     assert run("info", tmp_path / "bare.scvae") == 0
     assert "kept step" in capsys.readouterr().out
@@ -349,7 +350,7 @@ def test_warnings_of_others_are_shown_to_debug(folder, fitted, monkeypatch, caps
         warnings.warn_explicit("something old", FutureWarning, "/elsewhere/other.py", 1)
         return fitted[1]
 
-    monkeypatch.setattr("scvae.models.model.load", foreign)
+    monkeypatch.setattr("scvae.models.load.load", foreign)
     assert run("info", fitted[0], *["--debug"] * debug) == 0
     assert ("scvae: warning: something old" in capsys.readouterr().err) is debug
 

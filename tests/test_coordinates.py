@@ -252,7 +252,7 @@ def test_the_summary_says_how_far_cells_were_moved(simulated: AnnData) -> None:
     model = scvae.fit(simulated.copy(), batch="batch", max_steps=20, progress=False)
     text = str(model.summary())
     assert "cells moved by" in text
-    for name, share in zip(model.batches, model.record["moved"], strict=True):
+    for name, share in zip(model.batches, model.record.moved, strict=True):
         assert f"{name!r} {share:.2g}" in text
     plain = scvae.fit(simulated.copy(), batch="batch", align=False, max_steps=2, progress=False)
     assert "cells moved by" not in str(plain.summary())

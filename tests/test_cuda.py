@@ -17,7 +17,8 @@ from torch import Generator, Tensor
 import scvae
 from scvae.core.rows import nb_log_prob, zinb_log_prob
 from scvae.data.hold.cells import Dataset
-from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.modalities.rna import Statistics
+from scvae.models.network import Architecture, build_vae
 from scvae.train.loop import Step, fastest
 from scvae.train.optimizer import optimizer_of
 
@@ -127,7 +128,7 @@ def test_a_fit_on_the_gpu_is_as_good_as_on_the_cpu(likelihood: str) -> None:
     bounds = [
         scvae.fit(
             adata, likelihood=likelihood, max_steps=200, device=device, progress=False
-        ).record["elbo_held_out"]
+        ).record.elbo_held_out
         for device in ("cpu", "cuda")
     ]
     assert bounds[1] == pytest.approx(bounds[0], rel=0.02)
@@ -140,8 +141,8 @@ def test_streamed_counts_train_the_same_model() -> None:
         scvae.fit(adata, stream=stream, device="cuda", max_steps=50, progress=False).record
         for stream in (False, True)
     ]
-    assert summaries[1]["counts"] == "streamed from host memory"
-    assert summaries[1]["elbo_held_out"] == pytest.approx(summaries[0]["elbo_held_out"], rel=1e-3)
+    assert summaries[1].counts == "streamed from host memory"
+    assert summaries[1].elbo_held_out == pytest.approx(summaries[0].elbo_held_out, rel=1e-3)
 
 
 TWICE = """

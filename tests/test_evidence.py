@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import scvae
 from scvae import ConfigError, DataError
-from scvae.models.evidence import mean_over_cells
+from scvae.models.judge.evidence import DRAWS, mean_over_cells
 
 Given = tuple[AnnData, scvae.Model]
 law = settings(deadline=None, derandomize=True, max_examples=60)
@@ -75,7 +75,7 @@ def test_an_error_needs_two_samples(one_latent: Given) -> None:
 def test_the_mean_counts_every_cell_the_same(one_latent: Given, monkeypatch: Any) -> None:
     """Minibatches of 7, 7, 7 and 9 cells weigh as many cells as they have."""
     adata, model = one_latent
-    monkeypatch.setattr(scvae.Model, "_chunk", lambda self, samples=1: 8)
+    monkeypatch.setattr("scvae.models.fitted.CHUNK_VALUES", 8 * DRAWS * adata.n_vars)
     found = model.mean_log_likelihood(adata, samples=4000, seed=3)
     values = model.log_likelihood(adata, samples=4000, seed=3)
     assert found.n_cells == 30

@@ -229,7 +229,7 @@ def test_the_seed_decides_on_split_weights_and_noise(simulated: AnnData) -> None
         assert np.abs(left[name] - right[name]).max() > 1e-2
     shares = "likelihood.share.bias"  # before training: the genes' shares in the training cells
     assert 1e-4 < np.abs(left[shares] - right[shares]).max() < 1
-    assert one.record["history"]["train"] != other.record["history"]["train"]
+    assert one.record.history.train != other.record.history.train
 
 
 def test_global_random_states_are_neither_read_nor_changed(simulated: AnnData) -> None:
@@ -384,9 +384,9 @@ def test_without_x_a_counts_layer_is_used(adata: AnnData) -> None:
 def test_a_last_minibatch_of_one_cell_trains(simulated: AnnData, batch_size: int) -> None:
     adata = simulated[:50].copy()
     model = fit(adata, batch="batch", batch_size=batch_size, validation=0.1, max_steps=4)
-    assert model.record["n_train"] == 45
+    assert model.record.n_train == 45
     assert np.isfinite(adata.obsm["X_scvae"]).all()
-    assert np.isfinite(model.record["history"]["train"]).all()
+    assert np.isfinite(model.record.history.train).all()
 
 
 @pytest.mark.parametrize("n", [10, 11, 12])
@@ -396,8 +396,8 @@ def test_a_handful_of_cells_is_enough(n: int, n_latent: int) -> None:
     model = fit(adata, n_latent=n_latent, max_steps=20)
     assert adata.obsm["X_scvae"].shape == (n, n_latent)
     assert np.isfinite(adata.obsm["X_scvae"]).all()
-    assert model.record["final_beta"] == 1
-    assert model.record["n_train"] + model.record["n_held_out"] == n
+    assert model.record.final_beta == 1
+    assert model.record.n_train + model.record.n_held_out == n
 
 
 def test_genes_by_column_and_by_name_agree(adata: AnnData) -> None:
@@ -432,7 +432,7 @@ def test_every_variant_trains(
         encode_covariates=encode_covariates,
     )
     assert np.isfinite(adata.obsm["X_scvae"]).all()
-    assert np.isfinite(model.record["elbo_held_out"])
+    assert np.isfinite(model.record.elbo_held_out)
     a = model.architecture
     assert (a.likelihood, a.dispersion) == (likelihood, dispersion)
     assert (a.latent_library, a.outside) == (library_size == "latent", library_size == "total")
@@ -478,7 +478,7 @@ def test_the_type_of_the_batch_column_changes_nothing(adata: AnnData, kind: str)
 def test_validation_as_a_share(adata: AnnData, share: float) -> None:
     summary = fit(adata, validation=share).record
     expected = min(max(1, round(share * 150)), 148)
-    assert (summary["n_held_out"], summary["n_train"]) == (expected, 150 - expected)
+    assert (summary.n_held_out, summary.n_train) == (expected, 150 - expected)
 
 
 def test_validation_cells_by_column_are_never_trained_on(adata: AnnData) -> None:
@@ -488,8 +488,8 @@ def test_validation_cells_by_column_are_never_trained_on(adata: AnnData) -> None
     other = adata.copy()
     other.X = adata.X.multiply(1 + 2.0 * held_out[:, None]).tocsr()
     one, two = (fit(each, validation="held_out", max_steps=1) for each in (adata, other))
-    assert one.record["n_held_out"] == 30
-    assert one.record["elbo_held_out"] != two.record["elbo_held_out"]
+    assert one.record.n_held_out == 30
+    assert one.record.elbo_held_out != two.record.elbo_held_out
     assert_same_weights(one, two)
 
 
@@ -513,26 +513,26 @@ def test_shares_of_batches_are_those_of_the_cells_trained_on(adata: AnnData) -> 
 @pytest.mark.parametrize("n", [10, 60])
 def test_the_stated_objective_is_the_trained_one(steps: int, n: int) -> None:
     adata = scvae.simulate(n, 10)
-    assert fit(adata, max_steps=steps).record["final_beta"] == 1
+    assert fit(adata, max_steps=steps).record.final_beta == 1
     assert adata.uns["scvae"]["final_beta"] == 1
 
 
 def test_early_stopping_never_stops_below_the_full_objective(adata: AnnData) -> None:
     model = fit(adata, max_steps=120, learning_rate=0.3)
-    assert model.record["history"]["stopped_early"]
-    assert model.record["final_beta"] == 1
+    assert model.record.history.stopped_early
+    assert model.record.final_beta == 1
 
 
 def test_training_raises_the_held_out_bound(adata: AnnData) -> None:
-    untrained = fit(adata, max_steps=1, learning_rate=1e-12).record["elbo_held_out"]
-    learned = fit(adata, max_steps=150).record["elbo_held_out"]
+    untrained = fit(adata, max_steps=1, learning_rate=1e-12).record.elbo_held_out
+    learned = fit(adata, max_steps=150).record.elbo_held_out
     assert learned > untrained + 5  # nats per cell
 
 
 def test_without_early_stopping_all_steps_are_taken(adata: AnnData) -> None:
-    history = fit(adata, max_steps=120, learning_rate=0.3, early_stopping=False).record["history"]
-    assert history["step"][-1] == 120
-    assert not history["stopped_early"]
+    history = fit(adata, max_steps=120, learning_rate=0.3, early_stopping=False).record.history
+    assert history.step[-1] == 120
+    assert not history.stopped_early
 
 
 # -- what is found in the data ---------------------------------------------------------------------
@@ -878,7 +878,7 @@ def test_numpys_whole_numbers_are_whole_numbers(adata: AnnData, tmp_path: Path, 
 
 def test_numpys_float_is_a_learning_rate(adata: AnnData, tmp_path: Path) -> None:
     fit(adata, learning_rate=np.float32(1e-3)).save(tmp_path / "model")
-    assert scvae.load(tmp_path / "model").record["seed"] == 0
+    assert scvae.load(tmp_path / "model").record.seed == 0
 
 
 def test_the_progress_bar_is_on_standard_error_alone(
@@ -902,7 +902,7 @@ def test_streamed_counts_give_the_same_bits(batch_size: int | None) -> None:
             adata, stream=stream, batch_size=batch_size, max_steps=30, progress=False, n_latent=4
         )
         embeddings.append(adata.obsm["X_scvae"])
-    assert model.record["counts"] == "streamed from host memory"
+    assert model.record.counts == "streamed from host memory"
     np.testing.assert_array_equal(*embeddings)
 
 

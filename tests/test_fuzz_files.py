@@ -45,7 +45,7 @@ def test_taking_apart_and_putting_together_is_sound(make) -> None:
 
 
 def test_a_fault_is_reported_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scvae.models.files.check_model", lambda *given: None)
+    monkeypatch.setattr("scvae.models.keep.files.check_model", lambda *given: None)
     _, faults = campaign("model", 0, range(PART), tmp_path)
     assert faults
     number = int(faults[0].split()[1].rstrip(","))

@@ -22,11 +22,12 @@ import scvae
 from scvae import FileError, cli
 from scvae.core.vae import VAE
 from scvae.io import files
-from scvae.models.description import LARGEST_SIZE
+from scvae.modalities.rna import Decoder
 from scvae.models.embedding import Embedding, EmbeddingSpec
-from scvae.models.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
-from scvae.models.rna import Architecture, Decoder, blank_vae
-from scvae.models.weights import (
+from scvae.models.keep.description import LARGEST_SIZE
+from scvae.models.keep.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
+from scvae.models.keep.record import Record
+from scvae.models.keep.weights import (
     EMBEDDING,
     GENES,
     LARGEST,
@@ -34,6 +35,7 @@ from scvae.models.weights import (
     expected_shapes,
     weight_shapes,
 )
+from scvae.models.network import Architecture, blank_vae
 
 FORMATS = range(1, FORMAT + 1)
 RECENT = FILES / f"format_{FORMAT}.scvae"
@@ -52,7 +54,7 @@ def test_a_model_of_every_format_embeds_as_it_did(version: int) -> None:
 @pytest.mark.parametrize("version", FORMATS)
 def test_a_migrated_model_is_whole(version: int, tmp_path: Path) -> None:
     model = scvae.load(FILES / f"format_{version}.scvae")
-    assert model.record["seed"] == 0
+    assert model.record.seed == 0
     assert "held-out ELBO" in str(model.summary())
     model.save(tmp_path / "again")
     again, cells = scvae.load(tmp_path / "again"), fitted_cells()
@@ -116,7 +118,7 @@ def test_the_earliest_files_had_no_prior_but_the_normal_one(tmp_path: Path) -> N
     (tmp_path / "model").write_bytes(file.data())
     model = scvae.load(tmp_path / "model")
     assert model.architecture.prior == "normal"
-    assert model.record == {}
+    assert model.record == Record()
 
 
 def test_a_field_of_today_is_never_filled_in(tmp_path: Path) -> None:
@@ -362,8 +364,8 @@ def test_a_header_that_lies_is_refused_before_a_network_is_built(
         assert all(tensor.is_meta for tensor in (*vae.parameters(), *vae.buffers()))
         return vae
 
-    monkeypatch.setattr("scvae.models.files.blank_vae", refuse)
-    monkeypatch.setattr("scvae.models.weights.blank_vae", shape_alone)
+    monkeypatch.setattr("scvae.models.keep.files.blank_vae", refuse)
+    monkeypatch.setattr("scvae.models.keep.weights.blank_vae", shape_alone)
     change, reason = LIES[number]
     tracemalloc.start()
     with pytest.raises(FileError, match=reason) as caught:
@@ -391,9 +393,9 @@ def test_names_cannot_command_a_terminal(
 
 
 def test_the_record_may_be_empty_or_hold_more(tmp_path: Path) -> None:
-    assert load_changed(tmp_path, at("record", value={})).record == {}
+    assert load_changed(tmp_path, at("record", value={})).record == Record()
     model = load_changed(tmp_path, at("record", "note", value=[None, {"deep": [1]}]))
-    assert model.record["note"] == [None, {"deep": [1]}]
+    assert model.record.other["note"] == [None, {"deep": [1]}]
     assert "verdict" in str(model.summary())
 
 
@@ -447,7 +449,7 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"was not written.*not finite"):
         model.save(tmp_path / "model")
     model = scvae.load(RECENT)
-    model.record["seed"] = "none"
+    model.record = dataclasses.replace(model.record, seed="none")  # type: ignore[arg-type]
     with pytest.raises(FileError, match=r"was not written.*seed"):
         model.save(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "before"

@@ -20,13 +20,17 @@ import scvae
 from scvae import plot
 from scvae.errors import ConfigError, DataError, FileError
 from scvae.io import replacing
+from scvae.models.keep.record import Record
+from scvae.plot.cells import MISSING
+from scvae.plot.figures import PALETTE
+from scvae.train.history import History
 
-HISTORY = {
-    "step": [10, 20, 30, 40],
-    "train": [-90.0, -60.0, -50.0, -45.0],
-    "validation": [-95.0, -70.0, -62.0, -63.0],
-    "best_step": 30,
-}
+HISTORY = History(
+    step=[10, 20, 30, 40],
+    train=[-90.0, -60.0, -50.0, -45.0],
+    validation=[-95.0, -70.0, -62.0, -63.0],
+    best_step=30,
+)
 
 
 @pytest.fixture
@@ -105,7 +109,7 @@ def test_umap_computes_without_a_trace(adata, reason):
 
 def test_umap_of_the_embedding_is_not_computed_again(adata, monkeypatch):
     adata.uns["neighbors"] = {"params": {"use_rep": "X_scvae"}}
-    monkeypatch.setattr(plot, "neighbors", None)
+    monkeypatch.setattr("scvae.analysis.neighbours.neighbors", None)
     in_order_of(adata.obsm["X_umap"], plot.umap(adata, "batch").axes[0])
 
 
@@ -138,7 +142,7 @@ def test_umap_writes_other_formats(adata, tmp_path, suffix):
 
 def test_errors_come_before_the_work(adata, tmp_path, monkeypatch):
     del adata.obsm["X_umap"]
-    monkeypatch.setattr(plot, "neighbors", None)
+    monkeypatch.setattr("scvae.analysis.neighbours.neighbors", None)
     with pytest.raises(DataError, match=r"no column 'cell_typ' .*did you mean 'cell_type'\?"):
         plot.umap(adata, "cell_typ")
     with pytest.raises(ConfigError, match=r"cells\.h5ad is not the name of a picture"):
@@ -166,12 +170,12 @@ def test_every_point_has_the_colour_of_its_category(ax):
     points = np.random.default_rng(0).normal(size=(200, 2))
     labels = np.array(["long name", "other name", "third name"])[np.arange(200) % 3]
     assert plot.scatter(ax, points, labels) is ax
-    expected = [to_rgba(plot.PALETTE[i % 3]) for i in range(200)]
+    expected = [to_rgba(PALETTE[i % 3]) for i in range(200)]
     np.testing.assert_allclose(in_order_of(points, ax), expected)
     legend = ax.get_legend()
     assert [text.get_text() for text in legend.get_texts()] == sorted(set(labels))
     handles = [to_rgba(handle.get_color()) for handle in legend.legend_handles]
-    assert handles == [to_rgba(color) for color in plot.PALETTE[:3]]
+    assert handles == [to_rgba(color) for color in PALETTE[:3]]
 
 
 def test_points_are_not_drawn_category_by_category(ax):
@@ -191,7 +195,7 @@ def test_categories_keep_their_order_and_drop_the_unused(ax):
 def test_missing_categories_are_grey_and_named(ax):
     plot.scatter(ax, np.eye(3, 2), pd.Series(["type one", None, "type one"]))
     colors = in_order_of(np.eye(3, 2), ax)
-    np.testing.assert_allclose(colors[1], to_rgba(plot.MISSING))
+    np.testing.assert_allclose(colors[1], to_rgba(MISSING))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["type one", "missing"]
 
 
@@ -200,7 +204,7 @@ def test_numbers_have_a_scale_and_missing_ones_are_grey(ax):
     ax.collections[0].update_scalarmappable()  # what a renderer asks for
     assert ax.collections[0].get_clim() == (1.0, 5.0)
     assert len(ax.child_axes) == 1
-    np.testing.assert_allclose(in_order_of(np.eye(3, 2), ax)[1], to_rgba(plot.MISSING))
+    np.testing.assert_allclose(in_order_of(np.eye(3, 2), ax)[1], to_rgba(MISSING))
 
 
 def test_booleans_are_categories(ax):
@@ -241,8 +245,8 @@ def test_points_shrink_with_their_number():
 
 
 def test_colours_are_distinct():
-    assert len(set(plot.PALETTE)) == len(plot.PALETTE) == 24
-    assert plot.MISSING not in plot.PALETTE
+    assert len(set(PALETTE)) == len(PALETTE) == 24
+    assert MISSING not in PALETTE
 
 
 # -- history -------------------------------------------------------------------------------------
@@ -250,13 +254,13 @@ def test_colours_are_distinct():
 
 def test_history_shows_both_curves_and_the_kept_step(tmp_path):
     path = tmp_path / "history.png"
-    axes = plot.history(SimpleNamespace(record={"history": HISTORY}), path=path)
+    axes = plot.history(SimpleNamespace(record=Record(history=HISTORY)), path=path)
     assert isinstance(axes, Axes)
     assert isinstance(axes.figure, Figure)
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
-    np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY["train"])
-    np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY["step"])
-    np.testing.assert_array_equal(lines["held-out cells"][:, 1], HISTORY["validation"])
+    np.testing.assert_array_equal(lines["training cells"][:, 1], HISTORY.train)
+    np.testing.assert_array_equal(lines["held-out cells"][:, 0], HISTORY.step)
+    np.testing.assert_array_equal(lines["held-out cells"][:, 1], HISTORY.validation)
     np.testing.assert_array_equal(lines["kept: step 30, −62.0"], [[30, -62.0]])
     assert axes.get_ylabel() == "ELBO (nats per cell)"
     assert axes.get_xlabel() == "training step"
@@ -269,21 +273,21 @@ def test_history_of_a_fit_and_of_the_same_model_loaded(adata, tmp_path):
     for one in (model, scvae.load(tmp_path / "m.scvae")):
         axes = plot.history(one)
         kept = axes.lines[-1].get_xydata()[0]
-        assert kept[1] == pytest.approx(model.record["elbo_held_out"])
+        assert kept[1] == pytest.approx(model.record.elbo_held_out)
         low, high = axes.get_ylim()
         assert low < kept[1] < high
 
 
 def test_a_model_without_history_says_so():
     with pytest.raises(DataError, match="no training history"):
-        plot.history(SimpleNamespace(record={}))
+        plot.history(SimpleNamespace(record=Record()))
 
 
 def test_history_goes_where_it_is_asked_to(tmp_path):
     figure = Figure()
     left, right = figure.subfigures(1, 2)
     other, ax = left.subplots(), right.subplots()
-    model = SimpleNamespace(record={"history": HISTORY})
+    model = SimpleNamespace(record=Record(history=HISTORY))
     assert plot.history(model, ax=ax, path=tmp_path / "both.png") is ax
     assert len(ax.lines) == 4
     assert len(other.lines) == 0
@@ -302,7 +306,7 @@ class Known:
     """A model whose check is a given table."""
 
     def __init__(self, table):
-        self.table, self.record = pd.DataFrame(table), {}
+        self.table, self.record = pd.DataFrame(table), Record()
 
     def predictive_table(self, *given, call):
         self.given = given
@@ -399,7 +403,7 @@ def test_errors_of_fit_check_come_before_the_work(adata, tmp_path):
 
 def test_a_notebook_shows_axes_as_their_figure(adata):
     """It asks an object for its PNG; the figures of pyplot, which it shows too, are not these."""
-    one = plot.history(SimpleNamespace(record={"history": HISTORY}))
+    one = plot.history(SimpleNamespace(record=Record(history=HISTORY)))
     three = plot.fit_check(Known(TABLE), adata)
     for shown in (one, three, three[1]):
         pixels = imread(BytesIO(shown._repr_png_()))
@@ -407,7 +411,7 @@ def test_a_notebook_shows_axes_as_their_figure(adata):
         assert pixels.shape[1] > 800
     own = Figure().subplots()  # shown by whoever made it, and not twice
     assert not hasattr(
-        plot.history(SimpleNamespace(record={"history": HISTORY}), ax=own), "_repr_png_"
+        plot.history(SimpleNamespace(record=Record(history=HISTORY)), ax=own), "_repr_png_"
     )
 
 
@@ -416,7 +420,7 @@ def test_a_notebook_shows_axes_as_their_figure(adata):
 
 def test_pyplot_learns_of_no_figure(adata):
     plot.umap(adata, "batch")
-    plot.history(SimpleNamespace(record={"history": HISTORY}))
+    plot.history(SimpleNamespace(record=Record(history=HISTORY)))
     plot.fit_check(Known(TABLE), adata)
     assert pyplot.get_fignums() == []
 

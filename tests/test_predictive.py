@@ -21,8 +21,8 @@ from scvae import ConfigError, DataError
 from scvae.core.distributions import Gaussian, NegativeBinomial
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Batch
-from scvae.models import model as model_module
-from scvae.models.predictive import predictive_statistics
+from scvae.models import fitted as model_module
+from scvae.models.judge.predictive import PredictiveCheck
 
 Fitted = tuple[AnnData, scvae.Model]
 COLUMNS = [
@@ -80,7 +80,10 @@ def test_predictions_are_those_of_the_law_with_latents_drawn(n: int) -> None:
     batches = [Batch(torch.zeros(n // 3, 4)), Batch(torch.zeros(n - n // 3, 4))]
     samples = 120_000 // n
     generator = Generator().manual_seed(0)
-    table = predictive_statistics(vae, batches, list("abcd"), generator, samples=samples)
+    check = PredictiveCheck(vae, 4, generator, samples)
+    for batch in batches:
+        check.add(batch)
+    table = check.table(list("abcd"))
     assert list(table.index) == list("abcd")
     mean, variance, zeros = log_normal_moments(a, w, r, 0.5, 0.8)
     np.testing.assert_allclose(table["predicted_mean"], mean, rtol=0.03)
@@ -111,7 +114,7 @@ def test_predictions_of_a_model_are_those_of_its_decoder(
         adata, batch="batch", likelihood=likelihood, n_latent=4, max_steps=60, progress=False
     )
     model.vae.posterior = Sharp(model.vae.posterior)
-    dataset = model._dataset(adata, None, "model.embed(adata")
+    dataset = model.read(adata)
     cells = dataset.cells(torch.arange(150))
     with torch.no_grad():
         p = model.vae.decode(model.vae.encode(cells).loc, cells)
@@ -132,7 +135,7 @@ def test_observed_statistics_are_those_of_the_counts(
     fitted: Fitted, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     adata, model = fitted
-    monkeypatch.setattr(scvae.Model, "_chunk", lambda self, samples=1: chunk)
+    monkeypatch.setattr(model_module, "CHUNK_VALUES", chunk * adata.n_vars)
     table, x = model.predictive_check(adata), dense(adata)
     assert list(table.columns) == COLUMNS
     assert list(table.index) == list(adata.var_names)

@@ -11,8 +11,8 @@ from scipy import sparse
 
 import scvae
 from scvae.data.read import survey as survey_module
+from scvae.models.network import Architecture
 from scvae.models.prepare import Prepared, prepare, statistics_of
-from scvae.models.rna import Architecture
 
 law = settings(deadline=None, derandomize=True, max_examples=30)
 

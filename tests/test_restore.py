@@ -17,7 +17,7 @@ from test_training import both, build, data, parts, shuffled
 
 import scvae
 from scvae import FileError
-from scvae.models.checkpoint import NAME
+from scvae.models.keep.checkpoint import NAME
 from scvae.train.loop import train
 from scvae.train.run import Run, State, StateError
 from scvae.train.schedule import Schedule
@@ -89,19 +89,22 @@ NONSENSE: dict[str, tuple[Callable[[State], Any], str]] = {
     "no share": (number("scale", 0.0), "by no share"),
     "a share of text": (number("scale", "1"), "by no share"),
     "a share that is NaN": (number("scale", float("nan")), "by no share"),
-    "history no object": (number("history", [1]), "its history lacks"),
-    "history with more": (history("extra", 1), "unknown one"),
-    "history with less": (lambda state: state.numbers["history"].pop("beta"), "lacks a field"),
-    "curve of text": (history("train", ["a"]), "not finite numbers"),
-    "curve of NaN": (history("validation", [float("nan")]), "not finite numbers"),
-    "curve no list": (history("beta", 1.0), "not finite numbers"),
+    "history no object": (number("history", [1]), "history that is not an object"),
+    "history with more": (history("extra", 1), "history with an unknown 'extra'"),
+    "history with less": (
+        lambda state: state.numbers["history"].pop("beta"),
+        "without beta, finite",
+    ),
+    "curve of text": (history("train", ["a"]), "without train, finite numbers"),
+    "curve of NaN": (history("validation", [float("nan")]), "without validation, finite numbers"),
+    "curve no list": (history("beta", 1.0), "without beta, finite numbers"),
     "curve too short": (history("beta", [1.0]), "unequal lengths"),
-    "falling steps": (history("step", [10, 5]), "do not rise"),
-    "steps with a fraction": (history("step", [5.0, 10.0]), "do not rise"),
-    "best step never taken": (history("best_step", 3), "not measured at its best step"),
-    "interrupted by text": (history("interrupted", "no"), "how it ended"),
-    "endless": (history("seconds", float("inf")), "times that are not finite"),
-    "rollback at no step": (history("rollbacks", [0.5]), "rollbacks at no step"),
+    "falling steps": (history("step", [10, 5]), "steps that rise"),
+    "steps with a fraction": (history("step", [5.0, 10.0]), "steps that rise"),
+    "best step never taken": (history("best_step", 3), "without its best step"),
+    "interrupted by text": (history("interrupted", "no"), "without interrupted, true or false"),
+    "endless": (history("seconds", float("inf")), "without seconds, a finite number"),
+    "rollback at no step": (history("rollbacks", [0.5]), "without rollbacks, numbers of steps"),
     "no weights": (lambda state: state.tensors.clear(), "lacks one of bounds"),
     "a weight too few": (lambda state: state.tensors.pop(f"weights.{WEIGHT}"), "other tensors"),
     "a weight too many": (
@@ -158,7 +161,7 @@ def go_on(folder: Path, file: Container) -> Any:
 
 
 def test_a_killed_fit_goes_on(killed: bytes, tmp_path: Path) -> None:
-    steps = go_on(tmp_path, Container.of(killed)).record["history"]["step"]
+    steps = go_on(tmp_path, Container.of(killed)).record.history.step
     assert steps == [*range(1, 2 * STEPS + 1)]
 
 

@@ -18,7 +18,9 @@ import scvae
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells
-from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.modalities.modality import amount_in_batches
+from scvae.modalities.rna import Rna, Statistics
+from scvae.models.network import Architecture, build_vae
 
 N, G, B, D = 30, 12, 3, 2
 
@@ -266,15 +268,16 @@ def test_the_decoder_sees_every_covariate(cells: Cells) -> None:
 
 @torch.no_grad()
 def test_expression_over_batches_is_the_mean_and_keeps_other_covariates(cells: Cells) -> None:
-    decoder, z = build().likelihood, latents()[0]
-    each = [decoder.expression(z, cells.s, [batch]) for batch in range(B)]
-    torch.testing.assert_close(decoder.expression(z, cells.s, range(B)), sum(each) / B)
+    rna, decoder, z = Rna(G), build().likelihood, latents()[0]
+    each = [amount_in_batches(rna, decoder, z, cells.s, [batch], B) for batch in range(B)]
+    mean = amount_in_batches(rna, decoder, z, cells.s, range(B), B)
+    torch.testing.assert_close(mean, sum(each) / B)
     for batch in range(B):
         own = cells.batch == batch
-        torch.testing.assert_close(each[batch][own], decoder.expression(z, cells.s)[own])
+        torch.testing.assert_close(each[batch][own], rna.amount(decoder, z, cells.s)[own])
     other = cells.s.clone()
     other[:, B] += 1
-    assert (decoder.expression(z, other, range(B)) - sum(each) / B).abs().max() > 1e-4
+    assert (amount_in_batches(rna, decoder, z, other, range(B), B) - mean).abs().max() > 1e-4
 
 
 @torch.no_grad()
@@ -309,7 +312,8 @@ def test_the_memory_of_an_average_does_not_grow_with_the_batches() -> None:
         a = Architecture(200, n_batches, n_batches, n_latent=D, n_hidden=8)
         decoder = build_vae(a, stated, Generator().manual_seed(0)).eval().likelihood
         with Largest() as mode:
-            decoder.expression(torch.zeros(N, D), torch.zeros(N, n_batches), range(n_batches))
+            z, s = torch.zeros(N, D), torch.zeros(N, n_batches)
+            amount_in_batches(a.rna, decoder, z, s, range(n_batches), n_batches)
         largest.append(mode.values)
     assert largest[1] <= 2 * largest[0]
 

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 import scvae
 from scvae.models import fit as fit_module
-from scvae.models.convergence import convergence, late_gain
-from scvae.models.held_out import active_dimensions, measure_held_out
-from scvae.models.summary import Summary, summarise
+from scvae.models.judge.convergence import convergence, late_gain
+from scvae.models.judge.held_out import active_dimensions, measure_held_out
+from scvae.models.judge.summary import Summary, summarise
+from scvae.models.keep.record import HeldOut, Record
+from scvae.train.history import History
 
 Fitted = tuple[AnnData, scvae.Model]
 law = settings(deadline=None, derandomize=True, max_examples=60)
@@ -45,11 +47,11 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_reconstruction_less_kl_is_the_elbo_that_chose_the_weights(kind: str) -> None:
     adata = scvae.simulate(800, 30)
     record = fit(adata, batch="batch", **KINDS[kind]).record
-    terms = record["held_out"]
-    assert terms["kl"] > 0
-    elbo = terms["reconstruction"] - terms["kl"]
-    assert elbo == pytest.approx(record["elbo_held_out"], rel=1e-6)
-    assert 0 <= terms["active"] <= 6
+    terms = record.held_out
+    assert terms.kl > 0
+    elbo = terms.reconstruction - terms.kl
+    assert elbo == pytest.approx(record.elbo_held_out, rel=1e-6)
+    assert 0 <= terms.active <= 6
 
 
 def test_measuring_changes_nothing_of_the_fit(
@@ -58,17 +60,17 @@ def test_measuring_changes_nothing_of_the_fit(
     measured, unmeasured = simulated.copy(), simulated.copy()
     before = torch.get_rng_state()
     one = fit(measured)
-    monkeypatch.setattr(fit_module, "measure_held_out", lambda *given: {})
+    monkeypatch.setattr(fit_module, "measure_held_out", lambda *given: HeldOut(0.0, 0.0, None))
     other = fit(unmeasured)
     np.testing.assert_array_equal(measured.obsm["X_scvae"], unmeasured.obsm["X_scvae"])
-    assert one.record["history"]["validation"] == other.record["history"]["validation"]
+    assert one.record.history.validation == other.record.history.validation
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_same_seed_measures_the_same(simulated: AnnData) -> None:
-    one, same, other = (fit(simulated.copy(), seed=seed).record["held_out"] for seed in (3, 3, 4))
+    one, same, other = (fit(simulated.copy(), seed=seed).record.held_out for seed in (3, 3, 4))
     assert one == same
-    assert one["kl"] != other["kl"]
+    assert one.kl != other.kl
 
 
 def test_what_is_measured_is_written_and_read(simulated: AnnData, tmp_path: Path) -> None:
@@ -76,16 +78,16 @@ def test_what_is_measured_is_written_and_read(simulated: AnnData, tmp_path: Path
     model = fit(adata)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     stored = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scvae"]["held_out"]
-    assert {name: float(value) for name, value in stored.items()} == model.record["held_out"]
+    assert {k: float(v) for k, v in stored.items()} == dataclasses.asdict(model.record.held_out)
     model.save(tmp_path / "model.scvae")
-    assert scvae.load(tmp_path / "model.scvae").record["held_out"] == model.record["held_out"]
+    assert scvae.load(tmp_path / "model.scvae").record.held_out == model.record.held_out
 
 
 def test_a_single_held_out_cell_tells_nothing_of_dimensions() -> None:
     adata = scvae.simulate(40, 20)
     adata.obs["held"] = np.arange(40) == 7
     model = fit(adata, validation="held")
-    assert model.record["held_out"]["active"] is None
+    assert model.record.held_out.active is None
     assert "active dimensions" not in str(model.summary())
     assert "collapse" not in str(model.summary())
     assert "active" not in adata.uns["scvae"]["held_out"]
@@ -109,10 +111,10 @@ def test_planted_collapsed_dimensions_are_not_active(trained: Fitted, n_flat: in
     adata, model = trained
     chosen = np.random.default_rng(n_flat).permutation(30)[:n_flat].tolist()
     planted = flatten_latents(model, chosen)
-    dataset, rows = planted._dataset(adata, None, "model.embed(adata"), torch.arange(adata.n_obs)
+    dataset, rows = planted.read(adata), torch.arange(adata.n_obs)
     whole = measure_held_out(model.vae, dataset, rows, 100)
-    assert whole["active"] == 30
-    assert measure_held_out(planted.vae, dataset, rows, 100)["active"] == 30 - n_flat
+    assert whole.active == 30
+    assert measure_held_out(planted.vae, dataset, rows, 100).active == 30 - n_flat
 
 
 @law
@@ -130,20 +132,13 @@ def test_a_dimension_is_active_from_a_hundredth_of_the_prior_on(variances: list[
 
 
 def planted(validation: list[float], **changes: Any) -> dict[str, Any]:
-    """Return the record of a fit with these held-out ELBOs, one every 10 steps."""
+    """Return what the record of a fit says with these held-out ELBOs, one every 10 steps."""
     steps = [10 * (i + 1) for i in range(len(validation))]
-    history = {
-        "step": steps,
-        "train": validation,
-        "validation": validation,
-        "beta": [1.0] * len(steps),
-        "best_step": steps[int(np.argmax(validation))],
-        "stopped_early": False,
-        "interrupted": False,
-        "rollbacks": [],
-    }
     schedule = {"steps": changes.pop("planned", steps[-1])}
-    return {"history": {**history, **changes}, "schedule": schedule}
+    best = steps[int(np.argmax(validation))]
+    ones = [1.0] * len(steps)
+    history = History(steps, validation, validation, ones, best, **changes)
+    return {"history": history, "schedule": schedule}
 
 
 FLAT = [-900.0, -500.0, -410.0, *[-400.0] * 37]
@@ -165,18 +160,18 @@ FALLING = [-900.0, -500.0, -400.0, *[-401.0 - i for i in range(37)]]
         ),
         (planted([-500.0]), "still improving", "10 of 10 steps"),
         ({}, "unknown", "not recorded"),
-        ({"history": {"step": []}}, "unknown", "not recorded"),
+        ({"history": History()}, "unknown", "not recorded"),
     ],
 )
 def test_verdicts_follow_the_history(record: dict[str, Any], verdict: str, said: str) -> None:
-    found = convergence(record)
+    found = convergence(Record(**record))
     assert found.verdict == verdict
     assert said in found.text
     assert bool(found.advice) == (verdict in ("still improving", "interrupted"))
 
 
 def test_the_advice_can_be_typed_and_asks_for_more_steps() -> None:
-    assert "scvae.fit(adata, max_steps=800)" in convergence(planted(RISING)).advice
+    assert "scvae.fit(adata, max_steps=800)" in convergence(Record(**planted(RISING))).advice
 
 
 @law
@@ -203,10 +198,10 @@ def test_a_fit_of_few_steps_is_still_improving_and_a_long_one_is_not(simulated: 
 
 def report(model: scvae.Model, **changes: Any) -> Summary:
     """Return the report of a model with another record."""
-    changed = scvae.Model(
-        model.vae, model.embedding, model.architecture, model.origin, {**model.record, **changes}
-    )
-    return changed.summary()
+    record = dataclasses.replace(model.record, **changes)
+    return scvae.Model(
+        model.vae, model.embedding, model.architecture, model.origin, record
+    ).summary()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +222,7 @@ def test_few_active_dimensions_are_called_a_collapse(
 ) -> None:
     model = fitted[1]
     architecture = dataclasses.replace(model.architecture, n_latent=n_latent)
-    found = summarise(architecture, model.origin, {"held_out": held(active)}, 10)
+    found = summarise(architecture, model.origin, Record(held_out=held(active)), 10)
     assert any("collapse" in text for text in found.warnings) == is_few
     assert f"{active} of {n_latent}" in str(found)
 
@@ -239,14 +234,14 @@ def test_a_collapsed_model_is_told(trained: Fitted) -> None:
     assert not [t for t in report(model, held_out=held(20)).warnings if "collapse" in t]
 
 
-def held(active: int) -> dict[str, Any]:
-    return {"reconstruction": -400.0, "kl": 3.0, "active": active}
+def held(active: int) -> HeldOut:
+    return HeldOut(reconstruction=-400.0, kl=3.0, active=active)
 
 
 def test_weights_of_a_time_before_the_kl_counted_are_told(trained: Fitted) -> None:
     _, model = trained
     early = planted(FALLING)
-    early["history"]["beta"] = [0.25, 0.5, 0.75, *[1.0] * 37]
+    early["history"].beta = [0.25, 0.5, 0.75, *[1.0] * 37]
     (warning,) = [t for t in report(model, **early).warnings if "KL weight" in t]
     assert "0.75" in warning
     assert "step 30" in warning
@@ -297,11 +292,11 @@ def test_the_report_tells_data_network_objective_and_training(trained: Fitted) -
     assert rows["likelihood"] == "nb, a dispersion per gene"
     assert rows["latent dimensions"].startswith("30, prior a mixture")
     assert rows["final KL weight"] == "1"
-    assert rows["held-out ELBO"] == f"{record['elbo_held_out']:,.1f}"
-    assert rows["reconstruction"] == f"{record['held_out']['reconstruction']:,.1f}"
-    assert rows["KL"] == f"{record['held_out']['kl']:,.1f}"
-    assert rows["active dimensions"].startswith(f"{record['held_out']['active']} of 30")
-    assert f"{record['history']['cells_per_second']:,.0f} cells/s" in rows["time"]
+    assert rows["held-out ELBO"] == f"{record.elbo_held_out:,.1f}"
+    assert rows["reconstruction"] == f"{record.held_out.reconstruction:,.1f}"
+    assert rows["KL"] == f"{record.held_out.kl:,.1f}"
+    assert rows["active dimensions"].startswith(f"{record.held_out.active} of 30")
+    assert f"{record.history.cells_per_second:,.0f} cells/s" in rows["time"]
     assert rows["device"] == str(model.device)
     n = sum(tensor.numel() for tensor in model.vae.parameters())
     assert f"{n:,} weights" in rows["encoder, decoder"]
@@ -358,7 +353,9 @@ def test_a_loaded_model_reports_the_same_but_for_the_time(trained: Fitted, tmp_p
 
 def test_a_model_that_says_little_is_reported(trained: Fitted) -> None:
     model = trained[1]
-    bare = scvae.Model(model.vae, model.embedding, model.architecture, model.origin, {}).summary()
+    bare = scvae.Model(
+        model.vae, model.embedding, model.architecture, model.origin, Record()
+    ).summary()
     assert told(bare)["verdict"] == "not recorded"
     assert told(bare)["genes"] == "100"
     assert bare.warnings == ()

@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import NearestNeighbors
 
 import scvae
-from scvae import plot
+from scvae import analysis, plot
 
 EMBEDDINGS = {"PCA": "X_pca", "scvae": "X_scvae"}
 N_GENES = 2_000
@@ -97,16 +97,16 @@ def embed(adata: AnnData, name: str) -> None:
         genes="highly_variable",
         progress=sys.stderr.isatty(),
     )
-    history = model.record["history"]
+    history = model.record.history
     print(
-        f"{name}: held-out ELBO {model.record['elbo_held_out']:.1f} nats per cell "
-        f"after {history['best_step']} steps, {history['seconds']:.0f} s on {model.device}"
+        f"{name}: held-out ELBO {model.record.elbo_held_out:.1f} nats per cell "
+        f"after {history.best_step} steps, {history.seconds:.0f} s on {model.device}"
     )
 
 
 def cluster(adata: AnnData, key: str) -> AnnData:
     """Return the neighbour graph of an embedding with its Leiden clusters and its UMAP."""
-    graph = plot.lay_out(plot.neighbors(adata, key))
+    graph = analysis.lay_out(analysis.neighbors(adata, key))
     sc.tl.leiden(graph, resolution=0.25, flavor="igraph", n_iterations=2, directed=False)
     return graph
 

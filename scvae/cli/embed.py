@@ -33,7 +33,7 @@ def run(a: argparse.Namespace) -> None:
     check_input(a.model)
     adata = read(a.input, a.modality)
     check_space(adata, a.output)
-    from scvae.models.model import load
+    from scvae.models.load import load
 
     model = load(a.model, device=getattr(a, "device", None))
     adata.obsm[a.key] = model.embed(adata, layer=getattr(a, "layer", None))

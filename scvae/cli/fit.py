@@ -83,14 +83,14 @@ def _check_fit(a: argparse.Namespace) -> None:
         if a.model:
             check_model(a.model)
     if a.umap:
-        from scvae.plot import check_picture
+        from scvae.plot.figures import check_picture
 
         check_picture(a.umap, "--umap")
 
 
 def _colors(a: argparse.Namespace, adata: AnnData) -> list[str]:
     """Return the columns to colour the picture by: those asked for, or batch and clusters."""
-    from scvae.plot import check_columns
+    from scvae.plot.cells import check_columns
 
     asked: list[str] = a.color
     check_columns(adata, [name for name in asked if not (a.leiden and name == "leiden")], "--color")
@@ -102,7 +102,7 @@ def _analyse(a: argparse.Namespace, adata: AnnData) -> AnnData | None:
     """Write clusters and UMAP to `adata`; return the neighbour graph that both came from."""
     if not (a.leiden or a.umap):
         return None
-    from scvae.plot import lay_out, neighbors
+    from scvae.analysis import lay_out, neighbors
 
     seed = getattr(a, "seed", 0)
     graph = neighbors(adata, KEY, seed=seed)
@@ -124,11 +124,12 @@ def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
 
 def _outcome(output: Path, adata: AnnData, model: Model) -> str:
     n, d = adata.obsm[KEY].shape
-    record = model.record
+    record, history = model.record, model.record.history
+    assert history is not None  # this is a model that was just fitted
     return (
         f"{output}: {n:,} cells, {d} latents in obsm[{KEY!r}]; held-out ELBO "
-        f"{record['elbo_held_out']:,.1f} nats per cell at step "
-        f"{record['history']['best_step']:,} ({record['history']['seconds']:.0f} s)"
+        f"{record.elbo_held_out:,.1f} nats per cell at step "
+        f"{history.best_step:,} ({history.seconds:.0f} s)"
     )
 
 

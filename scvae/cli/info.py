@@ -20,7 +20,7 @@ example:
 
 
 def run(a: argparse.Namespace) -> None:
-    from scvae.models.model import load
+    from scvae.models.load import load
 
     facts = facts_of(load(a.model, device="cpu"))
     tell(False, json.dumps(facts, indent=2) if a.json else table_of(facts))
@@ -29,7 +29,7 @@ def run(a: argparse.Namespace) -> None:
 def facts_of(model: Model) -> dict[str, Any]:
     """Return what `scvae info` tells; None where the file does not say."""
     a, origin, record = model.architecture, model.origin, model.record
-    history, held_out = record.get("history", {}), record.get("held_out", {})
+    history, held_out = record.history, record.held_out
     summary = model.summary()
     return {
         "genes": a.n_genes,
@@ -44,17 +44,17 @@ def facts_of(model: Model) -> dict[str, Any]:
         "batch_column": origin.covariates.batch,
         "batches": origin.covariates.batches,
         "covariates": origin.covariates.others,
-        "training_cells": record.get("n_train"),
-        "held_out_cells": record.get("n_held_out"),
-        "held_out_elbo": record.get("elbo_held_out"),
-        "reconstruction": held_out.get("reconstruction"),
-        "kl": held_out.get("kl"),
-        "active_latents": held_out.get("active"),
-        "steps": (history.get("step") or [None])[-1],
-        "kept_step": history.get("best_step"),
+        "training_cells": record.n_train,
+        "held_out_cells": record.n_held_out,
+        "held_out_elbo": record.elbo_held_out,
+        "reconstruction": held_out and held_out.reconstruction,
+        "kl": held_out and held_out.kl,
+        "active_latents": held_out and held_out.active,
+        "steps": history.step[-1] if history and history.step else None,
+        "kept_step": history and history.best_step,
         "convergence": summary.convergence.text,
-        "seed": record.get("seed"),
-        "versions": record.get("versions", {}),
+        "seed": record.seed,
+        "versions": record.versions or {},
         "warnings": list(summary.warnings),
     }
 

@@ -28,8 +28,8 @@ from scvae.data.read.source import matrix_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
 from scvae.keywords import named
-from scvae.models.fit import RunSize, usual_run
-from scvae.models.model import pick_device
+from scvae.models.budget import RunSize, usual_run
+from scvae.models.device import pick_device
 from scvae.models.pace import seconds_of_run
 from scvae.models.prepare import DEMANDS, FEWEST_CELLS
 

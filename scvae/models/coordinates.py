@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.models.rna import Decoder
+from scvae.modalities.rna import Decoder
 
 PER = 1e4  # counts per cell in log(1 + x)
 MOST_GENES = 1024  # in S
@@ -99,9 +99,8 @@ def encoded(vae: VAE, dataset: Dataset, rows: Tensor) -> Iterator[tuple[Cells, T
     """Yield the given cells, a bounded number at a time, with their posterior means ``(n, d)``."""
     decoder = vae.likelihood
     assert isinstance(decoder, Decoder)
-    a = decoder.a
-    for cells in dataset.minibatches(rows, max(2, CHUNK_VALUES // a.n_genes)):
-        yield cells, vae.encode(cells).loc[:, : a.n_latent]
+    for cells in dataset.minibatches(rows, max(2, CHUNK_VALUES // decoder.n_genes)):
+        yield cells, vae.encode(cells).loc[:, : decoder.n_latent]
 
 
 @torch.no_grad()
@@ -119,7 +118,7 @@ def fit_coordinates(
     """
     decoder = vae.likelihood
     assert isinstance(decoder, Decoder)
-    n_genes = decoder.a.n_genes
+    n_genes = decoder.n_genes
     order = torch.randperm(len(rows), generator=generator, device=generator.device)
     chosen = rows[order[: max(MOST_VALUES // n_genes, FEWEST_CELLS)].to(rows.device)]
     latent = []
@@ -136,7 +135,7 @@ def fit_coordinates(
     expression = torch.cat([log_composition(decoder, z, covariates, genes) for z in parts])
     mean = expression.mean(0)
     scaled = expression.sub_(mean).div_(deviation[genes])  # in place: nothing is larger
-    components = principal_components(scaled, decoder.a.n_latent, generator)
+    components = principal_components(scaled, decoder.n_latent, generator)
     loadings = components / (deviation[genes, None] * math.sqrt(len(genes)))
     return Coordinates(genes, loadings, mean @ loadings, covariates)
 

@@ -14,6 +14,7 @@ from torch.func import jvp
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
+from scvae.modalities.rna import Decoder
 from scvae.models.alignment import Alignment, fit_alignment
 from scvae.models.coordinates import (
     Coordinates,
@@ -21,7 +22,6 @@ from scvae.models.coordinates import (
     encoded,
     fit_coordinates,
 )
-from scvae.models.rna import Decoder
 
 Kind = Literal["expression", "latent"]
 COORDINATES: dict[Kind, type[Coordinates] | type[LinearCoordinates]] = {

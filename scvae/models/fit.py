@@ -7,11 +7,9 @@ import os
 import platform
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -26,32 +24,28 @@ from scvae.arguments import (
     is_number,
     is_switch,
     refuse,
-    shown,
 )
 from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS, Dispersion, LatentPrior, Likelihood
 from scvae.data.hold.cells import Dataset
-from scvae.data.read.covariates import column
 from scvae.data.read.library import FROM_COUNTS
-from scvae.errors import ConfigError, DataError, warn
+from scvae.errors import warn
 from scvae.keywords import named
-from scvae.models.checkpoint import Checkpoint
+from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
+from scvae.models.device import pick_device
 from scvae.models.embedding import fit_embedding
-from scvae.models.held_out import measure_held_out
-from scvae.models.model import Model, pick_device
-from scvae.models.origin import Origin
+from scvae.models.judge.held_out import measure_held_out
+from scvae.models.keep.checkpoint import Checkpoint
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
+from scvae.models.model import Model
+from scvae.models.network import Architecture
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare
 from scvae.models.progress import progress as progress_of
-from scvae.models.rna import Architecture
 from scvae.train.deterministic import deterministic_algorithms
-from scvae.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
-VALIDATION = 0.1  # share of the cells held out
-EPOCHS, FEWEST_STEPS, MOST_STEPS = 30, 500, 10_000
 
 
 @named("scvae.fit")
@@ -192,61 +186,35 @@ def fit(
     >>> adata.obsm["X_scvae"].shape
     (200, 30)
     """
-    likelihood = check_choice("likelihood", likelihood, LIKELIHOODS)
-    dispersion = check_choice("dispersion", dispersion, DISPERSIONS)
-    prior = check_choice("prior", prior, PRIORS)
-    n_latent = check_whole("n_latent", n_latent, 30)
-    n_hidden = check_whole("n_hidden", n_hidden, 128)
-    n_layers = check_whole("n_layers", n_layers, 1)
-    encode_covariates = check_switch("encode_covariates", encode_covariates, True)
+    asked = Architecture(
+        n_genes=1,  # what follows from the data comes later
+        n_latent=check_whole("n_latent", n_latent, 30),
+        n_hidden=check_whole("n_hidden", n_hidden, 128),
+        n_layers=check_whole("n_layers", n_layers, 1),
+        likelihood=check_choice("likelihood", likelihood, LIKELIHOODS),
+        dispersion=check_choice("dispersion", dispersion, DISPERSIONS),
+        encode_covariates=check_switch("encode_covariates", encode_covariates, True),
+        prior=check_choice("prior", prior, PRIORS),
+    )
     strength = _strength(align)
     _check_training(batch_size, max_steps, early_stopping)
-    learning_rate = check_positive("learning_rate", learning_rate, "8e-3")
-    seed = check_seed(seed)
+    learning_rate, seed = check_positive("learning_rate", learning_rate, "8e-3"), check_seed(seed)
     chosen = pick_device(device)
-    stream = check_switch("stream", stream, True, or_none=True)
-    deterministic = check_switch("deterministic", deterministic, True)
-    if checkpoint is not None:
-        checkpoint = check_path("checkpoint", checkpoint, "checkpoint")
+    stream, deterministic, progress = _switches(stream, deterministic, progress)
+    folder = None if checkpoint is None else check_path("checkpoint", checkpoint, "checkpoint")
     key_added = check_name("key_added", key_added, "X_scvae")
-    progress = check_switch("progress", progress, False)
     _warn_of_view(adata)
     prepared = prepare(adata, batch, covariates, layer, genes, library_size)
-    train_rows, held_out_rows = (rows.to(chosen) for rows in _split(adata, validation, seed))
-    size = _batch_size(batch_size, len(train_rows))
-    architecture = Architecture(
-        n_genes=len(prepared.genes),
-        n_batches=prepared.covariates.n_batches,
-        n_covariates=prepared.covariates.width,
-        n_latent=n_latent,
-        n_hidden=n_hidden,
-        n_layers=n_layers,
-        likelihood=likelihood,
-        dispersion=dispersion,
-        latent_library=library_size == "latent",
-        outside=library_size not in FROM_COUNTS,
-        encode_covariates=encode_covariates,
-        prior=prior,
-    )
-    schedule = _schedule(max_steps, len(train_rows), size, learning_rate, early_stopping)
+    train_rows, held_out_rows = (rows.to(chosen) for rows in split(adata, validation, seed))
+    size = batch_size_of(batch_size, len(train_rows))
+    architecture = _sized(asked, prepared, library_size)
+    schedule = schedule_of(max_steps, len(train_rows), size, learning_rate, early_stopping)
     plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed)
-    kept = None if checkpoint is None else Checkpoint(checkpoint, plan.digest)
-    shares = batch_shares(prepared, train_rows.cpu().numpy())
-    origin = Origin(prepared.genes, prepared.covariates, prepared.layer, library_size, shares)
+    kept = None if folder is None else Checkpoint(folder, plan.digest)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with progress_of(schedule.steps, progress) as report:
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
-        embedding, moved = fit_embedding(
-            trained.vae,
-            trained.dataset,
-            train_rows,
-            _typical(prepared, trained.dataset, train_rows),
-            architecture.n_batches,
-            strength,
-            generator_of("embedding", seed, chosen),
-        )
-        record = {**_record(plan, trained), "align": strength, "moved": moved}
-        model = Model(trained.vae, embedding, architecture, origin, record)
+        model = _model(plan, trained, library_size, strength)
         embedded = model.embed_dataset(trained.dataset)
     _write(adata, key_added, embedded, _uns(model))
     return model
@@ -263,6 +231,36 @@ def _warn_of_view(adata: AnnData) -> None:
         )
 
 
+def _sized(asked: Architecture, prepared: Prepared, library_size: str) -> Architecture:
+    """Return what was asked for, of the size of the data."""
+    return dataclasses.replace(
+        asked,
+        n_genes=len(prepared.genes),
+        n_batches=prepared.covariates.n_batches,
+        n_covariates=prepared.covariates.width,
+        latent_library=library_size == "latent",
+        outside=library_size not in FROM_COUNTS,
+    )
+
+
+def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> Model:
+    """Return the trained model with its embedding and record."""
+    read, rows, dataset = plan.prepared, plan.train_rows, trained.dataset
+    shares = batch_shares(read, rows.cpu().numpy())
+    origin = Origin(read.genes, read.covariates, read.layer, library_size, shares)
+    embedding, moved = fit_embedding(
+        trained.vae,
+        dataset,
+        rows,
+        _typical(read, dataset, rows),
+        plan.architecture.n_batches,
+        strength,
+        generator_of("embedding", plan.seed, dataset.device),
+    )
+    record = _record(plan, trained, strength, moved)
+    return Model(trained.vae, embedding, plan.architecture, origin, record)
+
+
 # -- choices -----------------------------------------------------------------------------------
 
 
@@ -275,84 +273,21 @@ def _check_training(batch_size: int | None, max_steps: int | None, early_stoppin
     check_switch("early_stopping", early_stopping, True)
 
 
+def _switches(
+    stream: bool | None, deterministic: bool, progress: bool
+) -> tuple[bool | None, bool, bool]:
+    return (
+        check_switch("stream", stream, True, or_none=True),
+        check_switch("deterministic", deterministic, True),
+        check_switch("progress", progress, False),
+    )
+
+
 def _strength(align: bool | float) -> float:
     """Return the share of what is left of the batches that the embedding is rid of."""
     if not (is_switch(align) or is_number(align)) or not 0 <= align <= 1:
         raise refuse("align", align, "True, False, or a share between 0 and 1", True)
     return float(align)
-
-
-def _split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the rows to train on and the rows held out."""
-    if isinstance(validation, str):
-        marked = _marked(adata, validation)
-        rows, held = torch.arange(adata.n_obs), torch.from_numpy(marked)
-        return rows[~held], rows[held]
-    n = adata.n_obs
-    if not is_number(validation) or not 0 < validation < 1:
-        raise ConfigError(
-            f"validation={shown(validation)}, but it is a share between 0 and 1, or a boolean "
-            "column of adata.obs: validation=0.1"
-        )
-    held_out = _number_held_out(float(validation), n)
-    order = torch.randperm(n, generator=generator_of("split", seed))
-    return order[held_out:], order[:held_out]
-
-
-def _number_held_out(share: float, n: int) -> int:
-    return min(max(1, round(share * n)), MOST_HELD_OUT, n - 2)
-
-
-def _marked(adata: AnnData, name: str) -> np.ndarray:
-    marked = column(adata.obs, name, "validation").to_numpy()
-    if marked.dtype != bool or not 0 < marked.sum() <= len(marked) - 2:
-        raise DataError(
-            f"adata.obs[{name!r}] (given as validation) must be boolean, with at least one cell "
-            f"held out and two to train on; it is {marked.dtype} with {pd.unique(marked)[:3]}."
-        )
-    return marked
-
-
-def _batch_size(asked: int | None, n_train: int) -> int:
-    if asked is None:
-        return min(128, n_train)
-    asked = check_whole("batch_size", asked, 128, least=2)
-    if asked > n_train:
-        raise ConfigError(
-            f"batch_size={asked}, but there are {n_train} cells to train on. Give fewer: "
-            f"scvae.fit(adata, batch_size={n_train}), or leave it out."
-        )
-    return asked
-
-
-def _steps(n_train: int, size: int) -> int:
-    return round(min(MOST_STEPS, max(FEWEST_STEPS, EPOCHS * n_train / size)))
-
-
-@dataclass(frozen=True)
-class RunSize:
-    """The size of a training run."""
-
-    n_held_out: int
-    batch_size: int
-    steps: int
-
-
-def usual_run(n: int) -> RunSize:
-    """Return the size of the run of `fit` on `n` cells without further arguments."""
-    held_out = _number_held_out(VALIDATION, n)
-    size = _batch_size(None, n - held_out)
-    return RunSize(held_out, size, _steps(n - held_out, size))
-
-
-def _schedule(
-    max_steps: int | None, n_train: int, size: int, learning_rate: float, early_stopping: bool
-) -> Schedule:
-    if max_steps is None:
-        max_steps = _steps(n_train, size)
-    max_steps = check_whole("max_steps", max_steps, MOST_STEPS)
-    patience = Schedule.patience if early_stopping else max_steps
-    return Schedule(max_steps, learning_rate, patience=patience)
 
 
 # -- reporting and writing ---------------------------------------------------------------------
@@ -364,25 +299,27 @@ def _typical(prepared: Prepared, dataset: Dataset, rows: Tensor) -> Tensor:
     return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
 
 
-def _record(plan: Plan, trained: Trained) -> dict[str, Any]:
-    """Return what is written down of a fit, as JSON holds it."""
+def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -> Record:
+    """Return what is written down of a fit."""
     history, dataset = trained.history, trained.dataset
-    return {
-        "seed": plan.seed,
-        "batch_size": plan.batch_size,
-        "schedule": dataclasses.asdict(plan.schedule),
-        "n_train": len(plan.train_rows),
-        "n_held_out": len(plan.held_out_rows),
-        "final_beta": history.beta[-1],
-        "elbo_held_out": history.best,
-        "held_out": measure_held_out(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE),
-        "history": dataclasses.asdict(history),
-        "device": str(dataset.device),
-        "counts": "streamed from host memory" if dataset.is_streamed else "on the device",
-        "digest": plan.digest,
-        "warnings": plan.prepared.warnings,
-        "versions": {**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
-    }
+    return Record(
+        seed=plan.seed,
+        batch_size=plan.batch_size,
+        schedule=dataclasses.asdict(plan.schedule),
+        n_train=len(plan.train_rows),
+        n_held_out=len(plan.held_out_rows),
+        final_beta=history.beta[-1],
+        elbo_held_out=history.best,
+        held_out=measure_held_out(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE),
+        history=history,
+        device=str(dataset.device),
+        counts="streamed from host memory" if dataset.is_streamed else "on the device",
+        digest=plan.digest,
+        warnings=plan.prepared.warnings,
+        versions={**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
+        align=strength,
+        moved=moved,
+    )
 
 
 def _uns(model: Model) -> dict[str, Any]:
@@ -390,7 +327,7 @@ def _uns(model: Model) -> dict[str, Any]:
     origin = model.origin
     return storable(
         {
-            **model.record,
+            **model.record.to_json(),
             "architecture": dataclasses.asdict(model.architecture),
             "batch": origin.covariates.batch,
             "batches": origin.covariates.batches,

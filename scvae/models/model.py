@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.arguments import (
-    check_names,
     check_path,
     check_positive,
     check_seed,
     check_switch,
     check_whole,
     encodable,
-    shown,
 )
-from scvae.core.objectives import elbo, log_evidence
+from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.data.read.choice import look
-from scvae.data.read.genes import check_unique, match_genes
-from scvae.data.read.library import library_sizes
+from scvae.data.read.genes import check_unique
 from scvae.errors import ConfigError, DataError
-from scvae.keywords import named, named_methods
+from scvae.keywords import named_methods
+from scvae.modalities.rna import KIND
+from scvae.models.draw import draw
 from scvae.models.embedding import Embedding
-from scvae.models.evidence import MeanLogLikelihood, mean_over_cells
-from scvae.models.files import Parts, read_model, write_model
-from scvae.models.origin import Origin
-from scvae.models.predictive import predictive_statistics
-from scvae.models.rna import Architecture, Decoder, Prior
-from scvae.models.summary import Summary, summarise
+from scvae.models.fitted import Fitted
+from scvae.models.judge.evidence import MeanLogLikelihood, evidence, mean_over_cells
+from scvae.models.judge.predictive import PredictiveCheck
+from scvae.models.judge.summary import Summary, summarise
+from scvae.models.keep.files import Parts, write_model
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
+from scvae.models.network import Architecture
+from scvae.models.query import check_out, code_of, codes_of, draws, positions_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-CHUNK_VALUES = 2**20  # dense values of one inference minibatch: 4 MiB of float32, cached
-DRAWS = 100  # of z at once, of every cell
-
 
 @named_methods
-class Model:
+class Model(Fitted):
     """A fitted variational autoencoder of RNA counts; made by `scvae.fit` or `scvae.load`.
 
     Every method takes any AnnData with the model's genes, in any order, and returns rows in the
@@ -72,10 +68,10 @@ class Model:
         embedding: Embedding,
         architecture: Architecture,
         origin: Origin,
-        record: dict[str, Any],
+        record: Record,
     ) -> None:
-        self.vae, self.embedding, self.architecture = vae, embedding, architecture
-        self.origin, self.record = origin, record
+        super().__init__(vae, architecture, origin)
+        self.embedding, self.record = embedding, record
 
     def __repr__(self) -> str:
         a, covariates = self.architecture, self.origin.covariates
@@ -85,16 +81,6 @@ class Model:
             + ", ".join([*given, f"library_size={self.origin.library_size!r}"])
             + f", {self.device})"
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.vae.parameters()).device
-
-    @property
-    def batches(self) -> list[str]:
-        """Names of the batches that the model corrects for."""
-        return self.origin.covariates.batches
 
     # -- inference ---------------------------------------------------------------------------
 
@@ -131,28 +117,28 @@ class Model:
         True
         """
         return_std = check_switch("return_std", return_std, True)
-        dataset = self._dataset(adata, layer, "model.embed(adata")
+        dataset = self._read(adata, layer, "model.embed(adata")
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
 
     def embed_dataset(self, dataset: Dataset) -> np.ndarray:
         """Return the embedding of cells that were already read, float32 ``(n, d)``."""
-        d, decoder = self.architecture.n_latent, self._decoder()
+        d, decoder = self.architecture.n_latent, self.decoder
 
         def mean(cells: Cells) -> Tensor:
             return self.embedding.mean(decoder, self.vae.encode(cells).loc[:, :d], cells.batch)
 
-        return self._per_cell(dataset, mean)
+        return self.over(dataset, mean)
 
     def _deviations(self, dataset: Dataset) -> np.ndarray:
         """Return the posterior standard deviation of the embedding of all cells, ``(n, d)``."""
-        d, decoder = self.architecture.n_latent, self._decoder()
+        d, decoder = self.architecture.n_latent, self.decoder
 
         def deviation(cells: Cells) -> Tensor:
             q = self.vae.encode(cells)
             return self.embedding.deviation(decoder, q.loc[:, :d], q.scale[:, :d], cells.batch)
 
-        return self._per_cell(dataset, deviation)
+        return self.over(dataset, deviation)
 
     def elbo(
         self, adata: AnnData, *, layer: str | None = None, samples: int = 10, seed: int = 0
@@ -166,13 +152,13 @@ class Model:
         seed
             Of those samples.
         """
-        samples, generator = self._draws(samples, seed)
+        samples, generator = draws(samples, seed, self.device)
 
         def bound(cells: Cells) -> Tensor:
             return elbo(self.vae.terms(cells, samples, generator))[:, None]
 
-        dataset = self._dataset(adata, layer, "model.elbo(adata")
-        return self._per_cell(dataset, bound, samples)[:, 0]
+        dataset = self._read(adata, layer, "model.elbo(adata")
+        return self.over(dataset, bound, samples=samples)[:, 0]
 
     def log_likelihood(
         self,
@@ -223,12 +209,12 @@ class Model:
         >>> value.shape, error.shape
         ((200,), (200,))
         """
-        samples, generator = self._draws(samples, seed)
+        samples, generator = draws(samples, seed, self.device)
         return_error = check_switch("return_error", return_error, True)
         if return_error and samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._dataset(adata, layer, "model.log_likelihood(adata")
-        value, error = self._evidence(dataset, samples, generator)
+        dataset = self._read(adata, layer, "model.log_likelihood(adata")
+        value, error = evidence(self, dataset, samples, generator)
         return (value, error) if return_error else value
 
     def mean_log_likelihood(
@@ -253,31 +239,13 @@ class Model:
         DataError
             If there are no cells.
         """
-        samples, generator = self._draws(samples, seed, usual=100)
+        samples, generator = draws(samples, seed, self.device, usual=100)
         if samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._dataset(adata, layer, "model.mean_log_likelihood(adata")
-        first, second = (self._evidence(dataset, samples // 2, generator)[0] for _ in range(2))
+        dataset = self._read(adata, layer, "model.mean_log_likelihood(adata")
+        half = samples // 2
+        first, second = (evidence(self, dataset, half, generator)[0] for _ in range(2))
         return mean_over_cells(first, second)
-
-    def _evidence(
-        self, dataset: Dataset, samples: int, generator: Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return estimates of log p(x) of all cells, and their standard errors, ``(n,)``."""
-
-        def estimate(cells: Cells) -> Tensor:
-            found = log_evidence(self.vae, cells, samples, generator, chunk=DRAWS)
-            return torch.stack([found.value, found.standard_error], dim=-1)
-
-        both = self._per_cell(dataset, estimate, min(samples, DRAWS))
-        return both[:, 0].copy(), both[:, 1].copy()
-
-    def _draws(self, samples: int, seed: int, usual: int = 1) -> tuple[int, Generator]:
-        """Return the number of draws and what they are drawn from."""
-        samples = check_whole("samples", samples, usual, least=None)
-        if samples < 1:
-            raise ConfigError(f"samples={samples}, but at least one is needed: samples=1")
-        return samples, Generator(self.device).manual_seed(check_seed(seed))
 
     def normalized(
         self,
@@ -317,19 +285,19 @@ class Model:
             If `out` has another shape.
         """
         check_unique(adata)
-        columns = self._gene_positions(genes)
+        columns = positions_of("genes", genes, self.origin.genes, self.device)
         total = check_positive("library_size", library_size, "1e4")
-        targets, decoder = self._batch_targets(batch), self._decoder()
+        codes = codes_of(batch if isinstance(batch, str) else str(batch), self.batches)
 
         def expression(cells: Cells) -> Tensor:
-            z = self.vae.encode(cells).loc
-            return decoder.expression(z, cells.s, targets)[:, columns] * total
+            z = self.vae.encode(cells).mean
+            return self.amount_of(z, cells, codes, KIND)[:, columns] * total
 
         shape = (adata.n_obs, len(columns))
         if out is not None:
-            _check_out(out, shape)
-        dataset = self._dataset(adata, layer, "model.normalized(adata")
-        values = self._per_cell(dataset, expression, out=out)
+            check_out(out, shape)
+        dataset = self._read(adata, layer, "model.normalized(adata")
+        values = self.over(dataset, expression, out=out)
         if out is not None:
             return out
         names = [self.origin.genes[i] for i in columns.tolist()]
@@ -354,47 +322,12 @@ class Model:
             Counts as CSR in X, the batch in obs, in ``obsm["X_scvae"]`` the embedding of z, as it
             would be of a cell of that batch.
         """
-        from anndata import AnnData
-
         n = check_whole("n", n, 100, least=None)
         if n < 1:
             raise ConfigError(f"n={n}, but at least one cell must be drawn: model.sample(100)")
+        code = None if batch is None else code_of(batch, self.batches)
         generator = Generator(self.device).manual_seed(check_seed(seed))
-        codes = self._draw_batches(n, batch, generator)
-        rows, latents = [], []
-        for part in codes.split(self._chunk()):
-            z, counts = self._draw(part, generator)
-            latents.append(z.cpu().numpy())
-            rows.append(sparse.csr_matrix(counts.cpu().numpy()))
-        obs = pd.DataFrame(index=[f"sample_{i}" for i in range(n)])
-        if self.origin.covariates.batch is not None:
-            names = np.array(self.batches)[codes.cpu().numpy()]
-            obs[self.origin.covariates.batch] = pd.Categorical(names, categories=self.batches)
-        var = pd.DataFrame(index=self.origin.genes)
-        return AnnData(
-            sparse.vstack(rows, format="csr"), obs, var, obsm={"X_scvae": np.vstack(latents)}
-        )
-
-    def _draw_batches(self, n: int, batch: str | None, generator: Generator) -> Tensor:
-        if batch is not None:
-            return torch.full((n,), self._batch_code(batch), device=self.device)
-        shares = torch.tensor(self.origin.batch_shares, device=self.device)
-        return torch.multinomial(shares, n, replacement=True, generator=generator)
-
-    @torch.no_grad()
-    def _draw(self, codes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        n, design = len(codes), self.origin.covariates.encode(codes.cpu().numpy())
-        s = torch.from_numpy(design).to(self.device)
-        prior = self.vae.prior
-        assert isinstance(prior, Prior)
-        loc, scale = prior.library_loc[codes, None], prior.library_scale[codes, None]
-        noise = torch.randn(n, 1, generator=generator, device=self.device)
-        x = torch.zeros(n, self.architecture.n_genes, device=self.device)
-        cells = Cells(x, s, batch=codes, log_library=loc + scale * noise)
-        z = prior(cells).sample(generator=generator)
-        counts = self._decoder()(z, cells).sample(generator=generator)
-        z = z[:, : self.architecture.n_latent]
-        return self.embedding.mean(self._decoder(), z, codes), counts
+        return draw(self, self.embedding, n, code, generator)
 
     # -- how good it is ----------------------------------------------------------------------
 
@@ -474,20 +407,17 @@ class Model:
     ) -> pd.DataFrame:
         """Do as `predictive_check`, in the name of the user's `call` of what calls this."""
         check_unique(adata)
-        samples, generator = self._draws(samples, seed)
+        samples, generator = draws(samples, seed, self.device)
         max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
         if min(adata.n_obs, max_cells) < 1:
             raise DataError(f"{adata.n_obs} cells, max_cells={max_cells}: nothing to compare.")
         if adata.n_obs > max_cells:
             chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
             adata = adata[np.sort(chosen)]
-        dataset = self._dataset(adata, layer, call)
-        minibatches = dataset.minibatches(
-            torch.arange(len(dataset), device=self.device), self._chunk(samples)
-        )
-        return predictive_statistics(
-            self.vae, minibatches, self.origin.genes, generator, samples=samples
-        )
+        dataset = self._read(adata, layer, call)
+        check = PredictiveCheck(self.vae, len(self.origin.genes), generator, samples)
+        self.over(dataset, check.add, samples=samples)
+        return check.table(self.origin.genes)
 
     # -- files -------------------------------------------------------------------------------
 
@@ -511,154 +441,3 @@ class Model:
         parts = Parts(self.vae, self.embedding, self.architecture, self.origin, self.record)
         overwrite = check_switch("overwrite", overwrite, True)
         write_model(path, parts, overwrite=overwrite)
-
-    # -- inside ------------------------------------------------------------------------------
-
-    def _dataset(self, adata: AnnData, layer: str | None, call: str) -> Dataset:
-        """Return the cells of `adata`, for the user's `call`."""
-        columns = match_genes(adata, self.origin.genes)
-        home = self.origin.layer if self.origin.layer in adata.layers else None
-        layer = home if layer is None else layer
-        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
-        seen = choice.require()
-        library = library_sizes(adata, seen.totals, self.origin.library_size)
-        encoded = self.origin.covariates.read(adata.obs)
-        return Dataset.build(seen.counts, encoded.design, encoded.codes, library, self.device)
-
-    def _chunk(self, samples: int = 1) -> int:
-        return max(1, CHUNK_VALUES // (self.architecture.n_genes * samples))
-
-    @torch.no_grad()
-    def _per_cell(
-        self,
-        dataset: Dataset,
-        function: Callable[[Cells], Tensor],
-        samples: int = 1,
-        out: Any = None,
-    ) -> Any:
-        """Apply `function` to all cells, a bounded number at a time, in their order.
-
-        The rows go to `out`, or else to a new float32 array."""
-        rows, start = torch.arange(len(dataset), device=self.device), 0
-        for cells in dataset.minibatches(rows, self._chunk(samples)):
-            values = function(cells).cpu().numpy()
-            if out is None:
-                out = np.empty((len(dataset), values.shape[1]), dtype=np.float32)
-            out[start : start + len(values)] = values
-            start += len(values)
-        return out
-
-    def _decoder(self) -> Decoder:
-        decoder = self.vae.likelihood
-        assert isinstance(decoder, Decoder)
-        return decoder
-
-    def _batch_code(self, batch: str) -> int:
-        if str(batch) not in self.batches:
-            raise ConfigError(f"batch={shown(batch)} is not one of the model's: {self.batches}.")
-        return self.batches.index(str(batch))
-
-    def _batch_targets(self, batch: str) -> list[int]:
-        """Return the batches to average over; none stands for every cell's own."""
-        if str(batch) in self.batches:
-            return [self._batch_code(batch)]
-        if str(batch) == "own":
-            return []
-        if str(batch) == "average":
-            return list(range(len(self.batches)))
-        raise ConfigError(
-            f"batch={shown(batch)} is not one of the model's: {self.batches}; or give "
-            "batch='average' (mean over all), batch='own' (as measured)."
-        )
-
-    def _gene_positions(self, genes: Sequence[str] | None) -> Tensor:
-        if genes is None:
-            return torch.arange(self.architecture.n_genes, device=self.device)
-        names = check_names("genes", genes, self.origin.genes[:2])
-        known = {name: i for i, name in enumerate(self.origin.genes)}
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise ConfigError(
-                f"genes has {len(missing)} names that the model was not fitted on "
-                f"(first: {missing[:5]}). model.origin.genes lists those it knows."
-            )
-        return torch.tensor([known[name] for name in names], dtype=torch.long, device=self.device)
-
-
-def _check_out(out: Any, shape: tuple[int, int]) -> None:
-    """Raise unless `out` is an array of floating-point numbers of this shape."""
-    found = getattr(out, "shape", None)
-    if not isinstance(found, tuple):
-        raise ConfigError(
-            f"out={shown(out)}, but it must be an array of shape {shape}: "
-            f"out=numpy.empty({shape}, numpy.float32)"
-        )
-    if tuple(found) != shape:
-        raise ConfigError(
-            f"out has shape {tuple(found)}, but the result has {shape}: cells x genes."
-        )
-    flags = getattr(out, "flags", None)
-    is_writeable = getattr(flags, "writeable", True)
-    if not isinstance(dtype := getattr(out, "dtype", None), np.dtype) or dtype.kind != "f":
-        raise ConfigError(
-            f"out is a {type(out).__name__} of {dtype}, but the result needs floating-point "
-            f"numbers: out=numpy.empty({shape}, numpy.float32)"
-        )
-    if not is_writeable:
-        raise ConfigError(f"out may not be written to: out=numpy.empty({shape}, numpy.float32)")
-
-
-@named("scvae.load")
-def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
-    """Read a model that `Model.save` wrote.
-
-    Parameters
-    ----------
-    path
-        A file written by `Model.save`. It is data only: nothing in it is executed.
-    device
-        "cuda", "cpu", or None for the GPU where there is one.
-
-    Raises
-    ------
-    FileError
-        If the file is missing, damaged, or not a model of scvae.
-    """
-    chosen = pick_device(device)
-    parts = read_model(check_path("path", path, "model.scvae"))
-    return Model(
-        parts.vae.to(chosen),
-        parts.embedding.to(chosen),
-        parts.architecture,
-        parts.origin,
-        parts.record,
-    )
-
-
-def pick_device(device: str | None) -> torch.device:
-    """Return the device asked for; None takes CUDA where there is one.
-
-    Raises
-    ------
-    ConfigError
-        If the device is unknown or not there.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if not isinstance(device, str | torch.device):
-            raise TypeError
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device={shown(device)} is not a device of torch; give 'cpu' or 'cuda'."
-        ) from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={device!r} is not supported; give 'cpu' or 'cuda'.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device={device!r}, but this torch ({torch.__version__}) finds "
-            f"{torch.cuda.device_count()} CUDA devices. "
-            "Give device='cpu', or install a CUDA build of torch."
-        )
-    return chosen

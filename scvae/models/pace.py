@@ -12,8 +12,9 @@ from scipy import sparse
 from torch import Generator
 
 from scvae.data.hold.cells import Dataset
-from scvae.models.fit import RunSize
-from scvae.models.rna import Architecture, Statistics, build_vae
+from scvae.modalities.rna import Statistics
+from scvae.models.budget import RunSize
+from scvae.models.network import Architecture, build_vae
 from scvae.train.loop import Step, fastest
 from scvae.train.optimizer import optimizer_of
 

@@ -18,9 +18,9 @@ from scvae._version import __version__
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
 from scvae.errors import ConfigError, warn
-from scvae.models.checkpoint import Checkpoint, digest
+from scvae.models.keep.checkpoint import Checkpoint, digest
+from scvae.models.network import Architecture, build_vae
 from scvae.models.prepare import Prepared, statistics_of
-from scvae.models.rna import Architecture, build_vae
 from scvae.train.history import History
 from scvae.train.loop import train
 from scvae.train.schedule import Schedule

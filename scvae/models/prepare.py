@@ -19,7 +19,8 @@ from scvae.data.read.library import library_sizes
 from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey
 from scvae.errors import DataError, warn
-from scvae.models.rna import Architecture, Statistics
+from scvae.modalities.rna import Statistics
+from scvae.models.network import Architecture
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+
+CURVES = ("step", "train", "validation", "beta")
+TIMES = ("seconds", "cells_per_second")
 
 
 @dataclass
@@ -28,7 +32,7 @@ class History:
     rollbacks
         Steps after which a bound that was not finite sent training back to the best weights.
     seconds, cells_per_second
-        How long it took, and training cells seen per second.
+        How long it took, and training cells seen per second; 0 where no clock was read.
     """
 
     step: list[int] = field(default_factory=list)
@@ -47,39 +51,67 @@ class History:
         """Held-out ELBO of the kept weights."""
         return max(self.validation)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON holds them, but for times that no clock measured."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in TIMES or v}
 
-def read_history(values: Mapping[str, Any], taken: int) -> History:
-    """Return the history that JSON holds of a run of `taken` steps.
+    @classmethod
+    def from_json(cls, fields: Any) -> History:
+        """Return the history that `to_json` told.
 
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    if not isinstance(values, Mapping) or {f.name for f in fields(History)} != values.keys():
-        raise ValueError("its history lacks a field or has an unknown one")
-    curves = [values[name] for name in ("step", "train", "validation", "beta")]
-    lists = [*curves, values["rollbacks"]]
-    if not all(isinstance(each, list) and all(map(_is_finite, each)) for each in lists):
-        raise ValueError("its history has curves that are not finite numbers")
-    if not all(_is_finite(values[name]) for name in ("seconds", "cells_per_second")):
-        raise ValueError("its history has times that are not finite numbers")
-    if not all(isinstance(values[name], bool) for name in ("stopped_early", "interrupted")):
-        raise ValueError("its history does not say how it ended")
-    _check_steps(values["step"], values["best_step"], taken)
-    if len({*map(len, curves)}) > 1 or not all(type(s) is int for s in values["rollbacks"]):
-        raise ValueError("its history has curves of unequal lengths, or rollbacks at no step")
-    return History(**values)
+        Raises
+        ------
+        ValueError
+            If it is none, or its parts contradict each other.
+        """
+        if not isinstance(fields, dict):
+            raise ValueError("it has a history that is not an object")
+        for name, (is_so, what) in KINDS.items():
+            if not (name in fields or name in TIMES) or not is_so(fields.get(name, 0.0)):
+                raise ValueError(f"it has a history without {name}, {what}")
+        if unknown := fields.keys() - KINDS.keys():
+            raise ValueError(f"it has a history with an unknown {min(unknown)!r}")
+        if len({len(fields[name]) for name in CURVES}) > 1:
+            raise ValueError("it has a history of unequal lengths")
+        if fields["best_step"] not in (fields["step"] or [0]):
+            raise ValueError("it has a history without its best step")
+        return cls(**fields)
 
 
-def _is_finite(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Return whether `value` is a whole number; True is none, though an int."""
+    return type(value) is int
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether `value` is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _check_steps(step: list[Any], best: Any, taken: int) -> None:
-    if not all(type(s) is int for s in step) or step != sorted({*step}):
-        raise ValueError("its history has steps that do not rise")
-    if step and not (step[0] > 0 and step[-1] <= taken):
-        raise ValueError(f"its history has steps beyond the {taken} taken")
-    if type(best) is not int or best not in (step or [0]):
-        raise ValueError("its history was not measured at its best step")
+def all_are(is_so: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return whether something is a list of such values, as a function of it."""
+    return lambda value: isinstance(value, list) and all(map(is_so, value))
+
+
+def _rise(steps: Any) -> bool:
+    """Return whether `steps` are numbers of steps that rise."""
+    return bool(all_are(is_whole)(steps)) and [0, *steps] == sorted({0, *steps})
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_rise, "numbers of steps that rise"),
+    "train": (all_are(is_finite), "finite numbers"),
+    "validation": (all_are(is_finite), "finite numbers"),
+    "beta": (all_are(is_finite), "finite numbers"),
+    "best_step": (is_whole, "the number of a step"),
+    "stopped_early": (_is_flag, "true or false"),
+    "interrupted": (_is_flag, "true or false"),
+    "rollbacks": (all_are(is_whole), "numbers of steps"),
+    "seconds": (is_finite, "a finite number"),
+    "cells_per_second": (is_finite, "a finite number"),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Generator, Tensor
 
 from scvae.core.vae import VAE, Batch
 from scvae.train.average import snapshot, update_average
-from scvae.train.history import History, read_history
+from scvae.train.history import History
 from scvae.train.optimizer import optimizer_of
 from scvae.train.schedule import Schedule
 
@@ -154,7 +153,7 @@ class Run:
             "bounds": self.bounds.clone(),
         }
         counters = {name: getattr(self, name) for name in COUNTERS}
-        return State(tensors, {**counters, "history": dataclasses.asdict(self.history)})
+        return State(tensors, {**counters, "history": self.history.to_json()})
 
     def restore(self, state: State) -> None:
         """Go on from `state`, bit by bit as the run that it was taken from.
@@ -175,7 +174,7 @@ class Run:
         bounds, order, noise = self._singles(state.tensors, weights, average, best, moments)
         for name, value in _counters(state.numbers, self.schedule.steps).items():
             setattr(self, name, value)
-        self.history = read_history(state.numbers["history"], self.taken)
+        self.history = _history(state.numbers["history"], self.taken)
         for of_all in (weights, average, best):
             _check_like(of_all, self.vae.state_dict())
         self.vae.load_state_dict(weights)
@@ -229,6 +228,14 @@ def _counters(numbers: Mapping[str, Any], steps: int) -> dict[str, Any]:
     if not max(found["summed"], found["averaged"]) <= found["taken"] <= steps:
         raise ValueError(f"its counters contradict each other, or the {steps} steps of the fit")
     return {**found, "scale": scale}
+
+
+def _history(fields: Any, taken: int) -> History:
+    """Return the history of a run of so many steps."""
+    history = History.from_json(fields)
+    if history.step and history.step[-1] > taken:
+        raise ValueError(f"it has a history with steps beyond the {taken} taken")
+    return history
 
 
 def _check_like(tensors: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from scvae.arguments import encodable
 from scvae.data.read.source import where_named
-from scvae.models.convergence import Convergence, convergence
-from scvae.models.held_out import LEAST_VARIANCE
-from scvae.models.origin import Origin
-from scvae.models.rna import PRIOR_COMPONENTS, Architecture
+from scvae.models.judge.convergence import Convergence, convergence
+from scvae.models.judge.held_out import LEAST_VARIANCE
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
+from scvae.models.network import PRIOR_COMPONENTS, Architecture
+from scvae.train.history import History
 
 Rows = list[tuple[str, str]]
 
@@ -63,9 +64,7 @@ def _html_row(name: str, value: str) -> str:
     return f"<tr>{cells}</tr>"
 
 
-def summarise(
-    a: Architecture, origin: Origin, record: Mapping[str, Any], n_parameters: int
-) -> Summary:
+def summarise(a: Architecture, origin: Origin, record: Record, n_parameters: int) -> Summary:
     """Return the report of a model.
 
     Parameters
@@ -94,9 +93,9 @@ def summarise(
 # -- sections ------------------------------------------------------------------------------------
 
 
-def _data(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
+def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
     covariates = origin.covariates
-    known = {"cells trained on": record.get("n_train"), "cells held out": record.get("n_held_out")}
+    known = {"cells trained on": record.n_train, "cells held out": record.n_held_out}
     rows = [(name, f"{n:,}") for name, n in known.items() if n is not None]
     rows.append(("genes", f"{a.n_genes:,}"))
     if covariates.batch is not None:
@@ -105,7 +104,7 @@ def _data(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
     if covariates.others:
         rows.append(("covariates", _listed(covariates.others)))
     place = where_named(origin.layer)
-    return [*rows, ("counts", f"{place}, {record['counts']}" if "counts" in record else place)]
+    return [*rows, ("counts", f"{place}, {record.counts}" if record.counts else place)]
 
 
 def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
@@ -119,46 +118,44 @@ def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
     ]
 
 
-def _objective(a: Architecture, record: Mapping[str, Any]) -> Rows:
+def _objective(a: Architecture, record: Record) -> Rows:
     rows = [("bound", "E_q[log p(x|z)] - KL(q(z|x) || p(z)), nats per cell")]
-    if "final_beta" in record:
-        rows.append(("final KL weight", f"{record['final_beta']:g}"))
-    if "elbo_held_out" in record:
-        rows.append(("held-out ELBO", f"{record['elbo_held_out']:,.1f}"))
-    held_out = record.get("held_out", {})
-    if held_out:
-        rows.append(("  reconstruction", f"{held_out['reconstruction']:,.1f}"))
-        rows.append(("  KL", f"{held_out['kl']:,.1f}"))
-    if held_out.get("active") is not None:
-        text = f"{held_out['active']} of {a.n_latent} (variance of the posterior mean over"
+    if record.final_beta is not None:
+        rows.append(("final KL weight", f"{record.final_beta:g}"))
+    if record.elbo_held_out is not None:
+        rows.append(("held-out ELBO", f"{record.elbo_held_out:,.1f}"))
+    held_out = record.held_out
+    if held_out is not None:
+        rows.append(("  reconstruction", f"{held_out.reconstruction:,.1f}"))
+        rows.append(("  KL", f"{held_out.kl:,.1f}"))
+    if held_out is not None and held_out.active is not None:
+        text = f"{held_out.active} of {a.n_latent} (variance of the posterior mean over"
         rows.append(("active dimensions", f"{text} {LEAST_VARIANCE:g} of the prior's)"))
     return rows
 
 
-def _embedding(a: Architecture, origin: Origin, record: Mapping[str, Any]) -> Rows:
-    if "align" not in record:
+def _embedding(a: Architecture, origin: Origin, record: Record) -> Rows:
+    if record.align is None:
         return []  # a model of an older file
     rows = [("coordinates", f"{a.n_latent} principal components of decoded expression")]
-    if not record["align"] or a.n_batches < 2:
+    if not record.align or a.n_batches < 2:
         return rows
-    rows.append(("alignment", f"{record['align']:g} of what the network left of the batches"))
-    named = zip(origin.covariates.batches, record.get("moved", []), strict=False)
+    rows.append(("alignment", f"{record.align:g} of what the network left of the batches"))
+    named = zip(origin.covariates.batches, record.moved or [], strict=False)
     far = sorted(named, key=lambda pair: -pair[1])
     moved = ", ".join(f"{name!r} {share:.2g}" for name, share in far[:MOST_NAMES])
     more = f" and {len(far) - MOST_NAMES} more" if len(far) > MOST_NAMES else ""
     return [*rows, ("cells moved by", f"{moved}{more}, in distances between two cells")]
 
 
-def _training(ended: Convergence, record: Mapping[str, Any]) -> Rows:
-    history = record.get("history", {})
+def _training(ended: Convergence, record: Record) -> Rows:
+    history = record.history
     rows = [("verdict", ended.text)]
-    if history.get("seconds"):  # a file holds no times
-        speed = f"{history['seconds']:,.1f} s, {history['cells_per_second']:,.0f} cells/s"
+    if history is not None and history.seconds:  # a file holds no times
+        speed = f"{history.seconds:,.1f} s, {history.cells_per_second:,.0f} cells/s"
         rows.append(("time", speed))
-    for name in ("device", "batch_size", "seed"):
-        if name in record:
-            rows.append((name.replace("_", " "), str(record[name])))
-    return rows
+    known = {"device": record.device, "batch size": record.batch_size, "seed": record.seed}
+    return rows + [(name, str(value)) for name, value in known.items() if value is not None]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -169,12 +166,12 @@ def _listed(names: Sequence[str]) -> str:
 # -- warnings ------------------------------------------------------------------------------------
 
 
-def _warnings(a: Architecture, ended: Convergence, record: Mapping[str, Any]) -> list[str]:
-    history = record.get("history", {})
-    active = record.get("held_out", {}).get("active")
-    rolled_back = _rolled_back(history.get("rollbacks", []))
+def _warnings(a: Architecture, ended: Convergence, record: Record) -> list[str]:
+    history = record.history or History()
+    active = None if record.held_out is None else record.held_out.active
+    rolled_back = _rolled_back(history.rollbacks)
     found = (ended.advice, rolled_back, _light_kl(history), _collapse(a, active))
-    return [text for text in (*found, *record.get("warnings", [])) if text]
+    return [text for text in (*found, *(record.warnings or [])) if text]
 
 
 def _collapse(a: Architecture, active: int | None) -> str:
@@ -187,15 +184,15 @@ def _collapse(a: Architecture, active: int | None) -> str:
     )
 
 
-def _light_kl(history: Mapping[str, Any]) -> str:
+def _light_kl(history: History) -> str:
     """Return a warning if the kept weights are of a step before the KL weight had risen."""
-    if not history.get("step"):
+    if not history.step:
         return ""
-    weight = history["beta"][history["step"].index(history["best_step"])]
+    weight = history.beta[history.step.index(history.best_step)]
     if weight >= 1:
         return ""
     return (
-        f"The weights kept are of step {history['best_step']:,}, when the KL weight was only "
+        f"The weights kept are of step {history.best_step:,}, when the KL weight was only "
         f"{weight:.2g}: they were not trained on the ELBO yet."
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from scvae.models.keep.record import Record
+from scvae.train.history import History
 
 Verdict = Literal["converged", "still improving", "stopped early", "interrupted", "unknown"]
 
@@ -33,26 +35,26 @@ class Convergence:
     advice: str = ""
 
 
-def convergence(record: Mapping[str, Any]) -> Convergence:
+def convergence(record: Record) -> Convergence:
     """Return how the fit of a `Model.record` ended.
 
     Training that ran to its last step counts as still improving if the best held-out ELBO of the
     last quarter of the steps is more than 0.1 % above the best before. The learning rate falls to
     0, so the curve is flat at the very end whether or not there was more to gain.
     """
-    history, schedule = record.get("history", {}), record.get("schedule", {})
-    if not history.get("step"):
+    history = record.history
+    if history is None or not history.step:
         return Convergence("unknown", "not recorded")
-    taken, kept = history["step"][-1], history["best_step"]
-    planned = schedule.get("steps", taken)
+    taken, kept = history.step[-1], history.best_step
+    planned = int((record.schedule or {}).get("steps", taken))
     done = f"{taken:,} of {planned:,} steps, the weights of step {kept:,} kept"
-    if history["interrupted"]:
+    if history.interrupted:
         again = "Training was interrupted; the same call without Ctrl-C goes to its end."
         return Convergence("interrupted", f"interrupted; {done}", again)
-    if history["stopped_early"]:
+    if history.stopped_early:
         return Convergence("stopped early", f"converged, stopped early; {done}")
     gain = late_gain(history, planned)
-    if gain is not None and gain <= LEAST_GAIN * abs(max(history["validation"])):
+    if gain is not None and gain <= LEAST_GAIN * abs(history.best):
         return Convergence("converged", f"converged; {done}")
     rise = "" if gain is None else f" (by {gain:,.2f} nats in the last quarter)"
     more = f"scvae.fit(adata, max_steps={2 * planned})"
@@ -63,9 +65,9 @@ def convergence(record: Mapping[str, Any]) -> Convergence:
     )
 
 
-def late_gain(history: Mapping[str, Any], planned: int) -> float | None:
+def late_gain(history: History, planned: int) -> float | None:
     """Return by how much the best held-out ELBO rose in the last quarter of the steps, in nats per
     cell; None if it was not measured before."""
-    pairs = list(zip(history["step"], history["validation"], strict=True))
+    pairs = list(zip(history.step, history.validation, strict=True))
     before = [value for step, value in pairs if step <= (1 - LATE) * planned]
-    return max(history["validation"]) - max(before) if before else None
+    return history.best - max(before) if before else None

@@ -6,8 +6,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Generator, Tensor
 
+from scvae.core.objectives import log_evidence
+from scvae.data.hold.cells import Cells, Dataset
 from scvae.errors import DataError
+from scvae.models.fitted import Fitted
+
+DRAWS = 100  # of z at once, of every cell
 
 
 class MeanLogLikelihood(NamedTuple):
@@ -62,3 +69,16 @@ def mean_over_cells(first: np.ndarray, second: np.ndarray) -> MeanLogLikelihood:
     monte_carlo = float(np.linalg.norm(first - second)) / (2 * n)
     sampling = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     return MeanLogLikelihood(float(values.mean()), monte_carlo, sampling, n)
+
+
+def evidence(
+    model: Fitted, dataset: Dataset, samples: int, generator: Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return estimates of log p(x) of all cells, and their standard errors, ``(n,)``."""
+
+    def estimate(cells: Cells) -> Tensor:
+        found = log_evidence(model.vae, cells, samples, generator, chunk=DRAWS)
+        return torch.stack([found.value, found.standard_error], dim=-1)
+
+    both = model.over(dataset, estimate, samples=min(samples, DRAWS))
+    return both[:, 0].copy(), both[:, 1].copy()

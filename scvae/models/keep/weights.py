@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.rna import Architecture, blank_vae
+from scvae.models.network import Architecture, blank_vae
 
 EMBEDDING = "embedding."  # before the names of the embedding's tensors, beside the weights
 GENES = f"{EMBEDDING}coordinates.genes"

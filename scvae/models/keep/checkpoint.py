@@ -17,9 +17,9 @@ import numpy as np
 
 from scvae.errors import FileError, warn
 from scvae.io import read_file, write_file
-from scvae.models.migrations import FORMAT
-from scvae.models.rna import Architecture
-from scvae.models.weights import check_tensors, weight_shapes
+from scvae.models.keep.migrations import FORMAT
+from scvae.models.keep.weights import check_tensors, weight_shapes
+from scvae.models.network import Architecture
 from scvae.train.run import WEIGHTS, Run, State, StateError, under
 
 NAME = "checkpoint.safetensors"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Generator
 
 from scvae.core.vae import VAE
 from scvae.errors import FileError
 from scvae.io import in_the_way, read_file, write_file
-from scvae.models.description import Description, describe, read_description
 from scvae.models.embedding import Embedding
-from scvae.models.migrations import FORMAT, MIGRATIONS
-from scvae.models.origin import Origin
-from scvae.models.rna import Architecture, blank_vae
-from scvae.models.weights import EMBEDDING, check_model
+from scvae.models.keep.description import Description, describe, read_description
+from scvae.models.keep.migrations import FORMAT, MIGRATIONS
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
+from scvae.models.keep.weights import EMBEDDING, check_model
+from scvae.models.network import Architecture, blank_vae
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Parts:
     embedding: Embedding
     architecture: Architecture
     origin: Origin
-    record: dict[str, Any]
+    record: Record
 
 
 def write_model(path: str | os.PathLike[str], parts: Parts, *, overwrite: bool = False) -> None:
@@ -43,7 +43,7 @@ def write_model(path: str | os.PathLike[str], parts: Parts, *, overwrite: bool =
     """
     embedding = {EMBEDDING + name: value for name, value in parts.embedding.tensors().items()}
     tensors = {**parts.vae.state_dict(), **embedding}
-    record, spec = _without_times(parts.record), parts.embedding.spec
+    record, spec = parts.record.without_times(), parts.embedding.spec
     content = describe(Description(parts.architecture, spec, parts.origin, record))
     try:
         read_description(json.loads(json.dumps(content)))
@@ -82,12 +82,3 @@ def read_model(path: str | os.PathLike[str]) -> Parts:
     vae.load_state_dict(tensors)
     embedding = Embedding.of(spec.coordinates, of_embedding)
     return Parts(vae.eval(), embedding, architecture, origin, record)
-
-
-def _without_times(record: dict[str, Any]) -> dict[str, Any]:
-    """Return `record` without what a clock measured: the same fit writes the same file."""
-    timeless = dict(record)
-    if "history" in timeless:
-        clocked = ("seconds", "cells_per_second")
-        timeless["history"] = {k: v for k, v in timeless["history"].items() if k not in clocked}
-    return timeless

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Generator, Tensor
 
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
-from scvae.models.rna import Decoder, Prior
+from scvae.modalities.rna import Decoder
+from scvae.models.keep.record import HeldOut
+from scvae.models.network import Prior
 
 LEAST_VARIANCE = 0.01  # of an active dimension, as a share of the prior's (Burda et al., 2016)
 
@@ -37,7 +37,7 @@ def active_dimensions(loc: Tensor, prior_variance: Tensor) -> int | None:
 
 
 @torch.no_grad()
-def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> dict[str, Any]:
+def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> HeldOut:
     """Return the terms of the ELBO at KL weight 1 and the active dimensions of the given cells.
 
     One pass with one sample a cell, from the noise that chose the weights (`scvae.train.loop`):
@@ -52,10 +52,8 @@ def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> dic
 
     Returns
     -------
-    dict
-        ``"reconstruction"``, E_q[log p(x | z)], and ``"kl"``, KL(q(z | x) || p(z)), which counts
-        an inferred library size, too: means over cells, in nats. ``"active"``: see
-        `active_dimensions`.
+    HeldOut
+        Means over cells, in nats, and `active_dimensions`.
     """
     decoder, prior = vae.likelihood, vae.prior
     assert isinstance(decoder, Decoder)
@@ -68,10 +66,10 @@ def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> dic
             terms = vae.terms(cells, generator=generator)
             reconstruction = reconstruction + terms.reconstruction.double().sum()
             kl = kl + terms.kl.double().sum()
-            means.append(terms.q.mean[:, : decoder.a.n_latent])
+            means.append(terms.q.mean[:, : decoder.n_latent])
         variance = prior.of_z(cells).variance[0]
-    return {
-        "reconstruction": reconstruction.item() / len(rows),
-        "kl": kl.item() / len(rows),
-        "active": active_dimensions(torch.cat(means), variance),
-    }
+    return HeldOut(
+        reconstruction.item() / len(rows),
+        kl.item() / len(rows),
+        active_dimensions(torch.cat(means), variance),
+    )

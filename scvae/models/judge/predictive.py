@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.networks import evaluating
 from scvae.core.vae import VAE, Batch
 
 
@@ -46,54 +45,50 @@ class _Sums:
         return {name: values.mean(0) for name, values in found.items()}
 
 
-@torch.no_grad()
-def predictive_statistics(
-    vae: VAE,
-    minibatches: Iterable[Batch],
-    genes: Sequence[str],
-    generator: Generator,
-    *,
-    samples: int = 1,
-) -> pd.DataFrame:
-    r"""Return statistics of the counts of cells, and of counts that the model draws in their place.
+class PredictiveCheck:
+    r"""Statistics of the counts of cells, and of counts that a model draws in their place.
 
     .. math:: z_n \sim q(z \mid x_n, s_n), \qquad \tilde x_n \sim p(x \mid z_n, l_n, s_n)
 
     Parameters
     ----------
     vae
-        A model of counts.
-    minibatches
-        Minibatches of at least one cell; only one is in memory at a time.
-    genes
-        Names of the genes.
+        A model of counts, in evaluation mode.
+    n_genes
+        Number of genes.
     generator
         Source of the draws, on the device of the minibatches.
     samples
         Draws of the whole data set, over which its statistics are averaged.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row a gene: ``observed_`` and ``predicted_`` ``mean`` (counts a cell), ``variance`` over
-        cells (unbiased, in squared counts) and ``zeros`` (share of the cells without a count).
 
     References
     ----------
     Gelman, Meng and Stern. Posterior predictive assessment of model fitness via realized
     discrepancies. Statistica Sinica, 1996.
     """
-    observed = _Sums.none(1, len(genes), generator.device)
-    predicted = _Sums.none(samples, len(genes), generator.device)
-    with evaluating(vae):
-        for batch in minibatches:
-            z = vae.encode(batch).sample((samples,), generator=generator)
-            observed.add(batch.x[None])
-            predicted.add(vae.decode(z, batch).sample(generator=generator))
-    both = {"observed": observed.statistics(), "predicted": predicted.statistics()}
-    columns = {
-        f"{which}_{name}": both[which][name].cpu().numpy()
-        for name in both["observed"]
-        for which in both
-    }
-    return pd.DataFrame(columns, index=pd.Index(list(genes)))
+
+    def __init__(self, vae: VAE, n_genes: int, generator: Generator, samples: int = 1) -> None:
+        self.vae, self.generator, self.samples = vae, generator, samples
+        self.observed = _Sums.none(1, n_genes, generator.device)
+        self.predicted = _Sums.none(samples, n_genes, generator.device)
+
+    @torch.no_grad()
+    def add(self, batch: Batch) -> None:
+        """Count a minibatch of at least one cell."""
+        z = self.vae.encode(batch).sample((self.samples,), generator=self.generator)
+        self.observed.add(batch.x[None])
+        self.predicted.add(self.vae.decode(z, batch).sample(generator=self.generator))
+
+    def table(self, genes: Sequence[str]) -> pd.DataFrame:
+        """Return a row a gene of all cells counted.
+
+        ``observed_`` and ``predicted_`` ``mean`` (counts a cell), ``variance`` over cells
+        (unbiased, in squared counts) and ``zeros`` (share of the cells without a count).
+        """
+        both = {"observed": self.observed.statistics(), "predicted": self.predicted.statistics()}
+        columns = {
+            f"{which}_{name}": both[which][name].cpu().numpy()
+            for name in both["observed"]
+            for which in both
+        }
+        return pd.DataFrame(columns, index=pd.Index(list(genes)))

@@ -13,9 +13,9 @@ from scvae.data.read.covariates import Covariates
 from scvae.data.read.library import FROM_COUNTS
 from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.origin import Origin
-from scvae.models.record import check_record
-from scvae.models.rna import Architecture
+from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
+from scvae.models.network import Architecture
 
 Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
@@ -29,7 +29,7 @@ class Description(NamedTuple):
     architecture: Architecture
     embedding: EmbeddingSpec
     origin: Origin
-    record: dict[str, Any]
+    record: Record
 
 
 def describe(description: Description) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def describe(description: Description) -> dict[str, Any]:
         "architecture": dataclasses.asdict(architecture),
         "embedding": dataclasses.asdict(embedding),
         "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
-        "record": record,
+        "record": record.to_json(),
     }
 
 
@@ -50,7 +50,7 @@ def read_description(content: Any) -> Description:
     embedding = _spec(EmbeddingSpec, fields["embedding"], "embedding")
     origin = _origin(fields["origin"])
     _check_agreement(architecture, origin)
-    return Description(architecture, embedding, origin, check_record(fields["record"]))
+    return Description(architecture, embedding, origin, Record.from_json(fields["record"]))
 
 
 def _exactly(fields: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:

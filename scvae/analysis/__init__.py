@@ -1,0 +1,5 @@
+"""Analyses of cells and fitted models: functions, none of which changes what it is given."""
+
+from scvae.analysis.neighbours import lay_out, neighbors
+
+__all__ = ["lay_out", "neighbors"]

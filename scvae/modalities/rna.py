@@ -1,0 +1,233 @@
+r"""RNA counts as a kind of measurement (after Lopez et al., Nature Methods 2018).
+
+.. math::
+    \log l_n &\sim N(\ell_\mu[s_n], \ell_\sigma^2[s_n]) \\
+    \rho_n &= \mathrm{softmax}(f(z_n, s_n)), \qquad
+    x_{ng} \sim ZINB(l_n \rho_{ng}, r_g, \pi_{ng})
+
+Where the library size is a latent, its logarithm is one more coordinate of the latent vector, with
+a normal prior per batch. One Gaussian then carries both, and the engine's one KL covers both: the
+KL of two log-normals is the KL of the normals of their logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import linear
+
+from scvae.choices import Dispersion, Likelihood
+from scvae.core.distributions import Gaussian, NegativeBinomial, Poisson, Shares, ZeroInflated
+from scvae.core.heads import GAUSSIAN, Head
+from scvae.core.networks import MLP, WideLinear
+from scvae.data.hold.cells import Cells
+from scvae.data.read.choice import look
+from scvae.data.read.genes import match_genes
+from scvae.data.read.library import library_sizes
+from scvae.modalities.modality import Part, Shape
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+KIND = "rna"
+# An adaptive optimiser moves a parameter by at most the sum of its rates, about 0.8 in a short fit.
+# log r has further to go, so it is kept in units of 10.
+DISPERSION_UNIT = 10.0
+
+
+@dataclass(frozen=True)
+class Rna:
+    """RNA counts: what fixes the shapes and formulas of their encoder and decoder.
+
+    Attributes
+    ----------
+    n_genes
+        Genes fitted.
+    likelihood
+        "zinb", "nb" or "poisson".
+    dispersion
+        Inverse dispersion per "gene", per "gene-batch" or per "gene-cell".
+    latent_library
+        Whether the library size is inferred, with a prior per batch, instead of observed.
+    outside
+        Whether the observed library size also counts transcripts of genes that are not fitted;
+        the decoder then has one more share, of all of those together.
+    """
+
+    n_genes: int
+    likelihood: Likelihood = "nb"
+    dispersion: Dispersion = "gene"
+    latent_library: bool = False
+    outside: bool = False
+
+    @property
+    def kind(self) -> str:
+        return KIND
+
+    @property
+    def n_features(self) -> int:
+        return self.n_genes
+
+    def read(
+        self,
+        adata: AnnData,
+        names: Sequence[str],
+        layer: str | None,
+        size: str,
+        *,
+        call: str,
+        home: str | None = None,
+    ) -> Part:
+        """Return the counts of the genes `names` and the library sizes of the cells."""
+        columns = match_genes(adata, list(names))
+        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
+        seen = choice.require()
+        return Part(seen.counts, library_sizes(adata, seen.totals, size))
+
+    def encoder(
+        self, shape: Shape, facts: Statistics | None, generator: Generator | None
+    ) -> Encoder:
+        """Return q(z, log l | x, s)."""
+        encoder = Encoder(self, shape, generator)
+        if facts is not None:
+            with torch.no_grad():
+                encoder.log_target.copy_(facts.library_loc.mean())
+        return encoder
+
+    def decoder(
+        self, shape: Shape, facts: Statistics | None, generator: Generator | None
+    ) -> Decoder:
+        """Return p(x | z, l, s), whose untrained shares are those of the data."""
+        decoder = Decoder(self, shape, generator)
+        if facts is not None:
+            with torch.no_grad():
+                decoder.share.bias.copy_(facts.log_share)
+        return decoder
+
+    def amount(self, decoder: nn.Module, z: Tensor, s: Tensor) -> Tensor:
+        """Return the share of the library of every gene, rho, ``(..., n, g)``."""
+        assert isinstance(decoder, Decoder)
+        return decoder.expression(z, s)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the untrained network is told of the training data, so that it starts near them.
+
+    Attributes
+    ----------
+    log_share
+        Logarithm of every gene's share of all counts, ``(g,)`` (``(g + 1,)`` with `outside`).
+    library_loc, library_scale
+        Mean and standard deviation of the log library size of every batch, ``(b,)``.
+    """
+
+    log_share: Tensor
+    library_loc: Tensor
+    library_scale: Tensor
+
+
+class Encoder(nn.Module):
+    """q(z, log l | x, s), a diagonal Gaussian.
+
+    The input is log(1 + x) of counts scaled to the average library size: how deeply a cell was
+    sequenced is then not the first thing that the latent space has to explain.
+    """
+
+    log_target: Tensor
+
+    def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:
+        super().__init__()
+        self.sees_covariates, self.latent_library = shape.encode_covariates, rna.latent_library
+        n_covariates = shape.n_covariates if shape.encode_covariates else 0
+        n_out = shape.n_latent + rna.latent_library
+        self.hidden = MLP(
+            rna.n_genes,
+            shape.n_hidden,
+            shape.n_layers,
+            n_covariates=n_covariates,
+            sparse=True,
+            generator=generator,
+        )
+        self.head = Head(shape.n_hidden, n_out, GAUSSIAN, generator)
+        self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
+
+    def forward(self, cells: Cells) -> Gaussian:
+        x = torch.log1p(cells.x * torch.exp(self.log_target - cells.log_library))
+        q: Gaussian = self.head(self.hidden(x, cells.s if self.sees_covariates else None))
+        if not self.latent_library:
+            return q
+        # Learn the difference to what was counted.
+        loc = torch.cat([q.loc[:, :-1], q.loc[:, -1:] + cells.log_library], dim=-1)
+        return Gaussian(loc, q.scale)
+
+
+class Decoder(nn.Module):
+    """p(x | z, l, s): shares of the library, dispersion and zero inflation of every gene."""
+
+    def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:
+        super().__init__()
+        self.rna, self.n_genes, self.n_latent = rna, rna.n_genes, shape.n_latent
+        self.hidden = MLP(
+            shape.n_latent,
+            shape.n_hidden,
+            shape.n_layers,
+            n_covariates=shape.n_covariates,
+            generator=generator,
+        )
+        self.share = WideLinear(shape.n_hidden, rna.n_genes + rna.outside, generator)
+        if rna.likelihood == "zinb":
+            self.dropout = WideLinear(shape.n_hidden, rna.n_genes, generator)
+            nn.init.constant_(self.dropout.bias, -2.0)
+        if rna.likelihood != "poisson" and rna.dispersion == "gene-cell":
+            self.log_inverse_dispersion: nn.Module | nn.Parameter = WideLinear(
+                shape.n_hidden, rna.n_genes, generator
+            )
+        elif rna.likelihood != "poisson":
+            rows = shape.n_batches if rna.dispersion == "gene-batch" else 1
+            self.log_inverse_dispersion = nn.Parameter(
+                torch.zeros(rows, rna.n_genes, dtype=torch.float32)
+            )
+
+    def log_shares(self, h: Tensor) -> Tensor:
+        """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
+        return torch.log_softmax(self.share(h), dim=-1)[..., : self.n_genes]
+
+    def expression(self, z: Tensor, s: Tensor) -> Tensor:
+        """Return the share of the library of every fitted gene, rho, ``(..., n, g)``."""
+        h = self.hidden(z[..., : self.n_latent], s)
+        return torch.softmax(self.share(h), dim=-1)[..., : self.n_genes]
+
+    def composition(self, z: Tensor, s: Tensor, genes: Tensor) -> Tensor:
+        """Return the shares of some genes in what these have together, ``(n, k)``.
+
+        Parameters
+        ----------
+        genes
+            Their numbers, ``(k,)``; the one after the last is all genes that are not fitted.
+        """
+        h = self.hidden(z[..., : self.n_latent], s)
+        return torch.softmax(linear(h, self.share.weight[genes], self.share.bias[genes]), dim=-1)
+
+    def _log_r(self, h: Tensor, cells: Cells) -> Tensor:
+        if isinstance(self.log_inverse_dispersion, nn.Module):
+            log_r: Tensor = self.log_inverse_dispersion(h)
+        elif self.rna.dispersion == "gene-batch":
+            log_r = DISPERSION_UNIT * self.log_inverse_dispersion[cells.batch]
+        else:
+            log_r = DISPERSION_UNIT * self.log_inverse_dispersion[0]
+        return log_r
+
+    def forward(self, z: Tensor, cells: Cells) -> NegativeBinomial | Poisson | ZeroInflated:
+        h = self.hidden(z[..., : self.n_latent], cells.s)
+        log_library = z[..., self.n_latent :] if self.rna.latent_library else cells.log_library
+        if self.rna.likelihood == "poisson":
+            return Poisson(self.log_shares(h) + log_library)
+        means = Shares(self.share(h), log_library, self.n_genes)
+        counts = NegativeBinomial(means, self._log_r(h, cells))
+        return ZeroInflated(counts, self.dropout(h)) if self.rna.likelihood == "zinb" else counts

@@ -1,0 +1,37 @@
+"""Where a model is to be."""
+
+from __future__ import annotations
+
+import torch
+
+from scvae.arguments import shown
+from scvae.errors import ConfigError
+
+
+def pick_device(device: str | None) -> torch.device:
+    """Return the device asked for; None takes CUDA where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If the device is unknown or not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if not isinstance(device, str | torch.device):
+            raise TypeError
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device={shown(device)} is not a device of torch; give 'cpu' or 'cuda'."
+        ) from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r} is not supported; give 'cpu' or 'cuda'.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={device!r}, but this torch ({torch.__version__}) finds "
+            f"{torch.cuda.device_count()} CUDA devices. "
+            "Give device='cpu', or install a CUDA build of torch."
+        )
+    return chosen

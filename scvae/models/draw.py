@@ -1,0 +1,74 @@
+"""New cells: batches as often as in training, then latents, library sizes and counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Generator, Tensor
+
+from scvae.core.vae import VAE
+from scvae.data.hold.cells import Cells
+from scvae.data.read.covariates import Covariates
+from scvae.models.embedding import Embedding
+from scvae.models.fitted import Fitted
+from scvae.models.network import Architecture, Prior
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def draw(
+    model: Fitted, embedding: Embedding, n: int, code: int | None, generator: Generator
+) -> AnnData:
+    """Return `n` cells of one batch, or of batches as often as they were seen in training."""
+    from anndata import AnnData
+
+    origin, covariates = model.origin, model.origin.covariates
+    if code is None:
+        codes = _draw_batches(n, origin.batch_shares, generator)
+    else:
+        codes = torch.full((n,), code, device=model.device)
+    rows, latents = [], []
+    for part in codes.split(model.chunk()):
+        z, counts = _draw_cells(model.vae, model.architecture, covariates, part, generator)
+        latents.append(embedding.mean(model.decoder, z, part).cpu().numpy())
+        rows.append(sparse.csr_matrix(counts.cpu().numpy()))
+    obs = pd.DataFrame(index=[f"sample_{i}" for i in range(n)])
+    if covariates.batch is not None:
+        names = np.array(model.batches)[codes.cpu().numpy()]
+        obs[covariates.batch] = pd.Categorical(names, categories=model.batches)
+    var = pd.DataFrame(index=origin.genes)
+    return AnnData(
+        sparse.vstack(rows, format="csr"), obs, var, obsm={"X_scvae": np.vstack(latents)}
+    )
+
+
+def _draw_batches(n: int, shares: list[float], generator: Generator) -> Tensor:
+    """Return codes of batches as often as they were seen, ``(n,)``."""
+    seen = torch.tensor(shares, device=generator.device)
+    return torch.multinomial(seen, n, replacement=True, generator=generator)
+
+
+@torch.no_grad()
+def _draw_cells(
+    vae: VAE, a: Architecture, covariates: Covariates, codes: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    r"""Return latents ``(n, d)`` and counts ``(n, g)`` of cells of batches ``(n,)``.
+
+    .. math:: z \sim p(z), \qquad \log l \sim N(\ell_\mu[s], \ell_\sigma^2[s]),
+              \qquad x \sim p(x \mid z, l, s)
+    """
+    prior = vae.prior
+    assert isinstance(prior, Prior)
+    loc, scale = prior.library_loc[codes, None], prior.library_scale[codes, None]
+    noise = torch.randn(len(codes), 1, generator=generator, device=codes.device)
+    x = torch.zeros(len(codes), a.n_genes, device=codes.device)
+    s = torch.from_numpy(covariates.encode(codes.cpu().numpy())).to(codes.device)
+    cells = Cells(x, s, batch=codes, log_library=loc + scale * noise)
+    z = prior(cells).sample(generator=generator)
+    counts = vae.likelihood(z, cells).sample(generator=generator)
+    return z[:, : a.n_latent], counts

@@ -1,0 +1,241 @@
+"""A trained network and how data are read for it: the verbs that every analysis is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvae.arguments import check_choice, check_whole, shown
+from scvae.core.networks import evaluating
+from scvae.core.vae import VAE
+from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.read.genes import check_unique
+from scvae.errors import ConfigError
+from scvae.modalities.modality import Modality, amount_in_batches
+from scvae.modalities.rna import KIND, Decoder
+from scvae.models.keep.origin import Origin
+from scvae.models.network import Architecture
+from scvae.models.query import check_out, codes_of, draws
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+CHUNK_VALUES = 2**20  # dense values of one inference minibatch: 4 MiB of float32, cached
+
+
+class Fitted:
+    """A trained network that reads data and answers cell by cell.
+
+    Attributes
+    ----------
+    vae
+        The network.
+    architecture
+        Shapes and formulas of the network.
+    origin
+        Genes, covariates and counts that it was fitted on.
+    """
+
+    def __init__(self, vae: VAE, architecture: Architecture, origin: Origin) -> None:
+        self.vae, self.architecture, self.origin = vae, architecture, origin
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.vae.parameters()).device
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """Kinds of measurement that the model was fitted on, by name."""
+        return self.architecture.modalities
+
+    @property
+    def batches(self) -> list[str]:
+        """Names of the batches that the model corrects for."""
+        return self.origin.covariates.batches
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder of RNA, of which the embedding is made."""
+        decoder = self.vae.likelihood
+        assert isinstance(decoder, Decoder)
+        return decoder
+
+    def chunk(self, samples: int = 1) -> int:
+        """Return of how many cells so many draws may be decoded at once."""
+        n_features = sum(part.n_features for part in self.modalities.values())
+        return max(1, CHUNK_VALUES // (n_features * samples))
+
+    # -- verbs that every analysis is made of ------------------------------------------------
+
+    def read(self, adata: AnnData, *, layer: str | None = None) -> Dataset:
+        """Return the cells of `adata` as the network sees them, to be asked more than once.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes, in any order.
+        layer
+            Where the counts are; None looks where they were in the fit, then in X.
+
+        Raises
+        ------
+        DataError
+            If genes are missing, values are not counts, or a batch is unknown.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> len(model.read(adata))
+        200
+        """
+        return self._read(adata, layer, "model.read(adata")
+
+    def over(
+        self,
+        dataset: Dataset,
+        function: Callable[[Cells], Tensor | None],
+        *,
+        samples: int = 1,
+        out: Any = None,
+    ) -> Any:
+        """Apply `function` to all cells, a bounded number at a time, in their order.
+
+        The network is in evaluation mode meanwhile, and no gradients are kept.
+
+        Parameters
+        ----------
+        dataset
+            What `read` returned.
+        function
+            Takes a minibatch of n cells and returns their rows, ``(n, ...)``; or None, if it keeps
+            what it wants to know itself.
+        samples
+            Draws of a cell that `function` decodes at once: the more, the fewer cells it is given.
+        out
+            Array to fill with the rows; None makes one.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(n_cells, ...)``; or `out`; or None, if `function` returned none.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> scale = model.over(model.read(adata), lambda cells: model.vae.encode(cells).scale)
+        >>> scale.shape == (200, model.architecture.n_latent)
+        True
+        """
+        if not isinstance(dataset, Dataset):
+            raise ConfigError(
+                f"dataset={shown(dataset)}, but it must be what model.read(adata) returned."
+            )
+        if not callable(function):
+            raise ConfigError(f"function={shown(function)} is not a function of a minibatch.")
+        samples = check_whole("samples", samples, 1)
+        size, start = self.chunk(samples), 0
+        with torch.no_grad(), evaluating(self.vae):
+            for cells in dataset.minibatches(torch.arange(len(dataset), device=self.device), size):
+                rows = function(cells)
+                if rows is None:
+                    continue
+                if not isinstance(rows, Tensor):
+                    raise ConfigError(f"function={shown(function)} did not return a tensor.")
+                values = rows.cpu().numpy()
+                if out is None:
+                    out = np.empty((len(dataset), *values.shape[1:]), dtype=np.float32)
+                elif start == 0:
+                    check_out(out, (len(dataset), *values.shape[1:]))
+                out[start : start + len(values)] = values
+                start += len(values)
+        return out
+
+    def amount(
+        self,
+        data: AnnData | Dataset,
+        modality: str = KIND,
+        *,
+        layer: str | None = None,
+        samples: int | None = None,
+        batch: str | Sequence[str] = "average",
+        seed: int = 0,
+    ) -> np.ndarray:
+        r"""Return the denoised amount of every feature: for RNA its share of the library, rho.
+
+        .. math:: a_{ng} = \frac{1}{|B|} \sum_{b \in B} \rho_g(z_n, s_n^{(b)})
+
+        Parameters
+        ----------
+        data
+            An AnnData, or what `read` returned.
+        modality
+            Kind of measurement, one of ``model.modalities``.
+        layer
+            Of an AnnData, as for `read`.
+        samples
+            Draws of z from the posterior of every cell; None takes its mean.
+        batch
+            As if every cell came from this batch, or in the mean over these; "average" takes all
+            batches, "own" leaves every cell in its own.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(n, g)``, or ``(n, samples, g)`` of draws; features in the model's order.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
+        >>> model.amount(adata, samples=3, batch="batch_0").shape
+        (200, 3, 50)
+        """
+        modality = check_choice("modality", modality, tuple(self.modalities))
+        k, generator = draws(1 if samples is None else samples, seed, self.device)
+        codes = codes_of(batch, self.batches)
+
+        def amounts(cells: Cells) -> Tensor:
+            q = self.vae.encode(cells)
+            if samples is None:
+                return self.amount_of(q.mean, cells, codes, modality)
+            z = q.sample((k,), generator=generator)
+            return self.amount_of(z, cells, codes, modality).movedim(0, 1)
+
+        dataset = (
+            data if isinstance(data, Dataset) else self._read(data, layer, "model.amount(adata")
+        )
+        found: np.ndarray = self.over(dataset, amounts, samples=k)
+        return found
+
+    def amount_of(self, z: Tensor, cells: Cells, batches: list[int], kind: str) -> Tensor:
+        """Return the amount of latents ``(..., n, d)``, as these batches would have it."""
+        part, n = self.modalities[kind], self.architecture.n_batches
+        return amount_in_batches(part, self.vae.likelihood, z, cells.s, batches, n)
+
+    def _read(self, adata: AnnData, layer: str | None, call: str) -> Dataset:
+        """Return the cells of `adata`, for the user's `call`."""
+        origin = self.origin
+        check_unique(adata)
+        home = origin.layer if origin.layer in adata.layers else None
+        part = self.architecture.rna.read(
+            adata,
+            origin.genes,
+            home if layer is None else layer,
+            origin.library_size,
+            call=call,
+            home=home,
+        )
+        known = origin.covariates.read(adata.obs)
+        return Dataset.build(part.counts, known.design, known.codes, part.size, self.device)
