@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
+from scvae.core.batch import Batch
 from scvae.core.distributions import Bernoulli, FullGaussian, Gaussian, Mixture
 from scvae.core.heads import GAUSSIAN, Encoder, Head
 from scvae.core.inference import MeanField
@@ -35,7 +36,7 @@ from scvae.core.objectives import (
     warmup,
 )
 from scvae.core.priors import StandardNormal
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.vae import VAE, Terms
 
 F64 = torch.float64
 N, G, D = 6, 5, 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch import Generator, Tensor
 
-from scvae.core.vae import Batch
+from scvae.core.batch import Batch
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.hold.counts import Counts, narrowest
 from scvae.data.hold.residence import ahead, fits

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
+from scvae.core.batch import Batch
 from scvae.core.distributions import Bernoulli, FullGaussian, Gaussian, LogNormal
 from scvae.core.heads import GAUSSIAN, Decoder, Encoder, Head
 from scvae.core.inference import MeanField, refine, variational_em
@@ -23,7 +24,7 @@ from scvae.core.linear import LinearGaussian, ppca
 from scvae.core.networks import MLP, evaluating
 from scvae.core.objectives import elbo, scale_to_dataset
 from scvae.core.priors import StandardNormal, VampPrior
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE
 
 F64 = torch.float64
 N, G, D = 6, 5, 2

@@ -18,9 +18,10 @@ from torch import Generator, Tensor, nn
 
 import scvae
 from scvae import ConfigError, DataError
+from scvae.core.batch import Batch
 from scvae.core.distributions import Gaussian, NegativeBinomial
 from scvae.core.priors import StandardNormal
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE
 from scvae.models import fitted as model_module
 from scvae.models.judge.predictive import PredictiveCheck
 

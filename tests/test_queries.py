@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 from torch import Generator, Tensor, nn
 
 from scvae.core import queries
+from scvae.core.batch import Batch
 from scvae.core.distributions import Bernoulli, FullGaussian, Gaussian, Mixture
 from scvae.core.heads import GAUSSIAN, Decoder, Encoder, Head
 from scvae.core.inference import MeanField
@@ -32,7 +33,7 @@ from scvae.core.queries import (
     reconstruct,
     surprise,
 )
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE
 
 F64 = torch.float64
 N, G, D = 6, 5, 2

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
+from scvae.core.batch import Batch
 from scvae.core.distributions import Gaussian
 from scvae.core.networks import Linear
 from scvae.core.objectives import elbo
 from scvae.core.priors import StandardNormal
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.vae import VAE, Terms
 from scvae.errors import ConfigError, ScvaeError, TrainingError
 from scvae.train.average import POWER, snapshot, update_average, with_weights
 from scvae.train.checks import NotFiniteError, check_finite

@@ -8,6 +8,7 @@ A model is three modules that return distributions, and a bound is a function of
     loss = -elbo(vae.terms(Batch(x))).mean()
 """
 
+from scvae.core.batch import Batch, Minibatch, Parts
 from scvae.core.bayesian import Bayesian
 from scvae.core.distributions import (
     Bernoulli,
@@ -68,7 +69,7 @@ from scvae.core.queries import (
     reconstruct,
     surprise,
 )
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.vae import VAE, Terms
 
 __all__ = [
     "BERNOULLI",
@@ -97,10 +98,12 @@ __all__ = [
     "LinearGaussian",
     "LogNormal",
     "MeanField",
+    "Minibatch",
     "Mixture",
     "MixtureOfExperts",
     "MixtureOfGaussians",
     "NegativeBinomial",
+    "Parts",
     "Poisson",
     "Shares",
     "StandardNormal",

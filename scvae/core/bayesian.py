@@ -18,8 +18,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
+from scvae.core.batch import Batch
 from scvae.core.objectives import scale_to_dataset
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.vae import VAE, Terms
 
 
 class Bayesian(nn.Module):

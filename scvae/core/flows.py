@@ -13,10 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
+from scvae.core.batch import Batch
 from scvae.core.distributions.mixture import sampled
 from scvae.core.networks import Linear
 from scvae.core.shapes import broadcast_shape
-from scvae.core.vae import Batch
 
 STEEPEST = 3.0  # logarithm of how far one coupling may stretch, which keeps its inverse exact
 

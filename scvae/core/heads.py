@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
+from scvae.core.batch import Batch
 from scvae.core.distributions import (
     Bernoulli,
     Categorical,
@@ -23,7 +24,6 @@ from scvae.core.distributions import (
     Poisson,
 )
 from scvae.core.networks import Linear
-from scvae.core.vae import Batch
 
 SMALLEST_SCALE = 1e-3  # of a standard deviation: densities and KL divergences stay finite
 

@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Size, Tensor, nn
 from torch.distributions import Distribution
 
+from scvae.core.batch import Batch
 from scvae.core.distributions.mixture import sampled
 from scvae.core.shapes import broadcast_shape
-from scvae.core.vae import Batch
 
 
 class Chain(Distribution):

@@ -9,10 +9,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from scvae.core.batch import Batch, Minibatch, Parts
 from scvae.core.distributions import FullGaussian, Gaussian
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE
 
 
 class MeanField(nn.Module):
@@ -48,7 +49,7 @@ class MeanField(nn.Module):
         self.log_scale = nn.Parameter(scale.detach().log())
         self.below = below
 
-    def forward(self, batch: Batch) -> Gaussian | FullGaussian:
+    def forward(self, batch: Batch | Parts) -> Gaussian | FullGaussian:
         rows = slice(None) if batch.rows is None else batch.rows
         loc, scale = self.loc[rows], self.log_scale[rows].exp()
         if self.below is None:
@@ -73,7 +74,7 @@ def moments(q: Distribution) -> Gaussian:
 
 def refine(
     vae: VAE,
-    batch: Batch,
+    batch: Minibatch,
     *,
     start: Gaussian | None = None,
     steps: int = 200,
@@ -103,12 +104,11 @@ def refine(
         own = MeanField(start)
         # A short memory of squared gradients: from a far start the first ones are far too large.
         optimizer = torch.optim.Adam(own.parameters(), learning_rate, betas=(0.9, 0.9))
-        whole = Batch(batch.x)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             with torch.enable_grad():
-                q = own(whole)
+                q = Gaussian(own.loc, own.log_scale.exp())
                 z = q.rsample((samples,), generator=generator)
                 # The parameters of log q held fixed: the gradient through z alone is unbiased, too,
                 # and loses all its noise as q becomes exact (Roeder, Wu and Duvenaud, NIPS 2017).
@@ -120,7 +120,7 @@ def refine(
 
 def variational_em(
     vae: VAE,
-    batch: Batch,
+    batch: Minibatch,
     *,
     rounds: int,
     e_steps: int = 10,

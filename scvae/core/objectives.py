@@ -11,10 +11,11 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from scvae.core.batch import Minibatch
 from scvae.core.distributions.mixture import sampled
 from scvae.core.kl import Estimate
 from scvae.core.networks import evaluating
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.vae import VAE, Terms
 
 
 def elbo(terms: Terms, beta: float | Tensor = 1.0, *, sampled_kl: bool = False) -> Tensor:
@@ -41,7 +42,7 @@ def importance_weighted_bound(terms: Terms) -> Tensor:
 
 
 def score_function_elbo(
-    vae: VAE, batch: Batch, samples: int = 10, generator: Generator | None = None
+    vae: VAE, batch: Minibatch, samples: int = 10, generator: Generator | None = None
 ) -> Tensor:
     r"""Return the ELBO of every cell, ``(n,)``, with the score-function gradient in q.
 
@@ -67,7 +68,7 @@ def score_function_elbo(
 @torch.no_grad()
 def log_evidence(
     vae: VAE,
-    batch: Batch,
+    batch: Minibatch,
     samples: int = 1000,
     generator: Generator | None = None,
     *,

@@ -1,4 +1,4 @@
-"""Priors over the latent space: modules that map a `Batch` to p(z), batch shape ``(n,)``."""
+"""Priors over the latent space: modules that map a minibatch to p(z), batch shape ``(n,)``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
+from scvae.core.batch import Batch, Minibatch
 from scvae.core.distributions import Gaussian, Mixture
 from scvae.core.networks import evaluating
-from scvae.core.vae import Batch
 
 
 class StandardNormal(nn.Module):
@@ -24,7 +24,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("zeros", zeros, persistent=False)
         self.register_buffer("ones", torch.ones_like(zeros), persistent=False)
 
-    def forward(self, batch: Batch) -> Gaussian:
+    def forward(self, batch: Minibatch) -> Gaussian:
         return Gaussian(self.zeros, self.ones).expand((len(batch),))
 
 
@@ -63,7 +63,7 @@ class MixtureOfGaussians(nn.Module):
         self.loc = nn.Parameter(loc)
         self.log_scale = nn.Parameter(torch.full(loc.shape, math.log(width), dtype=loc.dtype))
 
-    def forward(self, batch: Batch) -> Mixture:
+    def forward(self, batch: Minibatch) -> Mixture:
         components = Gaussian(self.loc, self.log_scale.exp())
         return Mixture(self.logits, components).expand((len(batch),))
 
@@ -105,7 +105,7 @@ class VampPrior(nn.Module):
         starts_below = bool((pseudo_inputs < 0).any())
         self.lowest = (-math.inf if starts_below else 0.0) if lowest is None else lowest
 
-    def forward(self, batch: Batch) -> Mixture:
+    def forward(self, batch: Minibatch) -> Mixture:
         # In evaluation mode: pseudo-inputs must not enter the averages of a normalisation layer.
         with evaluating(self.posterior):
             components = self.posterior(Batch(self._inside(), self.s))

@@ -11,12 +11,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from scvae.core.batch import Batch
 from scvae.core.distributions import Mixture
 from scvae.core.distributions.mixture import sampled
 from scvae.core.inference import moments, refine
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo, log_evidence
-from scvae.core.vae import VAE, Batch
+from scvae.core.vae import VAE
 
 CHUNK = 100  # samples decoded at a time
 

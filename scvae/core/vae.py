@@ -16,36 +16,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
+from scvae.core.batch import Batch, Minibatch
 from scvae.core.distributions import Mixture, strata
-from scvae.core.distributions.mixture import is_differentiable, sampled
+from scvae.core.distributions.mixture import drawn, is_differentiable, sampled
 from scvae.core.kl import closed_form_kl
 from scvae.core.networks import evaluating
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A minibatch of n cells.
-
-    Attributes
-    ----------
-    x
-        What is observed, ``(n, g)``.
-    s
-        Covariates, ``(n, c)``, if there are any.
-    observed
-        True where an entry of `x` was observed, ``(n, g)``; None if all were.
-    rows
-        Numbers of the cells in their dataset, int64 ``(n,)``, for posteriors with parameters of
-        every cell's own.
-    """
-
-    x: Tensor
-    s: Tensor | None = None
-    observed: Tensor | None = None
-    rows: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True)
@@ -129,7 +104,7 @@ class VAE(nn.Module):
     Parameters
     ----------
     prior, posterior
-        Modules that map a `Batch` to a distribution over z, batch shape ``(n,)``.
+        Modules that map a minibatch to a distribution over z, batch shape ``(n,)``.
     likelihood
         Module that maps ``(z, batch)``, z ``(k, n, d)``, to a distribution over x.
 
@@ -150,15 +125,17 @@ class VAE(nn.Module):
         super().__init__()
         self.prior, self.posterior, self.likelihood = prior, posterior, likelihood
 
-    def encode(self, batch: Batch) -> Any:
+    def encode(self, batch: Minibatch) -> Any:
         """Return q(z | x, s)."""
         return self.posterior(batch)
 
-    def decode(self, z: Tensor, batch: Batch) -> Any:
+    def decode(self, z: Tensor, batch: Minibatch) -> Any:
         """Return p(x | z, s)."""
         return self.likelihood(z, batch)
 
-    def terms(self, batch: Batch, samples: int = 1, generator: Generator | None = None) -> Terms:
+    def terms(
+        self, batch: Minibatch, samples: int = 1, generator: Generator | None = None
+    ) -> Terms:
         """Return the terms of the bound at `samples` draws from the posterior, or from every
         component of a posterior that is a mixture (see `strata`).
 
@@ -169,26 +146,22 @@ class VAE(nn.Module):
                 f"The posterior is a {type(q).__name__}, whose samples have no gradient. "
                 "Train it by score_function_elbo(vae, batch); to evaluate, use torch.no_grad()."
             )
-        z, log_weights = strata(q, samples, generator)
         if not isinstance(q, Mixture):
-            return self.terms_at(z[:, 0], q, batch)
+            # The very samples: a flow keeps what each of them was made of, for its log-density.
+            return self.terms_at(drawn(q, samples, generator), q, batch)
+        z, log_weights = strata(q, samples, generator)
         log_share = (log_weights - math.log(samples)).expand(z.shape[:-1])
         return self.terms_at(z.flatten(0, 1), q, batch, log_share.flatten(0, 1))
 
     def terms_at(
-        self, z: Tensor, q: Distribution, batch: Batch, log_share: Tensor | None = None
+        self, z: Tensor, q: Distribution, batch: Minibatch, log_share: Tensor | None = None
     ) -> Terms:
         """Return the terms at given samples z ``(k, n, d)`` of any posterior q."""
         return Terms(z, q, self.prior(batch), self.log_likelihood(z, batch), log_share)
 
-    def log_likelihood(self, z: Tensor, batch: Batch) -> Tensor:
-        """Return log p(x | z, s) at z ``(k, n, d)``, of the observed entries alone, ``(k, n)``."""
-        p = self.decode(z, batch)
-        if batch.observed is None:
-            log_px: Tensor = p.log_prob(batch.x)
-        else:
-            log_px = p.marginal_log_prob(batch.x, batch.observed)
-        return log_px
+    def log_likelihood(self, z: Tensor, batch: Minibatch) -> Tensor:
+        """Return log p(x | z, s) at z ``(k, n, d)``, of what was observed alone, ``(k, n)``."""
+        return batch.log_prob(self.decode(z, batch))
 
     def sample(
         self, n: int, s: Tensor | None = None, generator: Generator | None = None

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.batch import Batch, Minibatch
+from scvae.core.vae import VAE, Terms
 
 
 class NotFiniteError(ArithmeticError):
@@ -37,7 +38,7 @@ class NotFiniteError(ArithmeticError):
         return ", ".join(words)
 
 
-def check_finite(vae: VAE, minibatch: Batch, terms: Terms, bound: Tensor) -> None:
+def check_finite(vae: VAE, minibatch: Minibatch, terms: Terms, bound: Tensor) -> None:
     """Raise NotFiniteError, with the gradients forgotten, unless the bound and they are finite.
 
     It asks the device for an answer, which takes time at every step.
@@ -58,8 +59,10 @@ def _wrong_gradient(vae: VAE) -> str | None:
 
 
 @torch.no_grad()
-def _wrong_entry(vae: VAE, z: Tensor, minibatch: Batch) -> int | None:
+def _wrong_entry(vae: VAE, z: Tensor, minibatch: Minibatch) -> int | None:
     """Return the first column that is not finite itself, or whose log-probability is not."""
+    if not isinstance(minibatch, Batch):
+        return None  # whose columns are not of one matrix
     entry_log_prob = getattr(vae.decode(z, minibatch), "entry_log_prob", lambda x: x)
     for values in (minibatch.x, entry_log_prob(minibatch.x)):
         wrong = ~values.isfinite().flatten(0, -2).all(0)

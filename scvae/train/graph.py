@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.vae import Batch
+from scvae.core.batch import Minibatch
 
 EAGER_STEPS = 3  # before a graph is captured: libraries choose their kernels and workspaces
 
@@ -30,15 +29,17 @@ class GraphedStep:
         Source of its random numbers, on the device.
     """
 
-    def __init__(self, step: Callable[[Batch, Tensor, Tensor], Tensor], noise: Generator) -> None:
+    def __init__(
+        self, step: Callable[[Minibatch, Tensor, Tensor], Tensor], noise: Generator
+    ) -> None:
         self.step, self.noise = step, noise
         # What changes from step to step must lie on the device: a graph repeats all else.
         self.rate = torch.zeros((), device=noise.device)
         self.beta = torch.zeros((), device=noise.device)
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Tensor]] = {}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Minibatch, Tensor]] = {}
         self.taken = 0
 
-    def __call__(self, minibatch: Batch, rate: float, beta: float) -> Tensor:
+    def __call__(self, minibatch: Minibatch, rate: float, beta: float) -> Tensor:
         """Take the step, by a graph once enough were taken without one; return the bound."""
         self.rate.fill_(rate)
         self.beta.fill_(beta)
@@ -48,7 +49,7 @@ class GraphedStep:
         if len(minibatch) not in self.graphs:
             self.graphs[len(minibatch)] = self._capture(minibatch)
         graph, inputs, bound = self.graphs[len(minibatch)]
-        for to, value in zip(_tensors(inputs), _tensors(minibatch), strict=True):
+        for to, value in zip(inputs.tensors, minibatch.tensors, strict=True):
             to.copy_(value, non_blocking=True)
         graph.replay()
         return bound.clone()
@@ -58,7 +59,7 @@ class GraphedStep:
         """Stream of the steps before a graph and of its capture, which may not be the main one."""
         return torch.cuda.Stream(self.noise.device)
 
-    def _on_the_side(self, minibatch: Batch) -> Tensor:
+    def _on_the_side(self, minibatch: Minibatch) -> Tensor:
         main = torch.cuda.current_stream(self.noise.device)
         self.side.wait_stream(main)
         with torch.cuda.stream(self.side):
@@ -66,24 +67,12 @@ class GraphedStep:
         main.wait_stream(self.side)
         return bound
 
-    def _capture(self, minibatch: Batch) -> tuple[torch.cuda.CUDAGraph, Batch, Tensor]:
+    def _capture(self, minibatch: Minibatch) -> tuple[torch.cuda.CUDAGraph, Minibatch, Tensor]:
         """Record the step, without taking it, on copies of the minibatch's tensors."""
-        copies = {name: value.clone() for name, value in _named(minibatch).items()}
-        inputs = dataclasses.replace(minibatch, **copies)
+        inputs = minibatch.map(Tensor.clone)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.noise)
         pool = next((g.pool() for g, _, _ in self.graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool, stream=self.side):
             bound = self.step(inputs, self.rate, self.beta)
         return graph, inputs, bound
-
-
-def _named(minibatch: Batch) -> dict[str, Tensor]:
-    fields = (
-        (field.name, getattr(minibatch, field.name)) for field in dataclasses.fields(minibatch)
-    )
-    return {name: value for name, value in fields if isinstance(value, Tensor)}
-
-
-def _tensors(minibatch: Batch) -> list[Tensor]:
-    return list(_named(minibatch).values())

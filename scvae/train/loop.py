@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scvae.core.batch import Minibatch
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
-from scvae.core.vae import VAE, Batch, Terms
+from scvae.core.vae import VAE, Terms
 from scvae.errors import TrainingError, warn
 from scvae.train.average import EVERY, with_weights
 from scvae.train.checks import NotFiniteError, check_finite
@@ -49,9 +50,9 @@ class Step:
     optimizer: AdamW
     weight_decay: float
     noise: Generator
-    hook: Callable[[VAE, Batch, Terms, Tensor], None] | None = None
+    hook: Callable[[VAE, Minibatch, Terms, Tensor], None] | None = None
 
-    def __call__(self, minibatch: Batch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
+    def __call__(self, minibatch: Minibatch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
         """Take it at a learning rate and a KL weight; return the bound, on the device."""
         terms = self.vae.terms(minibatch, generator=self.noise)
         bound = elbo(terms, beta).mean()
@@ -66,8 +67,8 @@ class Step:
 @torch.enable_grad()
 def train(
     vae: VAE,
-    epoch: Callable[[Generator], Iterable[Batch]],
-    held_out: Callable[[], Iterable[Batch]],
+    epoch: Callable[[Generator], Iterable[Minibatch]],
+    held_out: Callable[[], Iterable[Minibatch]],
     schedule: Schedule,
     order: Generator,
     noise: Generator,
@@ -151,7 +152,7 @@ def fastest(step: Step) -> Step | GraphedStep:
     return GraphedStep(step, step.noise) if step.noise.device.type == "cuda" else step
 
 
-def measure(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> None:
+def measure(run: Run, held_out: Callable[[], Iterable[Minibatch]], start: float) -> None:
     """Measure the held-out ELBO of the average weights, and keep them if it is the best.
 
     Raises NotFiniteError if it is not finite, or the ELBO of training since the last time."""
@@ -166,13 +167,13 @@ def measure(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> 
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, minibatches: Iterable[Batch], seed: int = 0) -> float:
+def evaluate(vae: VAE, minibatches: Iterable[Minibatch], seed: int = 0) -> float:
     """Return the mean ELBO per cell at KL weight 1, always with the same noise."""
     total, n = torch.zeros(()), 0
     noise: Generator | None = None
     with evaluating(vae):
         for minibatch in minibatches:
-            noise = noise or Generator(minibatch.x.device).manual_seed(seed)
+            noise = noise or Generator(minibatch.device).manual_seed(seed)
             bound = elbo(vae.terms(minibatch, generator=noise)).double().sum()
             total, n = total.to(bound.device) + bound, n + len(minibatch)
     return total.item() / n
@@ -198,7 +199,7 @@ def _failure(run: Run, problem: str) -> TrainingError:
     )
 
 
-def _stop_here(run: Run, held_out: Callable[[], Iterable[Batch]], start: float) -> None:
+def _stop_here(run: Run, held_out: Callable[[], Iterable[Minibatch]], start: float) -> None:
     """End a run at once, with the best weights so far; the first are the best if there are none."""
     run.history.interrupted = True
     if not run.history.step:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.vae import VAE, Batch
+from scvae.core.batch import Minibatch
+from scvae.core.vae import VAE
 from scvae.train.average import snapshot, update_average
 from scvae.train.history import History
 from scvae.train.optimizer import optimizer_of
@@ -45,7 +46,7 @@ class Run:
     def __init__(
         self,
         vae: VAE,
-        epoch: Callable[[Generator], Iterable[Batch]],
+        epoch: Callable[[Generator], Iterable[Minibatch]],
         schedule: Schedule,
         order: Generator,
         noise: Generator,
@@ -58,11 +59,11 @@ class Run:
         self.scale = 1.0
         self.bounds = torch.zeros((), device=noise.device)  # summed since the last evaluation
         self.epoch_start = order.get_state()
-        self._minibatches: Iterator[Batch] = iter(())
+        self._minibatches: Iterator[Minibatch] = iter(())
 
     # -- where it is ---------------------------------------------------------------------------
 
-    def next_minibatch(self) -> Batch:
+    def next_minibatch(self) -> Minibatch:
         """Return the next minibatch of the epoch, or the first of another one."""
         minibatch = next(self._minibatches, None)
         if minibatch is None:

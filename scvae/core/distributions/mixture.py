@@ -117,9 +117,9 @@ def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Te
         Log-weight of every stratum, ``(c, ...)``.
     """
     if isinstance(q, Mixture):
-        z = _draw(q.components, samples, generator)
+        z = drawn(q.components, samples, generator)
         return z.movedim(-2, 1), q.log_weights.movedim(-1, 0)
-    z = _draw(q, samples, generator)
+    z = drawn(q, samples, generator)
     return z[:, None], z.new_zeros(1, *q.batch_shape)
 
 
@@ -128,7 +128,8 @@ def is_differentiable(q: Distribution) -> bool:
     return q.components.has_rsample if isinstance(q, Mixture) else q.has_rsample
 
 
-def _draw(q: Any, samples: int, generator: Generator | None) -> Tensor:
+def drawn(q: Any, samples: int, generator: Generator | None) -> Tensor:
+    """Return `samples` samples of q, differentiable where it has such."""
     return sampled(q.rsample if q.has_rsample else q.sample, Size((samples,)), generator)
 
 

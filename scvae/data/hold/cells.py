@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor
 
-from scvae.core.vae import Batch
+from scvae.core.batch import Batch
 from scvae.data.hold.counts import Counts
 from scvae.data.hold.residence import ahead, fits
 

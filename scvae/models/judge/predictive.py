@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.vae import VAE, Batch
+from scvae.core.batch import Batch
+from scvae.core.vae import VAE
 
 
 @dataclass
