@@ -6,6 +6,7 @@ A recording expert writes down every row it is asked about: a sparse mixture ask
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -27,6 +28,7 @@ from scvae.core import (
     MLP,
     NEGATIVE_BINOMIAL,
     POISSON,
+    UNIT_GAUSSIAN,
     VAE,
     Batch,
     Decoder,
@@ -38,6 +40,7 @@ from scvae.core import (
     MixtureOfExperts,
     StandardNormal,
     elbo,
+    zero_inflated,
 )
 from scvae.core.heads import SMALLEST_SCALE, positive
 from scvae.core.networks import Linear
@@ -48,6 +51,7 @@ law = settings(deadline=None, derandomize=True, max_examples=40)
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 FAMILIES: dict[str, Family] = {
     "gaussian": GAUSSIAN,
+    "unit gaussian": UNIT_GAUSSIAN,
     "full gaussian": FULL_GAUSSIAN,
     "log-normal": LOG_NORMAL,
     "bernoulli": BERNOULLI,
@@ -103,6 +107,7 @@ def by_hand(name: str, numbers: Tensor, d: int) -> reference.Distribution:
     mean, r = first.exp(), second.exp()
     entries = {
         "gaussian": lambda: reference.Normal(first, scale),
+        "unit gaussian": lambda: reference.Normal(first, torch.ones_like(first)),
         "log-normal": lambda: reference.LogNormal(first, scale),
         "bernoulli": lambda: reference.Bernoulli(logits=first),
         "poisson": lambda: reference.Poisson(mean),
@@ -181,6 +186,28 @@ def test_scales_never_fall_below_the_smallest() -> None:
     assert found.min().item() == pytest.approx(SMALLEST_SCALE, rel=1e-6)
     assert (found.diff() >= 0).all()
     close(positive(x.double()), torch.logaddexp(x.double(), torch.zeros(1)) + SMALLEST_SCALE)
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative binomial"])
+@law
+@given(st.integers(1, 4), shapes, st.integers(0, 10_000))
+def test_zero_inflation_replaces_entries_by_zero(name: str, d: int, lead: tuple, seed: int) -> None:
+    family = zero_inflated(FAMILIES[name])
+    numbers = draw(*lead, family.size(d), seed=seed)
+    p, base = family.build(numbers, d), by_hand(name, numbers[..., :-d], d)
+    pi, value = torch.sigmoid(numbers[..., -d:]), values_of(name, *lead, d, seed=seed + 1)
+    density = (1 - pi) * base.base_dist.log_prob(value).exp() + pi * (value == 0)
+    close(p.log_prob(value), density.log().sum(-1))
+    assert p.event_shape == (d,)
+
+
+@pytest.mark.parametrize(
+    "family", [*FAMILIES.values(), zero_inflated(POISSON)], ids=[*FAMILIES, "zero-inflated"]
+)
+def test_a_head_survives_a_pickle(family: Family) -> None:
+    head, h = Head(H, D, family), torch.randn(N, H, generator=seeded(0))
+    again = pickle.loads(pickle.dumps(head))
+    assert torch.equal(again(h).mean, head(h).mean)
 
 
 # -- heads -----------------------------------------------------------------------------------------

@@ -41,13 +41,16 @@ from scvae.core.heads import (
     LOG_NORMAL,
     NEGATIVE_BINOMIAL,
     POISSON,
+    UNIT_GAUSSIAN,
     Decoder,
     Encoder,
     Family,
     Head,
+    zero_inflated,
 )
 from scvae.core.hierarchy import Hierarchical
 from scvae.core.inference import MeanField, refine, variational_em
+from scvae.core.joint import Fused, Joint, Jointly
 from scvae.core.kl import Estimate, closed_form_kl, kl_divergence, monte_carlo_kl
 from scvae.core.linear import LinearGaussian, factor_analysis, ppca
 from scvae.core.networks import MLP
@@ -80,6 +83,7 @@ __all__ = [
     "MLP",
     "NEGATIVE_BINOMIAL",
     "POISSON",
+    "UNIT_GAUSSIAN",
     "VAE",
     "Batch",
     "Bayesian",
@@ -92,9 +96,12 @@ __all__ = [
     "Family",
     "Flow",
     "FullGaussian",
+    "Fused",
     "Gaussian",
     "Head",
     "Hierarchical",
+    "Joint",
+    "Jointly",
     "LinearGaussian",
     "LogNormal",
     "MeanField",
@@ -137,4 +144,5 @@ __all__ = [
     "surprise",
     "variational_em",
     "warmup",
+    "zero_inflated",
 ]

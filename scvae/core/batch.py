@@ -150,7 +150,7 @@ class Batch(Minibatch):
             if t is there or not t.dim() or len(t) != len(self):
                 return t
             value = 1.0 if t.is_floating_point() else 0  # 0 is the number of some category
-            return torch.where(there.view(-1, *[1] * (t.dim() - 1)), t, value)
+            return t.masked_fill(~there.view(-1, *[1] * (t.dim() - 1)), value)
 
         return self.map(fill)
 

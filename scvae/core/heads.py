@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from scvae.core.distributions import (
     LogNormal,
     NegativeBinomial,
     Poisson,
+    ZeroInflated,
 )
 from scvae.core.networks import Linear
 
@@ -54,8 +56,24 @@ def bounded(logarithms: Tensor) -> Tensor:
     return logarithms.clamp(-30.0, 30.0)
 
 
+def _once(d: int) -> int:
+    return d
+
+
+def _twice(d: int) -> int:
+    return 2 * d
+
+
+def _and_below_diagonal(d: int) -> int:
+    return 2 * d + d * (d - 1) // 2
+
+
 def _gaussian(numbers: Tensor, d: int) -> Gaussian:
     return Gaussian(numbers[..., :d], positive(numbers[..., d:]))
+
+
+def _unit_gaussian(numbers: Tensor, d: int) -> Gaussian:
+    return Gaussian(numbers, torch.ones_like(numbers))
 
 
 def _log_normal(numbers: Tensor, d: int) -> LogNormal:
@@ -70,17 +88,52 @@ def _full_gaussian(numbers: Tensor, d: int) -> FullGaussian:
     return FullGaussian(loc, tril)
 
 
+def _bernoulli(numbers: Tensor, d: int) -> Bernoulli:
+    return Bernoulli(numbers)
+
+
+def _categorical(numbers: Tensor, d: int) -> Categorical:
+    return Categorical(numbers)
+
+
+def _poisson(numbers: Tensor, d: int) -> Poisson:
+    return Poisson(bounded(numbers))
+
+
 def _negative_binomial(numbers: Tensor, d: int) -> NegativeBinomial:
     return NegativeBinomial(bounded(numbers[..., :d]), bounded(numbers[..., d:]))
 
 
-GAUSSIAN = Family(lambda d: 2 * d, _gaussian)
-FULL_GAUSSIAN = Family(lambda d: 2 * d + d * (d - 1) // 2, _full_gaussian)
-LOG_NORMAL = Family(lambda d: 2 * d, _log_normal)
-BERNOULLI = Family(lambda d: d, lambda numbers, d: Bernoulli(numbers))
-CATEGORICAL = Family(lambda d: d, lambda numbers, d: Categorical(numbers))
-POISSON = Family(lambda d: d, lambda numbers, d: Poisson(bounded(numbers)))
-NEGATIVE_BINOMIAL = Family(lambda d: 2 * d, _negative_binomial)
+# Functions that have names: without one, no model of a family could be sent to another process.
+GAUSSIAN = Family(_twice, _gaussian)
+UNIT_GAUSSIAN = Family(_once, _unit_gaussian)  # N(mu, I)
+FULL_GAUSSIAN = Family(_and_below_diagonal, _full_gaussian)
+LOG_NORMAL = Family(_twice, _log_normal)
+BERNOULLI = Family(_once, _bernoulli)
+CATEGORICAL = Family(_once, _categorical)
+POISSON = Family(_once, _poisson)
+NEGATIVE_BINOMIAL = Family(_twice, _negative_binomial)
+
+
+def zero_inflated(family: Family) -> Family:
+    """Return the family of the same counts, of which every entry is replaced by zero with a
+    probability of its own (`ZeroInflated`).
+
+    Examples
+    --------
+    >>> Head(8, 3, zero_inflated(NEGATIVE_BINOMIAL))(torch.randn(5, 8)).event_shape
+    torch.Size([3])
+    """
+    return Family(partial(_inflated_size, family), partial(_inflated, family))
+
+
+def _inflated_size(family: Family, d: int) -> int:
+    return family.size(d) + d
+
+
+def _inflated(family: Family, numbers: Tensor, d: int) -> ZeroInflated:
+    of_counts, logits = numbers.split([family.size(d), d], dim=-1)
+    return ZeroInflated(family.build(of_counts, d), logits)
 
 
 class Head(nn.Module):

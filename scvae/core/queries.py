@@ -5,13 +5,13 @@ All answer in evaluation mode and leave the model as it was. Ancestral sampling 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from scvae.core.batch import Batch
+from scvae.core.batch import Batch, Minibatch, mapped
 from scvae.core.distributions import Mixture
 from scvae.core.distributions.mixture import sampled
 from scvae.core.inference import moments, refine
@@ -24,13 +24,13 @@ CHUNK = 100  # samples decoded at a time
 
 @torch.no_grad()
 def reconstruct(
-    vae: VAE, batch: Batch, samples: int = 10, generator: Generator | None = None
-) -> Tensor:
-    """Return the posterior mean of the decoded means, E_q[E[x | z]], ``(n, g)``."""
+    vae: VAE, batch: Minibatch, samples: int = 10, generator: Generator | None = None
+) -> Any:
+    """Return the posterior mean of the decoded means, E_q[E[x | z]], ``(n, g)``; of every one of
+    several parts, of those that are absent, too."""
     with evaluating(vae):
         z = sampled(vae.encode(batch).sample, (samples,), generator)
-        mean: Tensor = vae.decode(z, batch).mean.mean(0)
-    return mean
+        return mapped(vae.decode(z, batch).mean, lambda mean: mean.mean(0))
 
 
 def impute(

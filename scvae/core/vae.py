@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
-from scvae.core.batch import Batch, Minibatch
+from scvae.core.batch import Batch, Minibatch, mapped
 from scvae.core.distributions import Mixture, strata
 from scvae.core.distributions.mixture import drawn, is_differentiable, sampled
 from scvae.core.kl import closed_form_kl
@@ -172,5 +172,5 @@ class VAE(nn.Module):
         batch = Batch(like.new_zeros(n, 0), s)
         with torch.no_grad(), evaluating(self):
             z = sampled(self.prior(batch).sample, (1,), generator)
-            x = sampled(self.decode(z, batch).sample, (), generator)
-        return z[0], x[0]
+            x: Any = sampled(self.decode(z, batch).sample, (), generator)
+        return z[0], mapped(x, lambda drawn: drawn[0])
