@@ -171,7 +171,9 @@ class Encoder(nn.Module):
     Parameters
     ----------
     network
-        From ``(n, g)`` and the covariates ``(n, c)`` or None to activations, such as an `MLP`.
+        From ``(n, g)`` to activations, such as an `MLP`, or any network of torch; where there are
+        covariates ``(n, c)``, it is given them as its second argument. Bytes and other types become
+        that of the network's parameters.
     head
         From activations to a distribution over z.
     """
@@ -182,15 +184,28 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Any:
         x = batch.x if batch.observed is None else torch.where(batch.observed, batch.x, 0.0)
-        return self.head(self.network(x, batch.s))
+        return self.head(_activations(self.network, x, batch.s))
 
 
 class Decoder(nn.Module):
-    """p(x | z, s): a network over z ``(k, n, d)``, then a head. Parameters are as in `Encoder`."""
+    """p(x | z, s): a network over z ``(k, n, d)``, then a head. Parameters are as in `Encoder`.
+
+    Without covariates, the network sees the k samples as rows, ``(k n, d)``, so that a convolution
+    may follow; with them, it is given z and s as they are."""
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.network, self.head = network, head
 
     def forward(self, z: Tensor, batch: Batch) -> Any:
-        return self.head(self.network(z, batch.s))
+        if batch.s is not None:
+            return self.head(_activations(self.network, z, batch.s))
+        rows = _activations(self.network, z.reshape(-1, z.shape[-1]), None)
+        return self.head(rows.unflatten(0, z.shape[:-1]))
+
+
+def _activations(network: nn.Module, x: Tensor, s: Tensor | None) -> Tensor:
+    like = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    x = x.to(like or (x.dtype if x.is_floating_point() else torch.get_default_dtype()))
+    h: Tensor = network(x) if s is None else network(x, s)
+    return h

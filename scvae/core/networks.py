@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import batch_norm, linear
 
 from scvae.core.products import rounded_linear, sparse_product
 
@@ -28,6 +28,19 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw nothing: torch's own constructor, which asks for it, knows no generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        demand_width(self, x, self.in_features)
+        return super().forward(x)
+
+
+def demand_width(layer: nn.Module, x: Tensor, width: int) -> None:
+    """Raise ValueError unless the last axis of `x` is as wide as a layer takes it."""
+    if x.shape[-1:] != (width,):
+        raise ValueError(
+            f"{type(layer).__name__}({layer.extra_repr()}) takes {width} columns, but it was given "
+            f"{x.shape[-1] if x.dim() else 'a number'}: {tuple(x.shape)}"
+        )
 
 
 class Layer(nn.Module):
@@ -64,8 +77,14 @@ class Layer(nn.Module):
         self.covariate_weight = nn.Parameter(v.t().contiguous()) if n_covariates else None
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
+        demand_width(self, x, self.weight.shape[0 if self.sparse else 1])
         product = sparse_product(x, self.weight) if self.sparse else linear(x, self.weight)
         return product + self._offset(s)
+
+    def extra_repr(self) -> str:
+        n_in, n_out = self.weight.shape if self.sparse else self.weight.shape[::-1]
+        v = self.covariate_weight
+        return f"n_in={n_in}, n_out={n_out}, n_covariates={0 if v is None else len(v)}"
 
     def _offset(self, s: Tensor | None) -> Tensor:
         """Return V s + b, ``(n, n_out)``, or b where there are no covariates."""
@@ -86,8 +105,26 @@ class WideLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
+            demand_width(self, x, self.in_features)
             return rounded_linear(x, self.weight, self.bias)
         return super().forward(x)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of ``(rows, width)`` that trains on one row, too.
+
+    One row has no variance: it is normalised by the running averages, which it leaves alone.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, dtype=torch.float32)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if len(h) != 1:
+            return super().forward(h)
+        return batch_norm(
+            h, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
 
 @contextmanager
@@ -106,7 +143,8 @@ class MLP(nn.Module):
     r"""Map ``(..., n, n_in)`` to ``(..., n, n_hidden)`` by layers of h = relu(norm(W h + V s + b)).
 
     Every layer is batch-normalised (Ioffe and Szegedy, ICML 2015) unless `normalise` is False: in
-    training by the mean and variance of the minibatch, afterwards by their running averages.
+    training by the mean and variance of the minibatch, afterwards, or where that is one row, by
+    their running averages.
 
     Parameters
     ----------
@@ -139,8 +177,7 @@ class MLP(nn.Module):
             for i in range(n_layers)
         )
         self.norms = nn.ModuleList(
-            nn.BatchNorm1d(n_hidden, dtype=torch.float32) if normalise else nn.Identity()
-            for _ in self.layers
+            BatchNorm(n_hidden) if normalise else nn.Identity() for _ in self.layers
         )
 
     def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:

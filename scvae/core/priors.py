@@ -79,37 +79,50 @@ class VampPrior(nn.Module):
     posterior
         Module that maps a `Batch` to a `Gaussian`.
     pseudo_inputs
-        Where the u_c start, such as some of the data, ``(c, g)``.
+        Where the u_c start, such as some of the data, ``(c, g)``; or a `Batch` of them, with all
+        that the posterior is conditional on, which is not learned.
     s
-        Covariates of the pseudo-inputs, ``(c, n_covariates)``, which are not learned.
+        Covariates of the pseudo-inputs, ``(c, n_covariates)``, where they are not in a batch.
     lowest
         Below which no pseudo-input is shown to the posterior, such as 0 for counts. None means 0
         where none starts below, and no bound otherwise.
     """
 
-    s: Tensor | None
-
     def __init__(
         self,
         posterior: nn.Module,
-        pseudo_inputs: Tensor,
+        pseudo_inputs: Tensor | Batch,
         s: Tensor | None = None,
         *,
         lowest: float | None = None,
     ) -> None:
         super().__init__()
         self.posterior = posterior
-        self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
-        self.logits = nn.Parameter(pseudo_inputs.new_zeros(len(pseudo_inputs)))
-        self.register_buffer("s", s)
-        starts_below = bool((pseudo_inputs < 0).any())
+        given = pseudo_inputs if isinstance(pseudo_inputs, Batch) else Batch(pseudo_inputs, s)
+        x, *told = given.tensors
+        self.pseudo_inputs = nn.Parameter(x.detach().clone())
+        self.logits = nn.Parameter(x.new_zeros(len(x)))
+        self._given = given.map(lambda t: t[:0])  # its fields; what they hold is below
+        self._names = ["s" if t is given.s else f"told_{i}" for i, t in enumerate(told)]
+        for name, value in zip(self._names, told, strict=True):
+            self.register_buffer(name, value)
+        starts_below = bool((x < 0).any())
         self.lowest = (-math.inf if starts_below else 0.0) if lowest is None else lowest
 
     def forward(self, batch: Minibatch) -> Mixture:
         # In evaluation mode: pseudo-inputs must not enter the averages of a normalisation layer.
         with evaluating(self.posterior):
-            components = self.posterior(Batch(self._inside(), self.s))
+            components = self.posterior(self._shown())
         return Mixture(self.logits, components).expand((len(batch),))
+
+    @property
+    def told(self) -> list[Tensor]:
+        """What goes with the pseudo-inputs, in the order of the fields of their batch."""
+        return [self.get_buffer(name) for name in self._names]
+
+    def _shown(self) -> Batch:
+        tensors = iter([self._inside(), *self.told])
+        return self._given.map(lambda _: next(tensors))
 
     def _inside(self) -> Tensor:
         """Return the pseudo-inputs where data can be; those outside keep their gradient, to come

@@ -125,6 +125,12 @@ class VAE(nn.Module):
         super().__init__()
         self.prior, self.posterior, self.likelihood = prior, posterior, likelihood
 
+    def forward(
+        self, batch: Minibatch, samples: int = 1, generator: Generator | None = None
+    ) -> Terms:
+        """Return `terms`, by the call that hooks, `torch.compile` and data parallelism go by."""
+        return self.terms(batch, samples, generator)
+
     def encode(self, batch: Minibatch) -> Any:
         """Return q(z | x, s)."""
         return self.posterior(batch)
@@ -164,13 +170,53 @@ class VAE(nn.Module):
         return batch.log_prob(self.decode(z, batch))
 
     def sample(
-        self, n: int, s: Tensor | None = None, generator: Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        n: int | None = None,
+        s: Tensor | None = None,
+        generator: Generator | None = None,
+        *,
+        batch: Minibatch | None = None,
+        source: Any = None,
+        means: bool = False,
+    ) -> tuple[Tensor, Any]:
         """Draw z from the prior and x from p(x | z, s): ``(n, d)`` and ``(n, g)``, in evaluation
-        mode, as all questions to a model are answered."""
-        like = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
-        batch = Batch(like.new_zeros(n, 0), s)
+        mode, as all questions to a model are answered.
+
+        Parameters
+        ----------
+        n
+            How many; None draws one for every row of `batch`.
+        s
+            Covariates, ``(n, c)``, or ``(1, c)`` for all.
+        batch
+            All that prior and likelihood are conditional on, in place of `s`: n rows or one for
+            all, whose x is not looked at.
+        source
+            Distribution to draw z from in place of the prior, batch shape ``()`` or ``(n,)``, such
+            as `aggregated_posterior`.
+        means
+            Whether to return E[x | z] in place of a draw of x; z is the same for one seed.
+        """
+        conditions = self._conditions(n, s, batch)
         with torch.no_grad(), evaluating(self):
-            z = sampled(self.prior(batch).sample, (1,), generator)
-            x: Any = sampled(self.decode(z, batch).sample, (), generator)
-        return z[0], mapped(x, lambda drawn: drawn[0])
+            p = self.prior(conditions) if source is None else source
+            p = p if p.batch_shape == (len(conditions),) else p.expand((len(conditions),))
+            z = sampled(p.sample, (1,), generator)
+            p_x = self.decode(z, conditions)
+            x: Any = p_x.mean if means else sampled(p_x.sample, (), generator)
+        return z[0], mapped(x, lambda of_z: of_z[0])
+
+    def _conditions(self, n: int | None, s: Tensor | None, batch: Minibatch | None) -> Minibatch:
+        """Return n rows of what samples are conditional on."""
+        if batch is None:
+            if n is None:
+                raise ValueError("How many samples? Give n, or batch=, one sample for each row")
+            like = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
+            batch = Batch(like.new_zeros(n if s is None else len(s), 0), s)
+        elif s is not None:
+            raise ValueError("Both s and batch= were given, but the covariates are batch.s")
+        if n is None or len(batch) == n:
+            return batch
+        if len(batch) != 1:
+            raise ValueError(f"n={n} samples for {len(batch)} rows: give {n} rows, or 1 for all")
+        return batch[torch.zeros(n, dtype=torch.int64, device=batch.device)]

@@ -10,6 +10,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid, one_hot
 
 from scvae.core.distributions.factorised import Factorised, event_last
+from scvae.core.gradients import promoted
 
 
 class Bernoulli(Factorised):
@@ -57,6 +58,7 @@ class Bernoulli(Factorised):
             )
 
     def entry_log_prob(self, value: Tensor) -> Tensor:
+        (value,) = promoted(value)  # bytes would wrap around at 1 - value
         return value * logsigmoid(self.logits) + (1 - value) * logsigmoid(-self.logits)
 
     def entropy(self) -> Tensor:
