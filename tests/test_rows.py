@@ -474,3 +474,28 @@ def test_mixtures_refuse_another_width(width: int, dtype: torch.dtype) -> None:
     parameters = (torch.zeros(3), torch.zeros(3, 4), torch.ones(3, 4))
     with pytest.raises(ValueError, match=rf"\(6, {width}\).* 4 dim"):
         rows.gaussian_mixture_log_prob(*(t.to(dtype) for t in (draw(6, width), *parameters)))
+
+
+# -- far out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_mean", [0.0, 5.0, 7.5, 12.0, 79.0, 84.0, 95.0])
+@pytest.mark.parametrize("log_r", [-7.0, -1.0, 0.0, 8.0])
+def test_large_counts_keep_their_digits(log_mean: float, log_r: float) -> None:
+    """The slope of log NB in log-mean is about x: a mean in float32 would cost x * 6e-8 nats."""
+    x = torch.tensor([[1001.0], [5000.0], [2e4], [1e6]])
+    a, r = torch.tensor([[log_mean]]), torch.tensor([[log_r]])
+    exact = nb_log_mass(x.double(), a.double(), r.double())[:, 0]
+    assert ((nb_log_prob(x, a, r) - exact).abs() < 5e-7 * (10 + exact.abs())).all()
+
+
+@pytest.mark.parametrize("x", [0.0, 3.0, 1e4])
+@pytest.mark.parametrize("log_mean", [81.0, 90.0, 300.0])
+def test_beyond_what_float32_can_hold_a_mean_still_pulls_back(x: float, log_mean: float) -> None:
+    for log_prob in (nb_log_prob, lambda *given: nb_log_mass(*given).sum(-1)):
+        a = torch.full((1, 1), log_mean, requires_grad=True)
+        value = log_prob(torch.full((1, 1), x), a, torch.zeros(1, 1))
+        value.sum().backward()
+        assert value.isfinite().all()
+        assert -log_mean - 1 < value.item() < -79
+        torch.testing.assert_close(a.grad, -torch.ones(1, 1))

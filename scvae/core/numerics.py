@@ -42,6 +42,12 @@ STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12)
 
 
+def _exp(log_mean: Tensor) -> Tensor:
+    """Return the mean; in float32 that of a log-mean of 80 at most, which no inverse dispersion
+    makes infinite."""
+    return log_mean.clamp(max=80.0).exp() if log_mean.dtype == torch.float32 else log_mean.exp()
+
+
 def _horner(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
     total = torch.full_like(t, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
@@ -84,7 +90,7 @@ def _log_mean_over_next(x: Tensor, log_mean: Tensor, mean: Tensor) -> Tensor:
 
 
 def _nb_positive(x: Tensor, log_mean: Tensor, r: Tensor) -> Tensor:
-    mean = log_mean.exp()
+    mean = _exp(log_mean)
     ratio = log_ratio(x + r, r + mean, x - mean)
     near_poisson = (x + r) * ratio + x * _log_mean_over_next(x, log_mean, mean)
     dispersed = r * ratio + x * (torch.log1p((r - 1) / (x + 1)) - torch.log1p(r / mean))
@@ -124,7 +130,7 @@ def _nb(x: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
     shape = broadcast_shape(x.shape, log_mean.shape, log_r.shape)
     x, log_mean = x.expand(shape), log_mean.expand(shape)
     r = log_r.exp()
-    out = torch.log1p(log_mean.exp() / r).mul(-r).contiguous()
+    out = torch.log1p(_exp(log_mean) / r).mul(-r).contiguous()
     where = _nonzero(x)
     if where is None:
         return torch.where(x == 0, out, _nb_positive(x, log_mean, r))
@@ -137,7 +143,7 @@ def _nb_slopes(
     x: Tensor, log_mean: Tensor, log_r: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None]:
     shape = broadcast_shape(x.shape, log_mean.shape, log_r.shape)
-    x, mean, r = x.expand(shape), log_mean.exp().expand(shape), log_r.exp()
+    x, mean, r = x.expand(shape), _exp(log_mean).expand(shape), log_r.exp()
     of_mean = r / (r + mean)
     slope = mean * of_mean  # of -log NB(0) in log mean
     d_mean = x * of_mean - slope

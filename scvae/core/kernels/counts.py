@@ -37,6 +37,7 @@ from scvae.core.kernels.products import nonzero
 from scvae.core.kernels.team import claim, entry, matrix, opened
 
 SHORT = 16
+LARGE = 1000.0  # counts from which the digits of a mean in float32 no longer suffice
 LANES = 32  # counts taken at a time
 LARGEST_R = 1e18  # beyond, the counts are Poisson to the last digit of float64
 LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(SHORT + 1)])
@@ -73,6 +74,13 @@ def _long(x, r):  # type: ignore[no-untyped-def]
     """Return log[Gamma(x + r) / Gamma(r)] - log x! and its derivative in r, less those at SHORT."""
     of_gamma, of_digamma = _rise(r + SHORT, x - SHORT)
     return of_gamma - _rise(1.0 + SHORT, x - SHORT)[0], of_digamma
+
+
+@compiled
+def _in_full(log_mean, r):  # type: ignore[no-untyped-def]
+    """Return log(mean / (r + mean)) and log NB(0), of a log-mean with all its digits."""
+    odds = math.exp(min(log_mean, 700.0)) / r
+    return log_mean - math.log(r) - math.log(1.0 + odds), -r * _log1p_exact(odds)
 
 
 @compiled
@@ -120,7 +128,10 @@ def _positive(x, where, found, a, shift, mean, r, zero, mass, d_a, d_r):  # type
                 slope[i] += steeper
             at_zero, excess = f64(zero[j]), (n - of_mean[i]) * of_total[i]
             log_odds = f64(a[j]) + shift + log_of_total[i]
-            mass[j] = rise[i] - LOG_FACTORIAL[max(0, min(int(n), SHORT))] + n * log_odds + at_zero
+            log_zero = at_zero
+            if n > LARGE or a[j] + shift > LARGEST:
+                log_odds, log_zero = _in_full(f64(a[j]) + shift, of_r[i])
+            mass[j] = rise[i] - LOG_FACTORIAL[max(0, min(int(n), SHORT))] + n * log_odds + log_zero
             d_a[j] = of_r[i] * excess
             d_r[j] = of_r[i] * (slope[i] - excess) + at_zero
 
