@@ -1170,3 +1170,26 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     for a, b in [((2,), (3,)), ((2, 1), (3, 4)), ((0,), (3,)), ((3,), (2,)), ((3,), (0,))]:
         with pytest.raises(RuntimeError, match=r"broadcast|match"):
             broadcast_shape(torch.Size(a), torch.Size(b))
+
+
+# -- few of many components ------------------------------------------------------------------------
+
+
+def test_sampling_a_large_mixture_looks_at_the_components_drawn_alone() -> None:
+    """All of them, for every sample, would be 10^11 numbers."""
+    loc = torch.arange(50_000.0)[:, None].expand(-1, 20)
+    x = Mixture(torch.zeros(50_000), Gaussian(loc, torch.tensor(0.01))).sample(
+        (100_000,), generator=seeded(0)
+    )
+    assert ((x - x.round()).abs() < 0.1).all()
+    assert torch.equal(x.round(), x.round()[:, :1].expand_as(x))  # one component a sample
+    assert abs(x.mean() - 24_999.5) < 5 * 50_000 / math.sqrt(12 * 100_000)
+
+
+def test_chunks_of_samples_are_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = mixture_of_bernoullis(double)
+    monkeypatch.setattr("scvae.core.distributions.mixture.MOST", 1)
+    x = p.sample((300, 3), generator=seeded(0))
+    assert x.shape == (300, 3, *p.batch_shape, G)
+    error = (p.variance / 900).sqrt()
+    assert ((x.mean((0, 1)) - p.mean).abs() < 5 * error).all()

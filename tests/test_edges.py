@@ -11,23 +11,34 @@ from torch import Generator, Tensor, nn
 
 from scvae.core import (
     BERNOULLI,
+    CATEGORICAL,
     GAUSSIAN,
     MLP,
     POISSON,
     VAE,
     Batch,
+    Bernoulli,
+    Categorical,
     Decoder,
     Encoder,
     Fused,
     Gaussian,
     Head,
     Joint,
+    Mixture,
     MixtureOfGaussians,
     Poisson,
     StandardNormal,
     VampPrior,
     aggregated_posterior,
     elbo,
+    importance_weighted_bound,
+    impute,
+    likelihood_regret,
+    log_evidence,
+    monte_carlo_kl,
+    reconstruct,
+    refine,
     score_function_elbo,
     variational_em,
 )
@@ -242,3 +253,119 @@ def test_a_model_survives_a_pickle(vae: VAE) -> None:
     (z, x), (same_z, same_x) = (m.sample(4, s, seeded(0)) for m in (vae, again))
     assert torch.equal(z, same_z)
     assert torch.equal(*(t[0] if isinstance(t, tuple) else t for t in (x, same_x)))
+
+
+# -- numbers of samples ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda vae, batch: vae.terms(batch, 0),
+        lambda vae, batch: VAE(vae.prior, Mixed(vae), vae.likelihood).terms(batch, 0),
+        lambda vae, batch: log_evidence(vae, batch, 0),
+        lambda vae, batch: reconstruct(vae, batch, 0),
+        lambda vae, batch: refine(vae, batch, samples=0, steps=1),
+        lambda vae, batch: likelihood_regret(vae, batch, 0),
+        lambda vae, batch: impute(vae, Batch(batch.x, observed=batch.x > 0), 0, steps=1),
+    ],
+)
+def test_no_samples_are_refused(ask: object) -> None:
+    with pytest.raises(ValueError, match="samples=0, but it must be at least 1"):
+        ask(model(), Batch(ones()))
+
+
+def test_a_spread_takes_two_samples() -> None:
+    q = model().encode(Batch(ones()))
+    for ask in (lambda: monte_carlo_kl(q, q, 1), lambda: score_function_elbo(model(), ones(), 1)):
+        with pytest.raises(ValueError, match="samples=1, but it must be at least 2"):
+            ask()
+
+
+class Mixed(nn.Module):
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, batch: Batch) -> Mixture:
+        q = self.vae.encode(batch)
+        return Mixture(torch.zeros(2), Gaussian(q.loc[:, None], q.scale[:, None]))
+
+
+# -- discrete latents ------------------------------------------------------------------------------
+
+
+class Ones(nn.Module):
+    """A prior of independent ones, or of one category."""
+
+    def __init__(self, kind: type, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.logits = nn.Parameter(torch.randn(width, generator=seeded(5), dtype=torch.float64))
+
+    def forward(self, batch: Batch) -> Bernoulli | Categorical:
+        return self.kind(self.logits.expand(len(batch), -1))
+
+
+def discrete(kind: type, width: int = 3) -> VAE:
+    family = BERNOULLI if kind is Bernoulli else CATEGORICAL
+    encoder, decoder = (
+        MLP(n, 8, normalise=False, generator=seeded(i)) for i, n in enumerate((G, width))
+    )
+    posterior = Encoder(encoder, Head(8, width, family, seeded(2)))
+    likelihood = Decoder(decoder, Head(8, G, BERNOULLI, seeded(3)))
+    return VAE(Ones(kind, width), posterior, likelihood).double()
+
+
+@pytest.mark.parametrize("kind", [Bernoulli, Categorical])
+def test_all_states_give_the_exact_evidence_bound_and_gradient(kind: type) -> None:
+    vae, batch = discrete(kind), Batch(ones().double())
+    terms, parameters = vae.enumerated(batch), list(vae.parameters())
+    assert len(terms.z) == (8 if kind is Bernoulli else 3)
+    # By hand, state by state.
+    q, p = vae.encode(batch), vae.prior(batch)
+    evidence, bound = torch.zeros(N).double(), torch.zeros(N).double()
+    for code in range(8):
+        state = torch.tensor([code & 1, code >> 1 & 1, code >> 2 & 1]).double().expand(N, 3)
+        if kind is Categorical and state[0].sum() != 1:
+            continue
+        joint = vae.log_likelihood(state[None], batch)[0] + p.log_prob(state)
+        evidence = evidence + joint.exp()
+        bound = bound + q.log_prob(state).exp() * (joint - q.log_prob(state))
+    for kl in (False, True):
+        torch.testing.assert_close(elbo(terms, sampled_kl=kl), bound)
+    torch.testing.assert_close(importance_weighted_bound(terms), evidence.log())
+    exact = torch.autograd.grad(bound.sum(), parameters, retain_graph=True)
+    for found in (elbo(terms), elbo(vae.enumerated(batch), sampled_kl=True)):
+        gradients = torch.autograd.grad(found.sum(), parameters)
+        for one, other in zip(gradients, exact, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", [Bernoulli, Categorical])
+def test_the_score_function_gradient_is_that_of_all_states_on_average(kind: type) -> None:
+    vae, batch = discrete(kind), Batch(ones().double())
+    weight = vae.posterior.head.linear.bias
+    (exact,) = torch.autograd.grad(elbo(vae.enumerated(batch)).sum(), weight)
+    noise = seeded(0)
+    draws = torch.stack(
+        [
+            torch.autograd.grad(score_function_elbo(vae, batch, 40, noise).sum(), weight)[0]
+            for _ in range(200)
+        ]
+    )
+    assert ((draws.mean(0) - exact).abs() < 5 * draws.std(0) / 200**0.5).all()
+
+
+def test_states_that_cannot_be_counted_are_refused() -> None:
+    with pytest.raises(TypeError, match="The states of a Gaussian cannot be counted"):
+        model().enumerated(Batch(ones()))
+
+
+def test_a_state_that_is_ruled_out_adds_nothing() -> None:
+    vae, batch = discrete(Categorical), Batch(ones().double())
+    with torch.no_grad():
+        vae.posterior.head.linear.bias[2] = -torch.inf
+    bound = elbo(vae.enumerated(batch), sampled_kl=True)
+    assert bound.isfinite().all()
+    torch.testing.assert_close(bound, elbo(vae.enumerated(batch)))

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from scvae.core.batch import Batch, Minibatch, Parts
 from scvae.core.distributions import FullGaussian, Gaussian
+from scvae.core.distributions.mixture import demand_samples
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
@@ -97,6 +98,7 @@ def refine(
         Steps of Adam, draws of z for each, and the first rate, which falls to 0 by cosine. A
         parameter moves by at most about half of their product, ``steps * learning_rate / 2``.
     """
+    demand_samples(samples)
     with evaluating(vae):
         if start is None:
             with torch.no_grad():

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from scvae.core.distributions import Bernoulli, Categorical, FullGaussian, Gaussian, LogNormal
 from scvae.core.distributions.gaussian import whiten
-from scvae.core.distributions.mixture import strata
+from scvae.core.distributions.mixture import demand_samples, strata
 from scvae.core.shapes import broadcast_shape
 
 __all__ = ["Estimate", "closed_form_kl", "kl_divergence", "monte_carlo_kl"]
@@ -118,6 +118,7 @@ def monte_carlo_kl(
     >>> monte_carlo_kl(q, Gaussian(torch.zeros(3), torch.ones(3))).value.shape
     torch.Size([5])
     """
+    demand_samples(samples, 2)
     shape = broadcast_shape(q.batch_shape, p.batch_shape)
     q = q if q.batch_shape == shape else q.expand(shape)
     x, log_weights = strata(q, samples, generator)

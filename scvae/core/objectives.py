@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.batch import Minibatch
-from scvae.core.distributions.mixture import sampled
+from scvae.core.distributions.mixture import demand_samples, sampled
 from scvae.core.kl import Estimate
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE, Terms
@@ -54,8 +54,7 @@ def score_function_elbo(
     than reparameterisation (Williams, "Simple statistical gradient-following algorithms", 1992;
     Mnih and Rezende, ICML 2016). `samples` is at least 2.
     """
-    if samples < 2:
-        raise ValueError(f"samples={samples}, but the baseline needs at least 2.")
+    demand_samples(samples, 2)  # the baseline of one is the mean of the others
     q = vae.encode(batch)
     terms = vae.terms_at(sampled(q.sample, (samples,), generator), q, batch)
     log_q = terms.log_q
@@ -92,6 +91,8 @@ def log_evidence(
         carry all the weight, as they do where the posterior is too narrow: `tail` tells, see
         `Estimate`. The estimate errs downwards on average.
     """
+    demand_samples(samples)
+    demand_samples(chunk)
     parts = []
     with evaluating(vae):
         proposal = vae.prior(batch) if naive else vae.encode(batch)

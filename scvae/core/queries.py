@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from scvae.core.batch import Batch, Minibatch, mapped
 from scvae.core.distributions import Mixture
-from scvae.core.distributions.mixture import sampled
+from scvae.core.distributions.mixture import demand_samples, sampled
 from scvae.core.inference import moments, refine
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo, log_evidence
@@ -28,6 +28,7 @@ def reconstruct(
 ) -> Any:
     """Return the posterior mean of the decoded means, E_q[E[x | z]], ``(n, g)``; of every one of
     several parts, of those that are absent, too."""
+    demand_samples(samples)
     with evaluating(vae):
         z = sampled(vae.encode(batch).sample, (samples,), generator)
         return mapped(vae.decode(z, batch).mean, lambda mean: mean.mean(0))
@@ -53,6 +54,7 @@ def impute(
     """
     if batch.observed is None:
         raise ValueError("Nothing is missing: mark what was seen, Batch(x, observed=mask)")
+    demand_samples(samples)
     q = refine(vae, batch, steps=steps, generator=generator)
     with evaluating(vae), torch.no_grad():
         # By chunks, twice: what is decoded is wide, a weight is one number.
@@ -139,6 +141,7 @@ def likelihood_regret(
     knows the training data well and little else (after Xiao, Yan and Amit, "Likelihood regret",
     NeurIPS 2020, who refine the whole encoder for every input).
     """
+    demand_samples(samples)
     refined = refine(vae, batch, steps=steps, generator=generator)
     with evaluating(vae), torch.no_grad():
         bounds = [

@@ -159,6 +159,21 @@ class VAE(nn.Module):
         log_share = (log_weights - math.log(samples)).expand(z.shape[:-1])
         return self.terms_at(z.flatten(0, 1), q, batch, log_share.flatten(0, 1))
 
+    def enumerated(self, batch: Minibatch) -> Terms:
+        """Return the terms of the bound at every state of a discrete z, each with its probability.
+
+        What is made of them is exact, and so is its gradient, without the variance of
+        `score_function_elbo`: of `elbo` the ELBO, of `importance_weighted_bound` log p(x) itself.
+        It decodes every state: d for a `Categorical` z, 2^d for a `Bernoulli` one.
+
+        Raises TypeError where the states of the posterior cannot be counted.
+        """
+        q = self.encode(batch)
+        if not getattr(q, "has_enumerate_support", False):
+            raise TypeError(f"The states of a {type(q).__name__} cannot be counted: use vae.terms")
+        z = q.enumerate_support()
+        return self.terms_at(z, q, batch, q.log_prob(z))
+
     def terms_at(
         self, z: Tensor, q: Distribution, batch: Minibatch, log_share: Tensor | None = None
     ) -> Terms:
@@ -200,8 +215,8 @@ class VAE(nn.Module):
         conditions = self._conditions(n, s, batch)
         with torch.no_grad(), evaluating(self):
             p = self.prior(conditions) if source is None else source
-            p = p if p.batch_shape == (len(conditions),) else p.expand((len(conditions),))
-            z = sampled(p.sample, (1,), generator)
+            rows = () if p.batch_shape else (len(conditions),)
+            z = sampled(p.sample, (1, *rows), generator)
             p_x = self.decode(z, conditions)
             x: Any = p_x.mean if means else sampled(p_x.sample, (), generator)
         return z[0], mapped(x, lambda of_z: of_z[0])

@@ -61,6 +61,15 @@ class Bernoulli(Factorised):
         (value,) = promoted(value)  # bytes would wrap around at 1 - value
         return value * logsigmoid(self.logits) + (1 - value) * logsigmoid(-self.logits)
 
+    has_enumerate_support = True
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Return all 2^d vectors of zeros and ones, ``(2^d, ..., d)``."""
+        d = self.event_shape[0]
+        codes = torch.arange(2**d, device=self.logits.device)[:, None]
+        places = torch.arange(d, device=self.logits.device)
+        return _as_states((codes >> places) % 2, self.logits, expand)
+
     def entropy(self) -> Tensor:
         """Return the entropy, in nats, ``(...)``."""
         # 1 - sigmoid(l) is sigmoid(-l), which keeps the digits that the difference would lose.
@@ -112,6 +121,12 @@ class Categorical(Distribution):
         index = sample_index(self.logits, Size(sample_shape) + self.batch_shape, generator)
         return one_hot(index, self.event_shape[0]).to(self.logits.dtype)
 
+    has_enumerate_support = True
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Return all d categories, one-hot, ``(d, ..., d)``."""
+        return _as_states(torch.eye(self.event_shape[0]), self.logits, expand)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every one-hot row, ``(...)``."""
         # Replaced before the product: 0 times minus infinity is NaN, forwards and backwards.
@@ -131,9 +146,21 @@ class Categorical(Distribution):
         return -self.log_prob(self.mean)
 
 
+def _as_states(states: Tensor, logits: Tensor, expand: bool) -> Tensor:
+    """Return states ``(c, d)`` with the batch axes of `logits` ``(..., d)``, of size 1 or whole."""
+    batch = logits.shape[:-1]
+    states = states.to(logits).view(len(states), *[1] * len(batch), states.shape[-1])
+    return states.expand(-1, *batch, -1) if expand else states
+
+
 @torch.no_grad()
 def sample_index(logits: Tensor, shape: Size, generator: Generator | None) -> Tensor:
-    """Draw positions along the last axis of `logits` ``(..., d)``, broadcast to `shape`."""
-    probs = torch.softmax(logits, dim=-1).expand(*shape, logits.shape[-1])
-    flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
-    return flat.reshape(shape)
+    """Draw positions along the last axis of `logits` ``(..., d)``, of a shape that ends in ..."""
+    if not shape.numel():
+        return torch.zeros(shape, dtype=torch.int64, device=logits.device)
+    # Several draws of a row at once: a copy of its probabilities for each would be large.
+    probs = torch.softmax(logits, dim=-1).reshape(-1, logits.shape[-1])
+    rows = logits.shape[:-1]
+    draws = shape.numel() // rows.numel()
+    flat = torch.multinomial(probs, draws, replacement=True, generator=generator)
+    return flat.T.reshape(shape)

@@ -13,6 +13,8 @@ from scvae.core.distributions.gaussian import Gaussian
 from scvae.core.rows import gaussian_mixture_log_prob
 from scvae.core.shapes import broadcast_shape
 
+MOST = 2**24  # numbers that samples of all components may take at a time
+
 
 class Mixture(Distribution):
     r"""A weighted mixture of c components.
@@ -92,12 +94,31 @@ class Mixture(Distribution):
         return torch.logsumexp(self.log_weights + of_each, dim=-1)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
-        """Draw samples ``sample_shape + (..., d)``, from `generator` if given."""
+        """Draw samples ``sample_shape + (..., d)``, from `generator` if given.
+
+        Of Gaussians, only the components that are drawn from are looked at; of others, a chunk of
+        samples is drawn from all of them at a time."""
+        shape = Size(sample_shape) + self.batch_shape
+        if type(self.components) is Gaussian:
+            index = sample_index(self.logits, shape, generator)
+            loc, scale = (_chosen(t, index) for t in (self.components.loc, self.components.scale))
+            return Gaussian(loc, scale).sample((), generator)
+        rows = Size(sample_shape).numel()
+        chunk = max(1, MOST // max(1, self.logits.numel() * self.event_shape.numel()))
+        parts = [self._sample(len(part), generator) for part in torch.arange(rows).split(chunk)]
+        return torch.cat(parts).view(shape + self.event_shape)
+
+    def _sample(self, rows: int, generator: Generator | None) -> Tensor:
         components: Any = self.components
-        of_each = sampled(components.sample, sample_shape, generator)
-        index = sample_index(self.logits, Size(sample_shape) + self.batch_shape, generator)
-        where = index[..., None, None].expand(*index.shape, 1, of_each.shape[-1])
-        return of_each.gather(-2, where)[..., 0, :]
+        of_each = sampled(components.sample, Size((rows,)), generator)
+        return _chosen(of_each, sample_index(self.logits, of_each.shape[:-2], generator))
+
+
+def _chosen(of_each: Tensor, index: Tensor) -> Tensor:
+    """Return the rows ``(..., d)`` of components ``(..., c, d)`` at an index ``(...)``."""
+    wide = of_each.expand(*index.shape, *of_each.shape[-2:])
+    where = index[..., None, None].expand(*index.shape, 1, of_each.shape[-1])
+    return wide.gather(-2, where)[..., 0, :]
 
 
 def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -130,7 +151,14 @@ def is_differentiable(q: Distribution) -> bool:
 
 def drawn(q: Any, samples: int, generator: Generator | None) -> Tensor:
     """Return `samples` samples of q, differentiable where it has such."""
+    demand_samples(samples)
     return sampled(q.rsample if q.has_rsample else q.sample, Size((samples,)), generator)
+
+
+def demand_samples(samples: int, least: int = 1) -> None:
+    """Raise ValueError unless there are samples enough."""
+    if samples < least:
+        raise ValueError(f"samples={samples}, but it must be at least {least}")
 
 
 def sampled(sample: Any, shape: Any = (), generator: Generator | None = None) -> Tensor:
