@@ -1193,3 +1193,48 @@ def test_chunks_of_samples_are_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert x.shape == (300, 3, *p.batch_shape, G)
     error = (p.variance / 900).sqrt()
     assert ((x.mean((0, 1)) - p.mean).abs() < 5 * error).all()
+
+
+# -- values outside the support --------------------------------------------------------------------
+
+NAN = math.nan
+NOT_TAKEN = {
+    "negative count": (Poisson, [2.0, -1.0]),
+    "broken count": (lambda a, **v: NegativeBinomial(a, a, **v), [0.0, 0.5]),
+    "broken inflated count": (lambda a, **v: ZeroInflated(Poisson(a), a, **v), [0.0, 0.5]),
+    "NaN count": (lambda a, **v: ZeroInflated(NegativeBinomial(a, a), a, **v), [NAN, 0.0]),
+    "half a one": (Bernoulli, [0.5, 1.0]),
+    "two categories": (Categorical, [1.0, 1.0]),
+    "zero of a log-normal": (lambda a, **v: LogNormal(a, a.exp(), **v), [0.0, 1.0]),
+    "NaN of a Gaussian": (lambda a, **v: Gaussian(a, a.exp(), **v), [NAN, 1.0]),
+    "NaN of a full one": (lambda a, **v: FullGaussian(a, torch.eye(2), **v), [NAN, 1.0]),
+    "broken count of a mixture": (
+        lambda a, **v: Mixture(torch.zeros(3), Poisson(a.expand(3, 2)), **v),
+        [0.5, 1.0],
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "value"), NOT_TAKEN.values(), ids=NOT_TAKEN)
+def test_values_outside_the_support_are_refused_where_asked(
+    build: Callable[..., Distribution], value: list
+) -> None:
+    zeros, x = torch.zeros(2), torch.ones(3, 2)
+    x[:, 1] = float(build is not Categorical)
+    strict = build(zeros, validate_args=True)
+    assert strict.log_prob(x).isfinite().all()
+    x[1] = torch.tensor(value)
+    with pytest.raises(ValueError, match=r"Row \[1\] of x lies outside the support of a"):
+        strict.log_prob(x)
+    build(zeros).log_prob(x)  # not asked
+    with pytest.raises(ValueError, match=r"x has shape \(3, 5\), but it must be \(..., 2\)"):
+        strict.log_prob(torch.ones(3, 5))
+
+
+def test_what_is_not_observed_may_be_anything_where_values_are_checked() -> None:
+    seen, x = torch.tensor([True, False]), torch.tensor([[1.0, -7.5], [0.0, NAN]])
+    for build in (Poisson, Categorical):
+        strict, plain = (build(torch.zeros(2), validate_args=v) for v in (True, False))
+        found = strict.marginal_log_prob(x, seen.expand(2, 2))
+        assert torch.equal(found, plain.marginal_log_prob(x, seen.expand(2, 2)))
+    assert Categorical(torch.zeros(2), validate_args=True).entropy() > 0

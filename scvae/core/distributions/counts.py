@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Gamma, Independent, constraints
 
-from scvae.core.distributions.factorised import Factorised, event_last
+from scvae.core.distributions.factorised import Factorised, demand_support, event_last
 from scvae.core.numerics import nb_log_mass, poisson_log_mass, zero_inflate
 from scvae.core.rows import log_means, nb_log_prob, zinb_log_prob
 from scvae.core.shapes import broadcast_shape
@@ -156,6 +156,7 @@ class NegativeBinomial(Factorised):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        demand_support(self, value)
         a, total = self._row_parameters
         return nb_log_prob(value, a, self.log_inverse_dispersion, total)
 
@@ -225,6 +226,7 @@ class ZeroInflated(Factorised):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        demand_support(self, value)
         if isinstance(self.base, NegativeBinomial):
             return self.base.zero_inflated_log_prob(value, self.logits)
         return super().log_prob(value)

@@ -9,7 +9,7 @@ from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid, one_hot
 
-from scvae.core.distributions.factorised import Factorised, event_last
+from scvae.core.distributions.factorised import Factorised, demand_support, event_last
 from scvae.core.gradients import promoted
 
 
@@ -129,6 +129,10 @@ class Categorical(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every one-hot row, ``(...)``."""
+        demand_support(self, value)
+        return self._cross(value)
+
+    def _cross(self, value: Tensor) -> Tensor:
         # Replaced before the product: 0 times minus infinity is NaN, forwards and backwards.
         return (value * torch.where(value == 0, 0.0, self.log_probs)).sum(-1)
 
@@ -139,11 +143,11 @@ class Categorical(Distribution):
         is_told = (seen != 0).any(-1, keepdim=True)
         possible = torch.where(observed & ~is_told, -torch.inf, self.log_probs)
         of_rest = torch.logsumexp(possible, dim=-1)
-        return torch.where(is_told[..., 0], self.log_prob(seen), of_rest)
+        return torch.where(is_told[..., 0], self._cross(seen), of_rest)
 
     def entropy(self) -> Tensor:
         """Return the entropy, in nats, ``(...)``."""
-        return -self.log_prob(self.mean)
+        return -self._cross(self.mean)
 
 
 def _as_states(states: Tensor, logits: Tensor, expand: bool) -> Tensor:

@@ -18,6 +18,24 @@ def event_last(*tensors: Tensor) -> tuple[Size, Size]:
     return Size(shape[:-1]), Size(shape[-1:])
 
 
+def demand_support(p: Distribution, value: Tensor) -> None:
+    """Raise ValueError, under ``validate_args=True``, where p gives a value no probability at all:
+    a negative or broken count, or one of another width."""
+    if not p._validate_args:
+        return
+    width = tuple(p.event_shape)
+    if tuple(value.shape[-1:]) != width:
+        raise ValueError(f"x has shape {tuple(value.shape)}, but it must be (..., {width[0]})")
+    support: Any = p.support
+    wrong = ~support.check(value)
+    if wrong.any():
+        row = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"Row {row} of x lies outside the support of a {type(p).__name__}: "
+            f"{value[tuple(row)].tolist()}. It takes {support}"
+        )
+
+
 class Factorised(Distribution, ABC):
     r"""A distribution whose entries are independent, :math:`p(x) = \prod_d p(x_d)`.
 
@@ -35,6 +53,7 @@ class Factorised(Distribution, ABC):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        demand_support(self, value)
         return self.entry_log_prob(value).sum(-1)
 
     def marginal_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
@@ -43,6 +62,7 @@ class Factorised(Distribution, ABC):
         What stands at the other entries, NaN included, touches neither value nor gradient.
         """
         filled = torch.where(observed, value, 1.0)  # 1 lies in the support of every subclass
+        demand_support(self, filled)
         return torch.where(observed, self.entry_log_prob(filled), 0.0).sum(-1)
 
     def _extended(self, sample_shape: Any) -> Size:

@@ -8,7 +8,12 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import constraints
 
-from scvae.core.distributions.factorised import Factorised, Reparameterised, event_last
+from scvae.core.distributions.factorised import (
+    Factorised,
+    Reparameterised,
+    demand_support,
+    event_last,
+)
 from scvae.core.numerics import HALF_LOG_2PI
 from scvae.core.shapes import broadcast_shape
 
@@ -142,6 +147,7 @@ class FullGaussian(Reparameterised):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        demand_support(self, value)
         standard = whiten(self.scale_tril, value - self.loc)
         d = self.event_shape[0]
         return -0.5 * standard.square().sum(-1) - self.half_log_det - d * HALF_LOG_2PI

@@ -9,6 +9,7 @@ from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from scvae.core.distributions.discrete import sample_index
+from scvae.core.distributions.factorised import demand_support
 from scvae.core.distributions.gaussian import Gaussian
 from scvae.core.rows import gaussian_mixture_log_prob
 from scvae.core.shapes import broadcast_shape
@@ -78,6 +79,7 @@ class Mixture(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        demand_support(self, value)
         same = self._same_for_all
         if same is not None:
             batch = broadcast_shape(value.shape[:-1], self.batch_shape)
