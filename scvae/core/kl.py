@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,19 +22,43 @@ from scvae.core.shapes import broadcast_shape
 __all__ = ["Estimate", "closed_form_kl", "kl_divergence", "monte_carlo_kl"]
 
 
+SOUND = 0.5  # shape of the tail of weights from which they may have no variance
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A Monte Carlo estimate of every row, and its standard error, both ``(n,)``.
 
     Of an estimate by importance sampling, `tail` is the shape of the tail of the weights, ``(n,)``:
-    above 0.5 they may have no variance, and the error is too small; above 0.7 so few draws decide
+    above `SOUND` they may have no variance and the error is too small, above 0.7 so few draws decide
     that the value itself is not to be trusted. NaN where there were too few draws to tell (Vehtari,
-    Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 2024).
+    Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 2024). `tail_error`
+    is its own standard error.
     """
 
     value: Tensor
     standard_error: Tensor
     tail: Tensor | None = None
+    tail_error: Tensor | None = None
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        r"""Return the ends of an interval that holds the truth at this level, each ``(n,)``.
+
+        The value plus and minus so many standard errors, where the error is to be trusted: by
+        importance sampling, where the `tail` of the weights is below `SOUND` by more than its own
+        error. Elsewhere what the draws missed has no bound, and the upper end is infinite; the
+        lower is :math:`\log \hat p + \log(1 - level)`, as an unbiased estimate of p is rarely far
+        above it (Markov's inequality).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level={level}, but it must be between 0 and 1")
+        width = math.sqrt(2) * torch.erfinv(torch.tensor(level)).item() * self.standard_error
+        low, high = self.value - width, self.value + width
+        if self.tail is None or self.tail_error is None:
+            return low, high
+        sound = self.tail + self.tail_error < SOUND
+        low = torch.where(sound, low, self.value + math.log1p(-level))
+        return low, torch.where(sound, high, math.inf)
 
 
 @register_kl(Gaussian, Gaussian)

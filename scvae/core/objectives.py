@@ -88,8 +88,8 @@ def log_evidence(
     -------
     Estimate
         In nats, and its standard error by the delta method, which is too small where few draws
-        carry all the weight, as they do where the posterior is too narrow: `tail` tells, see
-        `Estimate`. The estimate errs downwards on average.
+        carry all the weight, as they do where the posterior is too narrow: `tail` tells, and
+        `Estimate.interval` covers. The estimate errs downwards on average.
     """
     demand_samples(samples)
     demand_samples(chunk)
@@ -104,7 +104,14 @@ def log_evidence(
     relative = torch.exp(squares - 2 * total) - 1 / samples  # (mean w^2 / (mean w)^2 - 1) / k
     unbiased = samples / (samples - 1) if samples > 1 else math.nan  # one draw has no spread
     error = (relative.clamp(min=0) * unbiased).sqrt()
-    return Estimate(total - math.log(samples), error, tail_shape(log_weight))
+    tail = tail_shape(log_weight)
+    tail_error = (1 + tail.clamp(min=0)) / math.sqrt(max(1, _in_tail(samples)))
+    return Estimate(total - math.log(samples), error, tail, tail_error)
+
+
+def _in_tail(samples: int) -> int:
+    """Return how many of the largest weights the shape of their tail is estimated from."""
+    return min(samples // 5, math.ceil(3 * math.sqrt(samples)))
 
 
 def tail_shape(log_weight: Tensor) -> Tensor:
@@ -115,7 +122,7 @@ def tail_shape(log_weight: Tensor) -> Tensor:
     for the generalized Pareto distribution", Technometrics 2009, drawn to 0.5 by ten observations.
     """
     k = len(log_weight)
-    m = min(k // 5, math.ceil(3 * math.sqrt(k)))
+    m = _in_tail(k)
     if m < 5:
         return torch.full_like(log_weight[0], math.nan)
     largest = (log_weight - log_weight.amax(0)).double().topk(m + 1, dim=0).values.flip(0).exp()
