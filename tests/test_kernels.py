@@ -6,13 +6,16 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from scvae.core.kernels import run as kernels
 from scvae.core.kernels.layouts import demand
-from scvae.core.kernels.run import is_served, run
+from scvae.core.kernels.run import COMPILING, is_served, run, told_after
 
 needs_kernels = pytest.mark.skipif(
     not is_served(torch.zeros(1)), reason="no kernels can be compiled here"
@@ -100,3 +103,31 @@ def test_the_likelihood_of_every_default_fit_takes_the_kernel(
         torch.ones(3, 5)
     )
     assert asked == ["nb"]
+
+
+# -- what is said on the way -----------------------------------------------------------------------
+
+
+def test_what_takes_long_is_told_and_what_does_not_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = threading.Event()
+    with caplog.at_level("WARNING", logger="scvae"):
+        monkeypatch.setattr(kernels.logger, "filters", [lambda record: told.set() or True])
+        with told_after(3600.0, "never said"):
+            pass
+        with told_after(0.0, COMPILING):
+            assert told.wait(60)
+    assert [record.getMessage() for record in caplog.records] == [COMPILING]
+
+
+def test_it_is_said_once_where_kernels_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "scvae.core.kernels.entries", None)
+    monkeypatch.setattr(kernels, "_kernels", cache(kernels._kernels.__wrapped__))
+    assert not is_served(torch.zeros(1))
+    assert not is_served(torch.zeros(1))
+    (record,) = caplog.records
+    assert "without compiled kernels" in record.getMessage()
+    assert "NUMBA_CACHE_DIR" in record.getMessage()

@@ -30,7 +30,7 @@ class Estimate:
     """A Monte Carlo estimate of every row, and its standard error, both ``(n,)``.
 
     Of an estimate by importance sampling, `tail` is the shape of the tail of the weights, ``(n,)``:
-    above `SOUND` they may have no variance and the error is too small, above 0.7 so few draws decide
+    above `SOUND` they may have no variance, the error is too small; above 0.7 so few draws decide
     that the value itself is not to be trusted. NaN where there were too few draws to tell (Vehtari,
     Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 2024). `tail_error`
     is its own standard error.

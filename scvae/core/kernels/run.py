@@ -9,10 +9,13 @@ that compilers emit for a parallel section; elsewhere a pool of Python's threads
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from threading import Timer
 from typing import Any
 
 import torch
@@ -21,6 +24,13 @@ from torch import Tensor
 from scvae.core.gradients import is_transformed
 from scvae.core.kernels.layouts import demand
 
+logger = logging.getLogger("scvae")
+SLOW = 3.0  # seconds: kernels that were kept are there sooner
+COMPILING = "Compiling for this machine, which takes about half a minute, once: it is kept on disk."
+NOT_KEPT = (
+    "Running without compiled kernels, several times slower, because they cannot be compiled and "
+    "kept here: %s. Set NUMBA_CACHE_DIR to a folder that can be written, and start again."
+)
 PARTS = 4  # a thread: so many that none waits long for another
 _is_forked = False
 
@@ -29,10 +39,24 @@ _is_forked = False
 def _kernels() -> dict[str, Any] | None:
     """Return the compiled kernels, or None where this machine cannot compile or keep them."""
     try:
-        from scvae.core.kernels.entries import ENTRIES
-    except (ImportError, RuntimeError):
+        with told_after(SLOW, COMPILING):
+            from scvae.core.kernels.entries import ENTRIES
+    except (ImportError, RuntimeError) as error:
+        logger.warning(NOT_KEPT, error)
         return None
     return ENTRIES
+
+
+@contextmanager
+def told_after(seconds: float, message: str) -> Iterator[None]:
+    """Log a message once, where what is done within takes longer."""
+    timer = Timer(seconds, logger.warning, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_served(*tensors: Tensor) -> bool:
