@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import grad, hessian, jvp, vmap
 
 from scvae.core import (
     BERNOULLI,
     CATEGORICAL,
+    FULL_GAUSSIAN,
     GAUSSIAN,
     MLP,
+    NEGATIVE_BINOMIAL,
     POISSON,
     VAE,
     Batch,
@@ -21,15 +24,21 @@ from scvae.core import (
     Categorical,
     Decoder,
     Encoder,
+    Family,
+    FullGaussian,
     Fused,
     Gaussian,
     Head,
     Joint,
+    LogNormal,
     Mixture,
     MixtureOfGaussians,
+    NegativeBinomial,
     Poisson,
+    Shares,
     StandardNormal,
     VampPrior,
+    ZeroInflated,
     aggregated_posterior,
     elbo,
     importance_weighted_bound,
@@ -369,3 +378,69 @@ def test_a_state_that_is_ruled_out_adds_nothing() -> None:
     bound = elbo(vae.enumerated(batch), sampled_kl=True)
     assert bound.isfinite().all()
     torch.testing.assert_close(bound, elbo(vae.enumerated(batch)))
+
+
+# -- autocast --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [BERNOULLI, POISSON, NEGATIVE_BINOMIAL, GAUSSIAN])
+@pytest.mark.parametrize("posterior", [GAUSSIAN, FULL_GAUSSIAN])
+def test_autocast_rounds_the_products_of_networks_alone(family: Family, posterior: Family) -> None:
+    vae = model(prior=MixtureOfGaussians(D, 3, generator=seeded(4))).eval()
+    vae.posterior.head = Head(16, D, posterior, seeded(2))
+    vae.likelihood.head = Head(16, G, family, seeded(3))
+    plain = vae.terms(Batch(ones()), 2, seeded(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = vae.terms(Batch(ones()), 2, seeded(0))
+        bound = elbo(terms)
+    assert terms.z.dtype == bound.dtype == torch.float32
+    torch.testing.assert_close(terms.z, plain.z, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(bound, elbo(plain), rtol=0.02, atol=0.05)
+    bound.sum().backward()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+# -- torch.func ------------------------------------------------------------------------------------
+
+E3, Z3 = torch.eye(3), torch.zeros(3)
+LAWS = {
+    "Gaussian": lambda a: Gaussian(a, a.exp()),
+    "FullGaussian": lambda a: FullGaussian(a, E3 * a.exp()),
+    "LogNormal": lambda a: LogNormal(a, a.exp()),
+    "Bernoulli": Bernoulli,
+    "Categorical": Categorical,
+    "Poisson": Poisson,
+    "NegativeBinomial": lambda a: NegativeBinomial(a, a),
+    "of Shares": lambda a: NegativeBinomial(Shares(a, torch.ones(1)), a),
+    "ZeroInflated": lambda a: ZeroInflated(Poisson(a), a),
+    "zero-inflated NB": lambda a: ZeroInflated(NegativeBinomial(a, a), a),
+    "Mixture": lambda a: Mixture(a, Gaussian(a[:, None] + Z3, torch.ones(3))),
+    "Mixture of Poissons": lambda a: Mixture(a, Poisson(a[:, None] + Z3)),
+    "Mixture of full": lambda a: Mixture(a, FullGaussian(a[:, None] + Z3, E3.to(a))),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_torch_func_transforms_every_law(name: str) -> None:
+    x = torch.tensor([1.0, 0.0, 0.0]) if name in ("Categorical", "Bernoulli") else E3[1] + 1
+
+    def log_prob(a: Tensor) -> Tensor:
+        return LAWS[name](a).log_prob(x)
+
+    many = torch.randn(4, 3, generator=seeded(0), dtype=torch.float64)
+    values, slopes = vmap(log_prob)(many), vmap(grad(log_prob))(many)
+    for a, value, slope in zip(many, values, slopes, strict=True):
+        leaf = a.clone().requires_grad_()
+        alone = log_prob(leaf)
+        (expected,) = torch.autograd.grad(alone, leaf)
+        torch.testing.assert_close(value, alone.detach())
+        torch.testing.assert_close(slope, expected)
+    _, moved = jvp(log_prob, (many[0],), (many[1],))
+    torch.testing.assert_close(moved, slopes[0] @ many[1])
+    step = 1e-5 * E3.double()
+    near = [grad(log_prob)(many[0] + s) - grad(log_prob)(many[0] - s) for s in step]
+    torch.testing.assert_close(
+        hessian(log_prob)(many[0]), torch.stack(near) / 2e-5, rtol=1e-5, atol=1e-6
+    )

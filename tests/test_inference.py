@@ -460,6 +460,33 @@ def test_a_posterior_inside_the_prior_belongs_to_the_e_step() -> None:
     assert not torch.equal(vae.prior.pseudo_inputs, x[:3])
 
 
+@pytest.mark.parametrize(
+    ("frozen", "steps", "said"),
+    [
+        ("", {"e_steps": 0, "m_steps": 0}, "take e_steps=0, . of the rest m_steps=0"),
+        ("posterior", {"m_steps": 0}, "0 parameters of the posterior take e_steps=10"),
+        ("likelihood", {"e_steps": 0}, "0 of the rest m_steps=10"),
+    ],
+)
+def test_nothing_to_train_is_said(frozen: str, steps: dict[str, int], said: str) -> None:
+    vae = vae_of(orthogonal(), posterior_of("encoder", 20))
+    vae.likelihood = Shared()
+    for name, parameter in vae.named_parameters():
+        parameter.requires_grad_(not frozen or not name.startswith(frozen))
+    with pytest.raises(ValueError, match=f"Nothing is trained: .*{said}"):
+        variational_em(vae, Batch(em_data(20)), rounds=1, **steps)
+
+
+@pytest.mark.parametrize("frozen", ["posterior", "likelihood"])
+def test_a_half_with_nothing_to_train_is_left_out(frozen: str) -> None:
+    vae = vae_of(orthogonal(), posterior_of("encoder", 20))
+    vae.likelihood = Shared()
+    for name, parameter in vae.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    history = variational_em(vae, Batch(em_data(20)), rounds=20, samples=8, generator=seeded(0))
+    assert history[-1] > history[0]
+
+
 def test_history_is_the_bound_of_the_last_step() -> None:
     model = orthogonal()
     batch, vae = Batch(rows_of(model)), vae_of(model, ExactSteps(BadEncoder()))

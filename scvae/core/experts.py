@@ -94,7 +94,7 @@ class MixtureOfExperts(nn.Module):
         numbers = numbers.view(*logits.shape, numbers.shape[-1])
         if self.switch:
             numbers = numbers * torch.softmax(gates, -1).gather(-1, chosen)[..., None]
-        return Mixture(logits, self.family.build(numbers, self.n_out))
+        return Mixture(logits, self.family.of(numbers, self.n_out))
 
     def _choose(self, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gates and the numbers of the experts used, ``(..., n_active)``."""

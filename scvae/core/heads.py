@@ -45,6 +45,12 @@ class Family:
     size: Callable[[int], int]
     build: Callable[[Tensor, int], Any]
 
+    def of(self, numbers: Tensor, d: int) -> Any:
+        """Return the distribution of numbers of any type, in float32 at least: the eight bits of
+        bfloat16, in which autocast multiplies, are too few to draw and score with."""
+        few = numbers.dtype in (torch.bfloat16, torch.float16)
+        return self.build(numbers.float() if few else numbers, d)
+
 
 def positive(numbers: Tensor) -> Tensor:
     """Return softplus(numbers), at least `SMALLEST_SCALE`."""
@@ -162,7 +168,7 @@ class Head(nn.Module):
         self.linear = Linear(n_in, family.size(n_out), generator)
 
     def forward(self, h: Tensor) -> Any:
-        return self.family.build(self.linear(h), self.n_out)
+        return self.family.of(self.linear(h), self.n_out)
 
 
 class Encoder(nn.Module):

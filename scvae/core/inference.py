@@ -133,32 +133,38 @@ def variational_em(
 ) -> list[float]:
     """Alternate between fitting the posterior (E) and prior and likelihood (M) to one batch.
 
-    Both halves climb the same ELBO, so that it never has to fall (Neal and Hinton, "A view of the
-    EM algorithm that justifies incremental, sparse, and other variants", 1998). The posterior may
-    be an encoder or `MeanField`.
+    A half that has nothing to train is left out. Both climb the same ELBO, so that it never has to
+    fall (Neal and Hinton, "A view of the EM algorithm that justifies incremental, sparse, and other
+    variants", 1998). The posterior may be an encoder or `MeanField`.
 
     Returns
     -------
     list of float
-        Mean ELBO per cell at the last step of every round, in nats.
+        Mean ELBO per cell over the steps of the last half of every round, in nats. It is an
+        estimate from `samples` draws a step, and falls by their noise where it has stopped rising.
     """
-    if e_steps + m_steps < 1:
-        raise ValueError("e_steps=0 and m_steps=0, but a round must take steps")
     e_parameters = [p for p in vae.posterior.parameters() if p.requires_grad]
     of_posterior = {id(parameter) for parameter in vae.posterior.parameters()}
     m_parameters = [p for p in vae.parameters() if p.requires_grad and id(p) not in of_posterior]
     halves = [
         (torch.optim.Adam(parameters, learning_rate), parameters, steps)
         for parameters, steps in ((e_parameters, e_steps), (m_parameters, m_steps))
-        if parameters
+        if parameters and steps
     ]
+    if not halves:
+        raise ValueError(
+            f"Nothing is trained: {len(e_parameters)} parameters of the posterior take "
+            f"e_steps={e_steps}, {len(m_parameters)} of the rest m_steps={m_steps}"
+        )
     history = []
     for _ in range(rounds):
         for optimizer, parameters, steps in halves:
+            bounds = []
             for _ in range(steps):
                 bound = elbo(vae.terms(batch, samples, generator)).mean()
                 _ascend(optimizer, parameters, bound)
-        history.append(bound.item())
+                bounds.append(bound.detach())
+        history.append(torch.stack(bounds).mean().item())
     return history
 
 
