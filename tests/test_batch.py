@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 from scvae.core.batch import Batch, Parts
 from scvae.core.distributions import Gaussian
@@ -169,3 +171,15 @@ def test_the_log_probability_is_of_what_was_observed() -> None:
         (Batch(x, present=there), torch.where(there, alone.sum(-1), 0.0)),
     ]:
         torch.testing.assert_close(batch.log_prob(p), expected)
+
+
+def test_distributions_of_torch_leave_out_entries_where_these_are_independent() -> None:
+    seen, x = torch.arange(3) != 1, torch.where(torch.arange(3) != 1, number(1, 3), math.nan)
+    loc = number(0, 3).requires_grad_()
+    batch = Batch(x, observed=seen.expand(N, 3))
+    found = batch.log_prob(Independent(Normal(loc, 1.0), 1))
+    torch.testing.assert_close(found, batch.log_prob(Gaussian(loc, torch.ones(3))))
+    (gradient,) = torch.autograd.grad(found.sum(), loc)
+    assert torch.equal(gradient, torch.where(seen, 1.0, 0.0).expand(N, 3))
+    with pytest.raises(TypeError, match="A MultivariateNormal cannot leave out entries"):
+        batch.log_prob(MultivariateNormal(loc, torch.eye(3)))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
+from torch.distributions import Independent, Normal
 
 from scvae.core.batch import Batch
 from scvae.core.distributions import Bernoulli, FullGaussian, Gaussian, LogNormal
@@ -556,3 +557,22 @@ def test_variational_em_takes_a_full_gaussian() -> None:
             vae, batch, rounds=30, m_steps=0, samples=32, learning_rate=rate, generator=seeded(0)
         )
     torch.testing.assert_close(vae.posterior.loc.detach(), exact.loc, rtol=0, atol=0.05)
+
+
+def test_a_normal_of_torch_is_refined_as_ours_is() -> None:
+    class OfTorch(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, batch: Batch) -> Independent:
+            q = self.inner(batch)
+            return Independent(Normal(q.loc, q.scale), 1)
+
+    model = orthogonal()
+    batch, vae = Batch(rows_of(model)), vae_of(model, BadEncoder())
+    ours = refine(vae, batch, steps=20, generator=seeded(0))
+    vae.posterior = OfTorch(vae.posterior)
+    found = refine(vae, batch, steps=20, generator=seeded(0))
+    torch.testing.assert_close(found.loc, ours.loc)
+    torch.testing.assert_close(found.scale, ours.scale)

@@ -8,6 +8,7 @@ from typing import Any, Self, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Batch(Minibatch):
         if self.observed is None:
             log_px: Tensor = p.log_prob(self.x)
         else:
-            log_px = p.marginal_log_prob(self.x, self.observed)
+            log_px = _marginal_log_prob(p, self.x, self.observed)
         return log_px if self.present is None else torch.where(self.present, log_px, 0.0)
 
     @property
@@ -153,6 +154,20 @@ class Batch(Minibatch):
             return t.masked_fill(~there.view(-1, *[1] * (t.dim() - 1)), value)
 
         return self.map(fill)
+
+
+def _marginal_log_prob(p: Any, x: Tensor, observed: Tensor) -> Tensor:
+    """Return log p of the observed entries, under a distribution of ours or of torch's."""
+    if hasattr(p, "marginal_log_prob"):
+        found: Tensor = p.marginal_log_prob(x, observed)
+        return found
+    if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != 1:
+        raise TypeError(
+            f"A {type(p).__name__} cannot leave out entries that were not observed: give it a "
+            "method marginal_log_prob(value, observed), or use a distribution of scvae.core"
+        )
+    alone = p.base_dist.log_prob(torch.where(observed, x, 1.0))
+    return torch.where(observed, alone, 0.0).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -62,7 +63,10 @@ def moments(q: Distribution) -> Gaussian:
     """Return the diagonal Gaussian of the mean and the variance of q.
 
     Raises TypeError if q is not a distribution over real vectors, or its moments are not known."""
-    if q.support is not constraints.real_vector:
+    support: Any = q.support  # torch's own normal wraps the real numbers of its entries
+    if support is not constraints.real_vector and (
+        getattr(support, "base_constraint", None) is not constraints.real
+    ):
         raise TypeError(f"{type(q).__name__} is no distribution over real vectors to be refined")
     try:
         return Gaussian(q.mean, q.variance.sqrt())
