@@ -790,3 +790,34 @@ def test_the_gate_learns_by_the_gradient_of_the_elbo(present: list[bool]) -> Non
             assert off <= 5 * error[m].item() + 1e-6
             assert (slope != 0) == present[m]
             assert present[m] or not flat[:, m].any()
+
+
+# -- scales that float32 can hold, and precisions that it cannot -----------------------------------
+
+
+@pytest.mark.parametrize("prior_expert", [True, False])
+@pytest.mark.parametrize("small", [1e-30, 1e-20, 1e-10, 1e-3, 1.0, 1e20])
+def test_products_and_their_gradients_hold_at_any_scale(small: float, prior_expert: bool) -> None:
+    """The precision of a scale of 1e-20 is 1e40, which float32 cannot hold."""
+    found = []
+    for dtype in (torch.float32, F64):
+        loc = torch.tensor([[[1.0], [2.0], [-3.0]]], dtype=dtype, requires_grad=True)
+        scale = torch.tensor([[[1.0], [1.0], [2.0]]], dtype=dtype).mul(small).requires_grad_()
+        one = torch.ones(1, dtype=dtype)
+        fuse = mixture_of_products(
+            Gaussian(loc, scale), Gaussian(0 * one, one), prior_expert=prior_expert
+        )
+        for q in (
+            product_of_experts(
+                Gaussian(loc, scale), Gaussian(0 * one, one), prior_expert=prior_expert
+            ),
+            fuse.components,
+        ):
+            asked = q.loc.sum() + q.scale.log().sum()
+            gradients = torch.autograd.grad(asked, [loc, scale], retain_graph=True)
+            # By log scale, as networks give it: the gradient by scale itself may be beyond float32.
+            of_log = gradients[1] * scale.detach()
+            found.append([q.loc, q.scale / small, gradients[0], of_log])
+    for single, double in zip(found[:2], found[2:], strict=True):
+        for one, other in zip(single, double, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=1e-5)

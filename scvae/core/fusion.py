@@ -62,7 +62,7 @@ def product_of_experts(
     torch.Size([5, 3])
     """
     there = _presence(experts, present)
-    return _product(*_precisions(experts, there), there, prior, prior_expert)
+    return _product(*_safe(experts, there), there, prior, prior_expert)
 
 
 def mixture_of_experts(
@@ -113,9 +113,9 @@ def mixture_of_products(
     there = _presence(experts, present)
     sets = subsets(there.shape[-1], there.device)
     complete = (there[..., None, :] | ~sets).all(-1)
-    precision, weighted = (t[..., None, :, :] for t in _precisions(experts, there))
-    product = _product(precision, weighted, sets, _beside(prior), prior_expert)
-    return _mixture(precision.new_zeros(complete.shape), product, complete, prior)
+    loc, scale = (t[..., None, :, :] for t in _safe(experts, there))
+    product = _product(loc, scale, sets, _beside(prior), prior_expert)
+    return _mixture(loc.new_zeros(complete.shape), product, complete, prior)
 
 
 def subsets(m: int, device: torch.device | None = None) -> Tensor:
@@ -130,25 +130,29 @@ def _presence(experts: Gaussian, present: Tensor | None) -> Tensor:
     return present.expand(experts.batch_shape)
 
 
-def _precisions(experts: Gaussian, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the precisions and the means times them, ``(n, m, d)``, of safe numbers alone."""
+def _safe(experts: Gaussian, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means and scales of the experts, ``(n, m, d)``, of those that are there alone."""
     # Replaced before anything is computed: 0 * NaN is NaN, forwards and backwards.
     loc = torch.where(there[..., None], experts.loc, 0.0)
-    precision = torch.where(there[..., None], experts.scale, 1.0).square().reciprocal()
-    return precision, precision * loc
+    return loc, torch.where(there[..., None], experts.scale, 1.0)
 
 
 def _product(
-    precision: Tensor, weighted: Tensor, members: Tensor, prior: Gaussian, prior_expert: bool
+    loc: Tensor, scale: Tensor, members: Tensor, prior: Gaussian, prior_expert: bool
 ) -> Gaussian:
     member = members[..., None]
-    total = torch.where(member, precision, 0.0).sum(-2)
-    moment = torch.where(member, weighted, 0.0).sum(-2)
-    of_prior = prior.scale.square().reciprocal()
-    needs_prior = torch.tensor(True, device=total.device) if prior_expert else ~member.any(-2)
-    total = total + torch.where(needs_prior, of_prior, 0.0)
-    moment = moment + torch.where(needs_prior, of_prior * prior.loc, 0.0)
-    return Gaussian(moment / total, total.rsqrt())
+    needs_prior = torch.tensor(True, device=loc.device) if prior_expert else ~member.any(-2)
+    smallest = torch.where(member, scale, torch.inf).detach().amin(-2)
+    with_prior = torch.minimum(smallest, prior.scale.detach())
+    # Scales in units of the smallest: its own precision would be infinite in float32 below 1e-19.
+    unit = torch.where(needs_prior, with_prior, smallest)
+    beside = unit[..., None, :]
+    precision = torch.where(member, (beside / torch.where(member, scale, beside)).square(), 0.0)
+    of_prior = (unit / torch.where(needs_prior, prior.scale, unit)).square()
+    of_prior = torch.where(needs_prior, of_prior, 0.0)
+    total = precision.sum(-2) + of_prior
+    moment = (precision * loc).sum(-2) + of_prior * prior.loc
+    return Gaussian(moment / total, unit * total.rsqrt())
 
 
 def _mixture(logits: Tensor, components: Gaussian, there: Tensor, prior: Gaussian) -> Mixture:
