@@ -25,8 +25,8 @@ from scvae.core.gradients import is_transformed
 from scvae.core.kernels.layouts import demand
 
 logger = logging.getLogger("scvae")
-SLOW = 3.0  # seconds: kernels that were kept are there sooner
-COMPILING = "Compiling for this machine, which takes about half a minute, once: it is kept on disk."
+SLOW = 5.0  # seconds: kernels that were kept are there sooner
+COMPILING = "Compiling for this machine, once, which takes some ten seconds: it is kept on disk."
 NOT_KEPT = (
     "Running without compiled kernels, several times slower, because they cannot be compiled and "
     "kept here: %s. Set NUMBA_CACHE_DIR to a folder that can be written, and start again."
