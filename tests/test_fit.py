@@ -141,15 +141,15 @@ def test_the_description_tells_what_info_and_the_summary_tell(
     assert uns["elbo_held_out"] == facts["held_out_elbo"]
 
 
-def test_a_view_made_in_the_call_is_told_that_its_result_is_lost(simulated: AnnData) -> None:
-    simulated.var["highly_variable"] = np.arange(simulated.n_vars) < 8
+def test_a_view_made_in_the_call_is_told_that_its_result_is_lost(adata: AnnData) -> None:
+    adata.var["highly_variable"] = np.arange(adata.n_vars) < 8
     with pytest.warns(UserWarning, match=r"is a view.*genes='highly_variable'") as warned:
-        fit(simulated[:, simulated.var["highly_variable"]])
+        fit(adata[:, adata.var["highly_variable"]])
     assert [warning.filename for warning in warned] == [__file__]
-    assert "X_scvae" not in simulated.obsm
+    assert "X_scvae" not in adata.obsm
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(simulated[:, :8].copy())
+        fit(adata[:, :8].copy())
 
 
 @pytest.mark.filterwarnings("ignore:adata is a view")
