@@ -5,7 +5,7 @@ A linear-Gaussian model has an exact log p(x) and an exact posterior; q is that 
 many intervals of 95 % hold the truth, by the standard error alone and by `Estimate.interval`, and
 how many of the latter are bounded on both sides.
 
-    python benchmarks/coverage.py
+    python benchmarks/intervals.py
 """
 
 from __future__ import annotations
