@@ -28,6 +28,7 @@ from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
 from scvae.data.read.library import library_sizes
+from scvae.data.read.source import is_raw, where_named
 from scvae.modalities.modality import Part, Shape
 
 if TYPE_CHECKING:
@@ -84,10 +85,13 @@ class Rna:
         home: str | None = None,
     ) -> Part:
         """Return the counts of the genes `names` and the library sizes of the cells."""
-        columns = match_genes(adata, list(names))
+        columns = match_genes(adata, list(names), layer)
         choice = look(adata, layer, columns, summarise=False, call=call, home=home)
         seen = choice.require()
-        return Part(seen.counts, library_sizes(adata, seen.totals, size))
+        place = where_named(choice.layer, adata).replace("adata", "adata[:, model.origin.genes]", 1)
+        if is_raw(adata, choice.layer):
+            place = "adata.raw[:, model.origin.genes].X"
+        return Part(seen.counts, library_sizes(adata, seen.totals, size, place))
 
     def encoder(
         self, shape: Shape, facts: Statistics | None, generator: Generator | None

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from scvae.arguments import check_whole, is_number, shown
 from scvae.data.read.covariates import column
+from scvae.data.read.marks import marks
 from scvae.errors import ConfigError, DataError
 from scvae.models.plan import generator_of
 from scvae.train.schedule import Schedule
@@ -46,11 +46,12 @@ def _number_held_out(share: float, n: int) -> int:
 
 
 def _marked(adata: AnnData, name: str) -> np.ndarray:
-    marked = column(adata.obs, name, "validation").to_numpy()
-    if marked.dtype != bool or not 0 < marked.sum() <= len(marked) - 2:
+    where = f"adata.obs[{name!r}]"
+    marked = marks(column(adata.obs, name, "validation"), where, "validation")
+    if not 0 < marked.sum() <= len(marked) - 2:
         raise DataError(
-            f"adata.obs[{name!r}] (given as validation) must be boolean, with at least one cell "
-            f"held out and two to train on; it is {marked.dtype} with {pd.unique(marked)[:3]}."
+            f"{where} (given as validation) must be boolean, with at least one cell held out and "
+            f"two to train on; it holds out {marked.sum()} of {len(marked)}: validation=0.1"
         )
     return marked
 

@@ -24,7 +24,7 @@ from scvae.data.read.covariates import Encoded, column, learn_covariates
 from scvae.data.read.forms import is_anndata
 from scvae.data.read.genes import choose_genes
 from scvae.data.read.library import check_not_empty, library_sizes
-from scvae.data.read.source import matrix_of, where_named
+from scvae.data.read.source import fitted_place, genes_of, matrix_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
 from scvae.keywords import named
@@ -91,16 +91,19 @@ def check(
         findings.attempt(Kind.CELLS_AND_GENES, demand, adata)
         if not is_anndata(adata):
             return Report(tuple(findings.all))
-    columns = findings.attempt(Kind.GENES, choose_genes, adata, genes)
+    columns = findings.attempt(Kind.GENES, choose_genes, adata, genes, layer)
     encoded = _learn(adata.obs, batch, covariates, findings)
     label = None if label is None else findings.attempt(Kind.LABEL, _check_label, adata.obs, label)
     place, seen = _choose(adata, layer, columns, findings)
     if seen is None:
         return Report(tuple(findings.all))
-    _check_cells(adata, seen, library_size, findings)
-    names = adata.var_names if columns is None else adata.var_names[columns]
-    chosen = None if columns is None else genes
-    findings.all += examine(seen, adata.obs, names, encoded, place, chosen, label)
+    chosen = genes if columns is not None else None
+    written = fitted_place(adata, place, chosen)
+    is_all = chosen is None and place is None
+    _check_cells(adata, seen, library_size, None if is_all else written, findings)
+    names = genes_of(adata, layer)
+    names = names if columns is None else names[columns]
+    findings.all += examine(seen, adata.obs, names, encoded, place, written, label)
     nbytes = None if seen.tallies else _nbytes(seen, adata.n_obs, len(names))
     _tell_memory(nbytes, adata.n_obs, len(names), findings)
     if adata.n_obs < FEWEST_CELLS or not len(names):
@@ -189,11 +192,11 @@ def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
     matrix = matrix_of(adata, layer)
     kind = FORMATS.get(getattr(matrix, "format", ""), "dense")
     lies = "in a file" if adata.isbacked else "in memory"
-    values = adata.n_obs * adata.n_vars
+    values = adata.n_obs * matrix.shape[1]
     text = (
-        f"The raw counts are in {where_named(layer)}: {adata.n_obs:,} cells x {adata.n_vars:,} "
-        f"genes, {kind} of {matrix.dtype} {lies}, {seen.stored:,} values above zero "
-        f"({seen.stored / max(values, 1):.1%})."
+        f"The raw counts are in {where_named(layer, adata)}: {adata.n_obs:,} cells x "
+        f"{matrix.shape[1]:,} genes, {kind} of {matrix.dtype} {lies}, "
+        f"{seen.stored:,} values above zero ({seen.stored / max(values, 1):.1%})."
     )
     return Finding("info", Kind.COUNTS, text)
 
@@ -201,10 +204,12 @@ def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
 # -- cells, memory, steps ----------------------------------------------------------------------
 
 
-def _check_cells(adata: AnnData, seen: Survey, library_size: str, findings: _Findings) -> None:
-    findings.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells)
+def _check_cells(
+    adata: AnnData, seen: Survey, library_size: str, place: str | None, findings: _Findings
+) -> None:
+    findings.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells, place)
     if not seen.tallies:
-        findings.attempt(Kind.LIBRARY_SIZE, library_sizes, adata, seen.totals, library_size)
+        findings.attempt(Kind.LIBRARY_SIZE, library_sizes, adata, seen.totals, library_size, place)
 
 
 def _nbytes(seen: Survey, n_cells: int, n_genes: int) -> int:

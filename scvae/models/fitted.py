@@ -14,6 +14,7 @@ from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.read.genes import check_unique
+from scvae.data.read.source import is_raw
 from scvae.errors import ConfigError
 from scvae.modalities.modality import Modality, amount_in_batches
 from scvae.modalities.rna import KIND, Decoder
@@ -228,7 +229,8 @@ class Fitted:
         """Return the cells of `adata`, for the user's `call`."""
         origin = self.origin
         check_unique(adata)
-        home = origin.layer if origin.layer in adata.layers else None
+        is_there = origin.layer in adata.layers or is_raw(adata, origin.layer)
+        home = origin.layer if is_there else None
         part = self.architecture.rna.read(
             adata,
             origin.genes,

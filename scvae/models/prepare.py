@@ -16,6 +16,7 @@ from scvae.data.read.choice import look
 from scvae.data.read.covariates import Covariates, learn_covariates
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
+from scvae.data.read.source import fitted_place, genes_of
 from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey
 from scvae.errors import DataError, warn
@@ -59,14 +60,17 @@ def prepare(
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
     for demand in DEMANDS:
         demand(adata)
-    columns = choose_genes(adata, genes)
+    columns = choose_genes(adata, genes, layer)
     encoded = learn_covariates(adata.obs, batch, covariates)
     choice = look(adata, layer, columns)
     seen = choice.require()
-    library = library_sizes(adata, seen.totals, library_size)
-    names = adata.var_names if columns is None else adata.var_names[columns]
     chosen = None if columns is None else genes
-    findings = examine(seen, adata.obs, names, encoded, choice.layer, chosen)
+    place = fitted_place(adata, choice.layer, chosen)
+    is_all = chosen is None and choice.layer is None
+    library = library_sizes(adata, seen.totals, library_size, None if is_all else place)
+    names = genes_of(adata, layer)
+    names = names if columns is None else names[columns]
+    findings = examine(seen, adata.obs, names, encoded, choice.layer, place)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warn(text)
     return Prepared(

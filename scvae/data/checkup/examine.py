@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
 from scvae.data.read.covariates import Encoded
-from scvae.data.read.source import where_named
 from scvae.data.read.survey import CountSummary, Survey
 
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
@@ -20,21 +17,13 @@ FEWEST_PEAKS, PEAKS = 10, 0.005  # genes, and share of the genes, with such a ce
 ENOUGH = 10  # cells, from where on equal counts are no chance
 
 
-def _fitted_counts(layer: str | None, genes: str | Sequence[str] | None) -> str:
-    """Return how the user writes the counts of the fitted genes: adata[:, genes].X."""
-    if genes is None:
-        return where_named(layer)
-    chosen = f"adata.var[{genes!r}]" if isinstance(genes, str) else "genes"
-    return where_named(layer).replace("adata", f"adata[:, {chosen}]", 1)
-
-
 def examine(
     survey: Survey,
     obs: pd.DataFrame,
     genes: pd.Index,
     encoded: Encoded,
     layer: str | None,
-    chosen: str | Sequence[str] | None,
+    place: str,
     label: str | None = None,
 ) -> list[Finding]:
     """Find what is odd in sound counts, and in the batches of their cells; nothing is refused.
@@ -49,14 +38,14 @@ def examine(
         Names of the fitted genes.
     encoded
         The batch and the covariates that are corrected for, of these cells.
-    layer, chosen
-        Where the counts are, None is X; and how the user chose the genes, None is all.
+    layer, place
+        Where the counts are, None is X; and how the user writes those of the fitted genes.
     label
         Column with labels; None looks at every column of adata.obs with 2 to 100 categories.
     """
     return [
         *_silent_genes(survey.cells_of_genes, genes),
-        *_odd_counts(survey, obs.index, genes, layer, _fitted_counts(layer, chosen)),
+        *_odd_counts(survey, obs.index, genes, layer, place),
         *odd_groups(obs, encoded, label),
     ]
 

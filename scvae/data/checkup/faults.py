@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scvae.data.checkup.report import Finding, Kind, Level
 from scvae.data.read.normalisation import Normalisation, recognise
-from scvae.data.read.source import where_named
+from scvae.data.read.source import genes_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.data.read.tally import FaultKind
 
@@ -32,10 +32,10 @@ def explain(
     used
         Whether these values would be fitted, for want of others.
     """
-    place = where_named(layer)
+    place, genes = where_named(layer, adata), genes_of(adata, layer)
     kinds = [
         f"{tally.number:,} {kind} (first: {tally.first.value:.6g} at cell "
-        f"{adata.obs_names[tally.first.row]!r}, gene {adata.var_names[tally.first.column]!r})"
+        f"{adata.obs_names[tally.first.row]!r}, gene {genes[tally.first.column]!r})"
         for kind, tally in seen.tallies.items()
     ]
     text = f"Of {seen.stored:,} values of {place} that are not zero, {'; '.join(kinds)}."
@@ -46,7 +46,7 @@ def explain(
 
 
 def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None) -> str | None:
-    place = where_named(layer)
+    place = where_named(layer, adata)
     negative = seen.tallies.get(FaultKind.NEGATIVE)
     if negative is not None and negative.number > CENTRED * seen.stored:
         return (

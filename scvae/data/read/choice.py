@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvae.data.read.source import matrix_of, where_named
+from scvae.data.read.source import genes_of, is_raw, matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
 from scvae.errors import DataError, warn
 
@@ -197,9 +197,7 @@ def _no_counts(adata: AnnData, asked: Survey | None, call: str) -> DataError:
     """Return the error of an X without values, if no layer holds counts."""
     problem = f"adata.X {_state(asked)} and no layer holds counts"
     if _raw_holds_counts(adata):
-        return DataError(
-            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
-        )
+        return DataError(f"{problem}; adata.raw holds some: {call}, layer='raw').")
     return DataError(f"{problem}. Give raw counts: {call}, layer=...).")
 
 
@@ -247,9 +245,9 @@ def _not_counts(
     """Return the error of a matrix with a fault; `other` is a layer that holds counts."""
     fault = seen.first_fault
     assert fault is not None
-    cell, gene = adata.obs_names[fault.row], adata.var_names[fault.column]
+    cell, gene = adata.obs_names[fault.row], genes_of(adata, layer)[fault.column]
     problem = (
-        f"{where_named(layer)} has {fault.kind} values "
+        f"{where_named(layer, adata)} has {fault.kind} values "
         f"(first: {fault.value:.6g} at cell {cell!r}, gene {gene!r}). "
         "The counts model needs raw counts: whole numbers, zero or more"
     )
@@ -258,15 +256,14 @@ def _not_counts(
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
         )
     if layer is not None and _holds_counts(adata.X):
-        remedy = f"{call})" if home is None else f"{where_named(layer)} = adata.X"
+        remedy = f"{call})" if home is None else f"{where_named(layer, adata)} = adata.X"
         return DataError(f"{problem}; adata.X holds some: {remedy}.")
-    if _raw_holds_counts(adata):
-        return DataError(
-            f"{problem}; adata.raw holds some: adata = adata.raw.to_adata(), then {call})."
-        )
+    if not is_raw(adata, layer) and _raw_holds_counts(adata):
+        return DataError(f"{problem}; adata.raw holds some: {call}, layer='raw').")
+    place = "adata.raw[:, adata.var_names].X" if is_raw(adata, layer) else where_named(layer)
     if seen.may_be_rounded:
         return DataError(
             f"{problem}. Estimates of counts (of SoupX, CellBender, salmon, RSEM) may be rounded: "
-            f"adata.layers['counts'] = np.rint({where_named(layer)}), then {call}, layer='counts')."
+            f"adata.layers['counts'] = np.rint({place}), then {call}, layer='counts')."
         )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")

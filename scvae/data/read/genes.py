@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from scvae.arguments import check_names
+from scvae.arguments import check_names, is_switch
 from scvae.data.read.forms import check_anndata
+from scvae.data.read.marks import marks
+from scvae.data.read.naming import other_names
+from scvae.data.read.source import genes_of
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,48 +31,115 @@ def check_unique(adata: AnnData) -> None:
     )
 
 
-def choose_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
-    """Return positions of the genes to fit, or None for all.
+def choose_genes(
+    adata: AnnData, genes: str | Sequence[Any] | None, layer: str | None = None
+) -> np.ndarray | None:
+    """Return positions of the genes to fit in the matrix that `layer` names, or None for all.
 
     Parameters
     ----------
     genes
-        Name of a boolean column of adata.var (such as "highly_variable"), or gene names.
+        Name of a column of adata.var that marks them (such as "highly_variable"), a mask as long as
+        adata has genes, or gene names; None takes those of adata.
     """
     check_unique(adata)
+    names = _chosen(adata, genes)
+    if names is None:
+        names = list(adata.var_names)
+    return match_genes(adata, names, layer, of="asked for")
+
+
+def _chosen(adata: AnnData, genes: str | Sequence[Any] | None) -> list[str] | None:
+    """Return the names of the genes to fit, or None for all."""
     if genes is None:
         return None
-    if not isinstance(genes, str):
-        names = check_names("genes", genes, ["CD3D", "CD8A"])
-        if not names or len(set(names)) < len(names):
-            raise DataError(
-                f"genes={names[:9]} must hold at least one name, and each once. "
-                "Drop the repeats: genes=list(dict.fromkeys(genes))"
-            )
-        return match_genes(adata, names)
-    if genes not in adata.var:
-        hint = (
-            "; run sc.pp.highly_variable_genes(adata) first" if genes == "highly_variable" else ""
+    if isinstance(genes, str):
+        return _marked(adata, genes)
+    if _is_mask(genes):
+        return _masked(adata, genes)
+    names = check_names("genes", genes, ["CD3D", "CD8A"])
+    if not names or len(set(names)) < len(names):
+        raise DataError(
+            f"genes={names[:9]} must hold at least one name, and each once. "
+            "Drop the repeats: genes=list(dict.fromkeys(genes))"
         )
-        raise DataError(f"adata.var has no column {genes!r} (given as genes){hint}.")
-    mask = adata.var[genes]
-    if not pd.api.types.is_bool_dtype(mask) or mask.isna().any() or not mask.any():
-        raise DataError(f"adata.var[{genes!r}] must be boolean with at least one True.")
-    return np.flatnonzero(mask.to_numpy())
+    return names
 
 
-def match_genes(adata: AnnData, names: list[str]) -> np.ndarray | None:
-    """Return positions of `names` in `adata`, or None if they are its genes in its order."""
+def _marked(adata: AnnData, column: str) -> list[str]:
+    if column not in adata.var:
+        hint = (
+            "; run sc.pp.highly_variable_genes(adata) first" if column == "highly_variable" else ""
+        )
+        raise DataError(f"adata.var has no column {column!r} (given as genes){hint}.")
+    where = f"adata.var[{column!r}]"
+    mask = marks(adata.var[column], where, "genes")
+    if not mask.any():
+        raise DataError(f"{where} must be boolean with at least one True.")
+    return list(adata.var_names[mask])
+
+
+def _is_mask(genes: Any) -> bool:
+    try:
+        values = list(genes)
+    except TypeError:
+        return False
+    return bool(values) and all(is_switch(value) or value is pd.NA for value in values)
+
+
+def _masked(adata: AnnData, genes: Any) -> list[str]:
+    if len(genes) != adata.n_vars:
+        raise DataError(
+            f"genes is a mask of {len(genes)} values, but adata has {adata.n_vars} genes; give a "
+            "value for each, or names: scvae.fit(adata, genes=adata.var_names[mask])"
+        )
+    if isinstance(genes, pd.Series) and set(genes.index) == set(adata.var_names):
+        genes = genes[adata.var_names]  # by name, as pandas does
+    mask = marks(pd.Series(list(genes), dtype=object), "genes", "genes")
+    if not mask.any():
+        raise DataError("genes is a mask without a single True; it must mark a gene at least.")
+    return list(adata.var_names[mask])
+
+
+def match_genes(
+    adata: AnnData, names: list[str], layer: str | None = None, *, of: str = "of the model"
+) -> np.ndarray | None:
+    """Return positions of `names` in the matrix that `layer` names, or None if they are its genes
+    in its order."""
     check_unique(adata)
-    if len(names) == adata.n_vars and list(adata.var_names) == names:
+    there = genes_of(adata, layer)
+    if not there.is_unique:
+        raise DataError(
+            "adata.raw.var_names has duplicated genes; genes are matched by name. Make an AnnData "
+            "of it with unique names: adata = adata.raw.to_adata(); adata.var_names_make_unique()"
+        )
+    if len(names) == len(there) and list(there) == names:
         return None
-    positions = adata.var_names.get_indexer(pd.Index(names))
+    positions = there.get_indexer(pd.Index(names))
     missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
     if missing:
-        raise DataError(
-            f"adata lacks {len(missing)} of the {len(names)} genes of the model "
-            f"(first: {missing[:5]}). Genes are matched by name, in any order; "
-            "give data with all of them, or fit on the shared genes: "
-            "scvae.fit(adata, genes=shared)"
-        )
+        raise DataError(_lacking(adata, names, missing, of))
     return positions
+
+
+def _lacking(adata: AnnData, names: list[str], missing: list[str], of: str) -> str:
+    """Return the error of missing genes."""
+    problem = (
+        f"adata lacks {len(missing)} of the {len(names)} genes {of} (first: {missing[:5]}; adata's "
+        f"own: {list(adata.var_names[:3])})"
+    )
+    if of == "asked for":
+        return (
+            f"{problem}. Fit those that are there: "
+            "scvae.fit(adata, genes=[gene for gene in genes if gene in adata.var_names])"
+        )
+    others = other_names(adata, names, missing)
+    if others is not None:
+        return f"{problem}. {others}"
+    if adata.raw is not None and set(missing) <= set(adata.raw.var_names):
+        return f"{problem}. adata.raw has them, if it holds counts: model.embed(adata, layer='raw')"
+    return (
+        f"{problem}. Genes are matched by name, in any order; "
+        "give data with all of them, or fit on the shared genes: "
+        "scvae.fit(adata, genes=shared)"
+    )

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 FROM_COUNTS = ("observed", "latent")
 
 
-def library_sizes(adata: AnnData, totals: np.ndarray, source: str) -> np.ndarray:
+def library_sizes(
+    adata: AnnData, totals: np.ndarray, source: str, place: str | None = None
+) -> np.ndarray:
     """Return the library size of every cell, float64 ``(n,)``, all positive.
 
     Parameters
@@ -28,13 +30,15 @@ def library_sizes(adata: AnnData, totals: np.ndarray, source: str) -> np.ndarray
     source
         "observed" or "latent" take `totals`; any other string names a column of adata.obs with the
         total counts over all genes.
+    place
+        As for `check_not_empty`.
 
     Raises
     ------
     DataError
         If a cell is empty, or the column has values below the cell's own counts.
     """
-    check_not_empty(adata, totals)
+    check_not_empty(adata, totals, place)
     source = check_name("library_size", source, "observed")
     if source in FROM_COUNTS:
         return totals
@@ -60,12 +64,16 @@ def library_sizes(adata: AnnData, totals: np.ndarray, source: str) -> np.ndarray
     return sizes
 
 
-def check_not_empty(adata: AnnData, totals: np.ndarray) -> None:
-    """Raise if a cell has no counts in the fitted genes."""
+def check_not_empty(adata: AnnData, totals: np.ndarray, place: str | None = None) -> None:
+    """Raise if a cell has no counts in the fitted genes; `place` is how the user writes these, None
+    if they are all of X."""
     empty = totals == 0
     if empty.any():
+        call = "sc.pp.filter_cells(adata, min_counts=1)"
+        if place is not None:
+            call = f"adata = adata[np.ravel({place}.sum(axis=1)) > 0].copy()"
         raise DataError(
             f"{int(empty.sum())} of {len(totals)} cells have no counts in the fitted genes (first: "
             f"{adata.obs_names[int(np.argmax(empty))]!r}); an empty cell says nothing of what it "
-            "is. Leave them out: sc.pp.filter_cells(adata, min_counts=1)"
+            f"is. Leave them out: {call}"
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from scvae.arguments import shown
@@ -18,15 +19,49 @@ if TYPE_CHECKING:
 BLOCK_VALUES = 2**25  # dense values converted at a time: 128 MiB of float32
 
 
-def where_named(layer: str | None) -> str:
-    """Return how the user writes the place: adata.X or adata.layers['counts']."""
+RAW = "raw"  # as a layer: adata.raw, unless there is a layer of that name
+
+
+def is_raw(adata: AnnData, layer: str | None) -> bool:
+    """Return whether `layer` means adata.raw."""
+    return layer == RAW and RAW not in adata.layers and adata.raw is not None
+
+
+def genes_of(adata: AnnData, layer: str | None) -> pd.Index:
+    """Return the names of the columns of a matrix: adata.raw may have more than adata."""
+    return adata.raw.var_names if is_raw(adata, layer) else adata.var_names
+
+
+def where_named(layer: str | None, adata: AnnData | None = None) -> str:
+    """Return how the user writes the place: adata.X, adata.layers['counts'] or adata.raw.X."""
+    if adata is not None and is_raw(adata, layer):
+        return "adata.raw.X"
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def fitted_place(adata: AnnData, layer: str | None, genes: Any) -> str:
+    """Return how the user writes the counts of the fitted genes: adata[:, genes].X.
+
+    `genes` is what the user chose them by; None is all."""
+    place = where_named(layer, adata)
+    if genes is None:
+        return place if place != "adata.raw.X" else "adata.raw[:, adata.var_names].X"
+    chosen = "list(genes)"
+    if isinstance(genes, str):
+        chosen = f"adata.var[{genes!r}]"
+        if adata.var[genes].dtype != bool:
+            chosen += ".astype(str).isin(['True', 'TRUE', 'true', '1', '1.0'])"
+    if place == "adata.raw.X":
+        return f"adata.raw[:, adata[:, {chosen}].var_names].X"
+    return place.replace("adata", f"adata[:, {chosen}]", 1)
 
 
 def matrix_of(adata: AnnData, layer: str | None) -> Any:
     """Return adata.X or the layer, as it is; None where X is empty."""
     if layer is None:
         return adata.X
+    if is_raw(adata, layer):
+        return adata.raw.X
     if not isinstance(layer, str) or layer not in adata.layers:
         held = ", ".join(map(repr, adata.layers)) or "none"
         raise DataError(

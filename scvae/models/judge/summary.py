@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from scvae.arguments import encodable
-from scvae.data.read.source import where_named
+from scvae.data.read.source import RAW, where_named
 from scvae.models.judge.convergence import Convergence, convergence
 from scvae.models.judge.held_out import LEAST_VARIANCE
 from scvae.models.keep.origin import Origin
@@ -103,7 +103,7 @@ def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
         rows.append(("batches", f"{a.n_batches} of {covariates.batch!r}: {names}"))
     if covariates.others:
         rows.append(("covariates", _listed(covariates.others)))
-    place = where_named(origin.layer)
+    place = "layer='raw'" if origin.layer == RAW else where_named(origin.layer)
     return [*rows, ("counts", f"{place}, {record.counts}" if record.counts else place)]
 
 

@@ -1,0 +1,175 @@
+"""Laws of the door: what is not plain is told, and the call in the message mends it when pasted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from scipy import sparse
+
+import scvae
+
+QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
+CALL = re.compile(r"import re; |known = |adata = |adata\.\w+(\[[^\]]*\])? &?= |sc\.pp\.")
+
+
+def cells(n: int = 80, g: int = 20, seed: int = 0) -> AnnData:
+    x = np.random.default_rng(seed).poisson(3.0, (n, g)).astype(np.float32)
+    adata = AnnData(sparse.csr_matrix(x))
+    adata.obs_names = [f"cell_{i}" for i in range(n)]
+    adata.var_names = [f"Gene{i}" for i in range(g)]
+    return adata
+
+
+def pasted(message: str, adata: AnnData, **names: Any) -> AnnData:
+    """Return what the call in `message` makes of `adata`: the longest beginning that is code."""
+    start = CALL.search(message)
+    assert start is not None, f"no call in: {message}"
+    text = message[start.start() :]
+    space = {"adata": adata.copy(), "np": np, "pd": pd, "sc": sc, **names}
+    for end in range(len(text), 0, -1):
+        try:
+            code = compile(text[:end].rstrip(". ,;"), "remedy", "exec")
+        except SyntaxError:
+            continue
+        exec(code, space)
+        mended: AnnData = space["adata"]
+        return mended
+    raise AssertionError(f"no call in: {message}")
+
+
+def refusal(function: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(scvae.DataError) as caught:
+        function(*arguments, **options)
+    return str(caught.value)
+
+
+# -- adata.raw ---------------------------------------------------------------------------------
+
+
+def with_raw(adata: AnnData) -> AnnData:
+    """Return log values of the last twelve genes, backwards, with the counts of all in raw."""
+    some = adata[:, ::-1][:, :12].copy()
+    some.raw = adata
+    some.X = np.log1p(some.X)
+    return some
+
+
+def test_counts_in_raw_are_those_of_the_same_genes() -> None:
+    adata = cells()
+    some = with_raw(adata)
+    model = scvae.fit(some, layer="raw", **QUICK)
+    plain = adata[:, some.var_names].copy()
+    other = scvae.fit(plain, **QUICK)
+    np.testing.assert_array_equal(some.obsm["X_scvae"], plain.obsm["X_scvae"])
+    assert model.origin.genes == list(some.var_names)
+    np.testing.assert_array_equal(model.embed(some), other.embed(plain))
+    assert "raw" in str(model.summary())
+
+
+def test_a_query_is_read_from_raw_whatever_genes_it_kept() -> None:
+    adata = cells()
+    model = scvae.fit(adata, **QUICK)
+    some = with_raw(adata)
+    assert "layer='raw'" in refusal(model.embed, some)
+    np.testing.assert_array_equal(model.embed(some, layer="raw"), model.embed(adata))
+
+
+def test_check_reads_raw() -> None:
+    report = scvae.check(with_raw(cells()), layer="raw")
+    assert report.ok
+    assert "adata.raw.X" in str(report)
+
+
+# -- genes -------------------------------------------------------------------------------------
+
+MARKS = np.arange(20) < 12
+
+
+@pytest.mark.parametrize(
+    "genes",
+    [MARKS, list(MARKS), pd.Series(MARKS), pd.Index([f"Gene{i}" for i in range(12)]),
+     pd.Series([f"Gene{i}" for i in range(12)]),
+     pd.Series(MARKS, index=[f"Gene{i}" for i in range(20)])[::-1]],
+)  # fmt: skip
+def test_masks_series_and_indices_choose_the_genes_they_mark(genes: Any) -> None:
+    assert scvae.fit(cells(), genes=genes, **QUICK).origin.genes == [f"Gene{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("kind", [object, int, float, str, "category", "boolean"])
+def test_a_column_that_can_only_mean_booleans_is_one(kind: Any) -> None:
+    adata = cells()
+    adata.var["chosen"] = pd.Series(MARKS, index=adata.var_names).astype(kind)
+    adata.obs["held"] = pd.Series(np.arange(80) < 9, index=adata.obs_names).astype(kind)
+    model = scvae.fit(adata, genes="chosen", validation="held", **QUICK)
+    assert (model.architecture.n_genes, model.record.n_held_out) == (12, 9)
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_a_mark_that_is_missing_is_filled_by_the_call(words: bool) -> None:
+    adata = cells()
+    given = [str(mark) if words else mark for mark in MARKS.tolist()]
+    adata.var["chosen"] = pd.Series([*given[:-1], None], index=adata.var_names, dtype=object)
+    mended = pasted(refusal(scvae.fit, adata, genes="chosen"), adata)
+    assert scvae.fit(mended, genes="chosen", **QUICK).architecture.n_genes == 12
+
+
+def test_a_mask_of_another_length_is_no_list_of_names() -> None:
+    assert "adata.var_names[mask]" in refusal(scvae.fit, cells(), genes=MARKS[1:])
+
+
+@pytest.mark.parametrize("layer", [None, "counts", "raw"])
+@pytest.mark.parametrize("by", ["column", "0/1", "names"])
+def test_cells_empty_in_the_chosen_genes_are_left_out_by_the_call(layer: Any, by: str) -> None:
+    adata = cells()
+    x = adata.X.toarray()
+    x[[3, 7], :12] = 0
+    adata.X = sparse.csr_matrix(x)
+    adata.var["chosen"] = MARKS.astype(int) if by == "0/1" else MARKS
+    genes = list(adata.var_names[MARKS]) if by == "names" else "chosen"
+    adata.raw = adata
+    adata.layers["counts"] = adata.X.copy()
+    message = refusal(scvae.fit, adata, genes=genes, layer=layer)
+    mended = pasted(message, adata, genes=genes)
+    assert mended.n_obs == 78
+    model = scvae.fit(mended, genes=genes, layer=layer, **QUICK)
+    query = pasted(refusal(model.embed, adata, layer=layer), adata, model=model)
+    assert len(model.embed(query, layer=layer)) == 78
+
+
+RENAMED: dict[str, Callable[[AnnData], Any]] = {
+    "upper": lambda adata: adata.var_names.str.upper(),
+    "versions": lambda adata: adata.var_names + ".3",
+    "genome": lambda adata: "GRCh38_" + adata.var_names,
+    "marks": lambda adata: adata.var_names.str.replace("Gene", "Gene-"),
+}
+
+
+@pytest.mark.parametrize("way", RENAMED)
+@pytest.mark.parametrize("in_a_column", [False, True])
+@pytest.mark.parametrize("back", [False, True])
+def test_genes_under_other_names_are_mapped_by_the_call(
+    way: str, in_a_column: bool, back: bool
+) -> None:
+    adata, query = cells(), cells()
+    renamed = adata if back else query
+    renamed.var_names = RENAMED[way](renamed)
+    model = scvae.fit(adata, **QUICK)
+    if in_a_column:
+        query.var["gene_ids"] = list(query.var_names)
+        query.var_names = [f"id_{i + 100}" for i in range(20)]
+    mended = pasted(refusal(model.embed, query), query, model=model)
+    np.testing.assert_array_equal(model.embed(mended), model.embed(adata))
+
+
+def test_genes_of_no_likeness_are_not_mapped() -> None:
+    model = scvae.fit(cells(), **QUICK)
+    query = cells()
+    query.var_names = [f"other_{i}" for i in range(100, 120)]
+    assert "known" not in refusal(model.embed, query)
