@@ -173,3 +173,129 @@ def test_genes_of_no_likeness_are_not_mapped() -> None:
     query = cells()
     query.var_names = [f"other_{i}" for i in range(100, 120)]
     assert "known" not in refusal(model.embed, query)
+
+
+# -- kinds of features ---------------------------------------------------------------------------
+
+
+def finding(adata: AnnData, words: str, **options: Any) -> str:
+    """Return the one warning of `check` with these words."""
+    (text,) = [f.text for f in scvae.check(adata, **options).warnings if words in f.text]
+    return text
+
+
+@pytest.mark.parametrize("other", ["Antibody Capture", "Peaks", "CRISPR Guide Capture", "ADT"])
+def test_features_of_other_kinds_are_left_out_by_the_call(other: str) -> None:
+    adata = cells()
+    adata.var["feature_types"] = ["Gene Expression"] * 15 + [other] * 5
+    message = refusal(scvae.fit, adata)
+    assert "15 of 'Gene Expression'" in message
+    assert message in [f.text for f in scvae.check(adata).errors]
+    assert scvae.fit(pasted(message, adata), **QUICK).architecture.n_genes == 15
+    genes = list(adata.var_names[:15])
+    assert scvae.fit(adata, genes=genes, **QUICK).architecture.n_genes == 15
+
+
+def test_biotypes_are_genes() -> None:
+    adata = cells()
+    adata.var["feature_type"] = ["protein_coding"] * 12 + ["lncRNA"] * 4 + ["IG_C_gene"] * 4
+    assert scvae.check(adata).ok
+
+
+@pytest.mark.parametrize(
+    "name", ["ERCC-00002", "NegControlProbe_00042", "BLANK_0004", "antisense_ABC",
+             "UnassignedCodeword_0001", "chr1:1000-2000", "CD4_TotalSeqB", "Intergenic_Region_1"],
+)  # fmt: skip
+def test_controls_are_left_out_by_the_call(name: str) -> None:
+    adata = cells()
+    adata.var_names = [*adata.var_names[:-1], name]
+    mended = pasted(finding(adata, repr(name)), adata)
+    assert list(mended.var_names) == list(adata.var_names[:-1])
+
+
+@pytest.mark.parametrize("name", ["ERCC1", "ERCC6L2", "NEGR1", "CHR1", "HTORC", "DECORIN", "SIRT1"])
+def test_genes_of_like_names_are_no_controls(name: str) -> None:
+    adata = cells()
+    adata.var_names = [*adata.var_names[:-1], name]
+    assert not scvae.check(adata).warnings
+
+
+@pytest.mark.parametrize("layer", [None, "counts", "raw"])
+def test_genes_that_a_batch_never_measured_are_left_out_by_the_call(layer: Any) -> None:
+    adata = cells(120, 40)
+    x = adata.X.toarray()
+    x[60:, 25:] = 0
+    adata.X = sparse.csr_matrix(x)
+    adata.obs["batch"] = ["a"] * 60 + ["b"] * 60
+    adata.layers["counts"], adata.raw = adata.X.copy(), adata
+    mended = pasted(finding(adata, "never measured", batch="batch", layer=layer), adata)
+    assert list(mended.var_names) == list(adata.var_names[:25])
+    assert "never measured" not in str(scvae.check(mended, batch="batch"))
+
+
+# -- columns of adata.obs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", ["nan", "None", "", "NA"])
+def test_names_that_say_missing_are_left_out_by_the_call(odd: str) -> None:
+    adata = cells(120)
+    adata.obs["batch"] = np.repeat(["b1", "b2", odd], 40)
+    mended = pasted(finding(adata, repr([odd]), batch="batch"), adata)
+    assert set(mended.obs["batch"]) == {"b1", "b2"}
+
+
+@pytest.mark.parametrize("odd", ["b1 ", " b1", "B1"])
+def test_names_that_differ_in_spaces_or_case_are_made_one(odd: str) -> None:
+    adata = cells(120)
+    adata.obs["batch"] = np.repeat(["b1", "b2", odd], 40)
+    with pytest.warns(UserWarning, match="spaces or case"):
+        scvae.fit(adata, batch="batch", **QUICK)
+    mended = pasted(finding(adata, "spaces or case", batch="batch"), adata)
+    assert mended.obs["batch"].nunique() == 2
+
+
+@pytest.mark.parametrize("kind", [object, str, "category"])
+def test_numbers_as_text_are_made_numbers_by_the_call(kind: Any) -> None:
+    adata = cells()
+    age = np.random.default_rng(0).normal(50, 9, 80).round(2)
+    adata.obs["age"] = pd.Series(age.tolist(), index=adata.obs_names, dtype=object).astype(kind)
+    mended = pasted(finding(adata, "numbers as text", covariates="age"), adata)
+    model = scvae.fit(mended, covariates="age", **QUICK)
+    assert list(model.origin.covariates.numbers) == ["age"]
+    assert "'age' (number)" in str(model.summary())
+
+
+def test_labels_as_numbers_are_made_labels_by_the_call() -> None:
+    adata = cells()
+    adata.obs["donor"] = np.arange(80) % 4
+    mended = pasted(finding(adata, "labels and not amounts", covariates="donor"), adata)
+    assert "4 categories" in str(scvae.check(mended, covariates="donor"))
+
+
+@pytest.mark.parametrize(("within", "told"), [(0.1, True), (9.0, False)])
+def test_a_number_that_tells_the_batch_is_said(within: float, told: bool) -> None:
+    adata = cells()
+    adata.obs["batch"] = ["a", "b"] * 40
+    adata.obs["dose"] = np.tile([1.0, 4.0], 40) + np.random.default_rng(0).normal(0, within, 80)
+    report = scvae.check(adata, batch="batch", covariates="dose")
+    assert any("correlation ratio" in f.text for f in report.warnings) == told
+
+
+def test_all_batches_of_one_cell_are_left_out_by_one_call() -> None:
+    adata = cells(92)
+    adata.obs["batch"] = pd.Categorical([f"d{i}" for i in range(12)] + ["x", "y"] * 40)
+    mended = pasted(refusal(scvae.fit, adata, batch="batch"), adata)
+    assert mended.n_obs == 80
+    scvae.fit(mended, batch="batch", **QUICK)
+
+
+def test_a_query_in_another_unit_is_said() -> None:
+    adata = cells()
+    adata.obs["mito"] = np.random.default_rng(0).normal(5, 1.5, 80)
+    model = scvae.fit(adata, covariates="mito", **QUICK)
+    query = adata.copy()
+    query.obs["mito"] /= 100
+    with pytest.warns(UserWarning, match="units differ") as caught:
+        model.embed(query)
+    mended = pasted(str(caught[0].message), query)
+    np.testing.assert_allclose(mended.obs["mito"], adata.obs["mito"])

@@ -308,7 +308,7 @@ def test_the_report_names_a_layer_and_covariates(simulated: AnnData) -> None:
     model = fit(adata, layer="raw", covariates=["cell_type", "library_size"], likelihood="poisson")
     rows = told(model.summary())
     assert rows["counts"].startswith("adata.layers['raw']")
-    assert rows["covariates"] == "'cell_type', 'library_size'"
+    assert rows["covariates"] == "'cell_type' (category), 'library_size' (number)"
     assert rows["likelihood"] == "poisson"
     assert "batches" not in rows
 

@@ -21,6 +21,7 @@ from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
 from scvae.data.read.choice import look
 from scvae.data.read.covariates import Encoded, column, learn_covariates
+from scvae.data.read.features import check_one_kind
 from scvae.data.read.forms import is_anndata
 from scvae.data.read.genes import choose_genes
 from scvae.data.read.library import check_not_empty, library_sizes
@@ -92,9 +93,14 @@ def check(
         if not is_anndata(adata):
             return Report(tuple(findings.all))
     columns = findings.attempt(Kind.GENES, choose_genes, adata, genes, layer)
+    if columns is not None or genes is None:
+        names = genes_of(adata, layer)
+        names = names if columns is None else names[columns]
+        findings.attempt(Kind.GENES, check_one_kind, adata, names)
     encoded = _learn(adata.obs, batch, covariates, findings)
     label = None if label is None else findings.attempt(Kind.LABEL, _check_label, adata.obs, label)
-    place, seen = _choose(adata, layer, columns, findings)
+    groups = encoded.codes if encoded.covariates.batch is not None else None
+    place, seen = _choose(adata, layer, columns, groups, findings)
     if seen is None:
         return Report(tuple(findings.all))
     chosen = genes if columns is not None else None
@@ -170,12 +176,16 @@ def _check_label(obs: pd.DataFrame, label: str) -> str:
 
 
 def _choose(
-    adata: AnnData, layer: str | None, columns: np.ndarray | None, findings: _Findings
+    adata: AnnData,
+    layer: str | None,
+    columns: np.ndarray | None,
+    groups: np.ndarray | None,
+    findings: _Findings,
 ) -> tuple[str | None, Survey | None]:
     """Return where `fit` would take the counts, and what was seen of them.
 
     Without counts it is what was seen there instead."""
-    choice = look(adata, layer, columns, keep=False, thorough=True)
+    choice = look(adata, layer, columns, keep=False, thorough=True, groups=groups)
     if choice.error is not None:
         findings.refuse(Kind.COUNTS, choice.error)
     if choice.note is not None:

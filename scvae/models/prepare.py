@@ -14,6 +14,7 @@ from scvae.data.checkup.examine import examine
 from scvae.data.checkup.report import Kind, warning_texts
 from scvae.data.read.choice import look
 from scvae.data.read.covariates import Covariates, learn_covariates
+from scvae.data.read.features import check_one_kind
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
 from scvae.data.read.source import fitted_place, genes_of
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FEWEST_CELLS = 10
-ALOUD = frozenset({Kind.SILENT_GENES})  # findings that `fit` says while it reads
+ALOUD = frozenset(
+    {Kind.SILENT_GENES, Kind.COVARIATES, Kind.CONTROLS, Kind.ABSENT_GENES}
+)  # findings that `fit` says while it reads
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,16 @@ def prepare(
     for demand in DEMANDS:
         demand(adata)
     columns = choose_genes(adata, genes, layer)
+    names = genes_of(adata, layer)
+    names = names if columns is None else names[columns]
+    check_one_kind(adata, names)
     encoded = learn_covariates(adata.obs, batch, covariates)
-    choice = look(adata, layer, columns)
+    choice = look(adata, layer, columns, groups=encoded.codes if batch is not None else None)
     seen = choice.require()
     chosen = None if columns is None else genes
     place = fitted_place(adata, choice.layer, chosen)
     is_all = chosen is None and choice.layer is None
     library = library_sizes(adata, seen.totals, library_size, None if is_all else place)
-    names = genes_of(adata, layer)
-    names = names if columns is None else names[columns]
     findings = examine(seen, adata.obs, names, encoded, choice.layer, place)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warn(text)

@@ -8,12 +8,15 @@ import pandas as pd
 from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
 from scvae.data.read.covariates import Encoded
+from scvae.data.read.features import CONTROLS, are_controls
 from scvae.data.read.survey import CountSummary, Survey
 
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
 EVEN = 1.02  # largest over smallest library size that counting does not give
 PEAK, ABOVE = 20, 8  # counts of one cell; times those of any other
 FEWEST_PEAKS, PEAKS = 10, 0.005  # genes, and share of the genes, with such a cell
+EXPECTED = 30  # counts of a gene that a batch has none of
+FEWEST_ABSENT, ABSENT = 10, 0.03  # genes, and share of the genes
 ENOUGH = 10  # cells, from where on equal counts are no chance
 
 
@@ -45,6 +48,8 @@ def examine(
     """
     return [
         *_silent_genes(survey.cells_of_genes, genes),
+        *_controls(genes),
+        *_absent_genes(survey, genes, encoded, place),
         *_odd_counts(survey, obs.index, genes, layer, place),
         *odd_groups(obs, encoded, label),
     ]
@@ -59,6 +64,53 @@ def _silent_genes(cells_of_genes: np.ndarray, genes: pd.Index) -> list[Finding]:
         "modelled as near zero. To leave them out: sc.pp.filter_genes(adata, min_cells=1)"
     )
     return [Finding("warning", Kind.SILENT_GENES, text)]
+
+
+def _controls(genes: pd.Index) -> list[Finding]:
+    controls = np.flatnonzero(are_controls(genes))
+    if not len(controls):
+        return []
+    text = (
+        f"{len(controls)} of {len(genes):,} features are named as controls, spike-ins or what "
+        f"is no gene (first: {genes[controls[0]]!r}); their counts do not say what a cell "
+        f"is. Leave them out: adata = adata[:, ~adata.var_names.str.match({CONTROLS!r})].copy()"
+    )
+    return [Finding("warning", Kind.CONTROLS, text)]
+
+
+def _absent_genes(survey: Survey, genes: pd.Index, encoded: Encoded, place: str) -> list[Finding]:
+    """Find genes that a batch has no counts of, where the other batches make one expect many."""
+    batch, totals = encoded.covariates.batch, survey.of_groups
+    if batch is None or totals is None or survey.tallies:
+        return []
+    depth = totals.sum(1, keepdims=True)
+    there = (totals > 0) * depth
+    rate = totals.sum(0) / np.maximum(there.sum(0), 1)
+    is_absent = (totals == 0) & (rate * depth >= EXPECTED)
+    absent = np.flatnonzero(is_absent.any(0))
+    if len(absent) < max(FEWEST_ABSENT, ABSENT * len(genes)):
+        return []  # genes of a sex or a cell type that a batch lacks
+    share = totals[:, absent].sum() / totals.sum()
+    where = f"adata.obs[{batch!r}]"
+    rows = place.replace("adata", f"adata[{where} == name]", 1)
+    text = (
+        f"{len(absent)} of {len(genes):,} genes (first: {genes[absent[0]]!r}; {share:.0%} of the "
+        f"counts) have many counts in some batches and none in {int(is_absent.any(1).sum())} of "
+        f"{len(totals)}, as if they were never measured there: zeros of an outer join. They pass "
+        "for a batch effect. Keep the genes that every batch has: "
+        "adata = adata[:, adata.var_names.isin("
+        f"{_names_at(place)}[np.all([np.ravel({rows}.sum(axis=0)) > 0 for name in "
+        f"{where}.unique()], axis=0)])].copy()"
+    )
+    return [Finding("warning", Kind.ABSENT_GENES, text)]
+
+
+def _names_at(place: str) -> str:
+    """Return how the user writes the names of the genes at a place."""
+    for end in (".X", ".layers"):
+        if end in place:
+            return place.partition(end)[0] + ".var_names"
+    return "adata.var_names"
 
 
 def _odd_counts(

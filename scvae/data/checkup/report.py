@@ -29,6 +29,8 @@ class Kind(StrEnum):
     NORMALISATION = "normalisation"
     EMPTY_CELLS = "empty cells"
     LIBRARY_SIZE = "library size"
+    CONTROLS = "control features"
+    ABSENT_GENES = "absent genes"
     SILENT_GENES = "silent genes"
     IDENTICAL_GENES = "identical genes"
     LONE_COUNTS = "lone counts"

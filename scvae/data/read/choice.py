@@ -72,6 +72,7 @@ def look(
     summarise: bool = True,
     keep: bool = True,
     thorough: bool = False,
+    groups: np.ndarray | None = None,
     call: str = CALL,
     home: str | None = None,
 ) -> Choice:
@@ -89,6 +90,8 @@ def look(
         be a count.
     summarise, keep
         As for `survey`.
+    groups
+        As for `survey`.
     thorough
         Where the matrix asked for cannot be counts, look at all of it nevertheless.
     call
@@ -96,7 +99,7 @@ def look(
     home
         The layer where that call looks if it is given none; None is X.
     """
-    detail = {"summarise": summarise, "keep": keep}
+    detail: Any = {"summarise": summarise, "keep": keep, "groups": groups}
     try:
         matrix = matrix_of(adata, layer)
         asked = None
@@ -135,7 +138,7 @@ def _layers(adata: AnnData, besides: str | None) -> Iterator[str]:
 
 
 def _candidates(
-    adata: AnnData, columns: np.ndarray | None, asked: Survey | None, **detail: bool
+    adata: AnnData, columns: np.ndarray | None, asked: Survey | None, **detail: Any
 ) -> dict[str, Survey]:
     """Return the layers that could be the raw counts instead of X: the first whose name settles it,
     or else all that hold counts: larger ones than X, and masks only if there is nothing else."""
@@ -161,7 +164,7 @@ def _raw_holds_counts(adata: AnnData) -> bool:
     return adata.raw is not None and _holds_counts(adata.raw.X)
 
 
-def _counts_in(matrix: Any, columns: np.ndarray | None = None, **detail: bool) -> Survey | None:
+def _counts_in(matrix: Any, columns: np.ndarray | None = None, **detail: Any) -> Survey | None:
     """Return what is seen of `matrix`, or None, having read no more than shows it, if it holds no
     counts."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -11,7 +12,10 @@ import numpy as np
 import pandas as pd
 
 from scvae.arguments import check_names, shown
-from scvae.errors import DataError
+from scvae.errors import DataError, warn
+
+FAR = 5  # standard deviations from the mean of the fit
+RESCALED = 20  # times smaller, mean and spread, than one unit allows
 
 
 def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
@@ -60,6 +64,12 @@ def _grouped(values: pd.Series) -> tuple[list[str], np.ndarray]:
     positions = np.zeros(len(levels), dtype=np.int64)
     positions[there] = _positions(of_levels, names)
     return names, positions[codes]
+
+
+def names_of_cells(values: pd.Series) -> pd.Series:
+    """Return the name of every cell's category."""
+    names, positions = _grouped(values)
+    return pd.Series(names, dtype=object).take(positions).reset_index(drop=True)
 
 
 def _positions(names: Iterable[str], of: Sequence[str]) -> np.ndarray:
@@ -122,6 +132,7 @@ class Covariates:
             columns.append(_known(column(obs, name, role), categories, name))
         for name in self.numbers:
             columns.append(_finite(column(obs, name, "covariate"), name))
+            _warn_if_far(columns[-1], name, *self.numbers[name])
         return self._encoded(len(obs), columns)
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
@@ -212,6 +223,28 @@ def _finite(values: pd.Series, name: str) -> np.ndarray:
     return numbers
 
 
+def _warn_if_far(numbers: np.ndarray, name: str, mean: float, std: float) -> None:
+    """Say if a number of a query lies where the fit saw none, as in another unit."""
+    if not len(numbers):
+        return
+    middle, spread = float(np.median(numbers)), float(numbers.std())
+    is_far = abs(middle - mean) > FAR * std
+    is_rescaled = middle > 0 and mean / middle > RESCALED and 0 < spread < std / RESCALED
+    if is_far or is_rescaled:
+        ratio = mean / middle if middle else 0.0
+        text = (
+            f"adata.obs[{name!r}] is {middle:.4g} in a median cell; the model was fitted on "
+            f"{mean:.4g} with a standard deviation of {std:.4g}."
+        )
+        if ratio > 0:
+            factor = 10.0 ** round(math.log10(ratio))
+            text += (
+                " If the units differ (fractions and percent, say): "
+                f"adata.obs[{name!r}] = adata.obs[{name!r}] * {factor:g}"
+            )
+        warn(text)
+
+
 def _several(values: pd.Series, name: str, role: str) -> tuple[list[str], np.ndarray]:
     """Return two categories or more, and the position of every cell's."""
     names, positions = _grouped(values)
@@ -227,11 +260,11 @@ def _check_batch_sizes(values: pd.Series, names: list[str], codes: np.ndarray) -
     single = np.flatnonzero(np.bincount(codes, minlength=len(names)) == 1)
     if len(single):
         first = min(single, key=lambda code: names[code])
-        (one,) = values[codes == first].tolist()
+        where = f"adata.obs[{values.name!r}]"
         raise DataError(
             f"adata.obs[{values.name!r}] has {len(single)} batches with one cell (first: "
             f"{names[first]!r}); a batch effect cannot be learned from one cell. Merge or drop "
-            f"them: adata = adata[adata.obs[{values.name!r}] != {one!r}].copy()"
+            f"them: adata = adata[{where}.map({where}.value_counts()).astype(int) > 1].copy()"
         )
 
 

@@ -16,6 +16,7 @@ from scvae.data.read.sums import row_sums
 from scvae.data.read.tally import Fault, FaultKind, Tally, added, tally, wrong_values
 
 SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
+MOST_SUMS = 2**24  # of groups x genes: 128 MiB
 PIECE_VALUES = 2**22  # non-zeros looked at together, about: 32 MiB as float64
 
 
@@ -68,6 +69,8 @@ class Survey:
     kept
         The counts themselves as CSR of the narrowest integers; None if they were not asked for, or
         if a value cannot be one.
+    of_groups
+        Counts of every gene in every group of cells, ``(b, g)``; None without groups.
     """
 
     genes_of_cells: np.ndarray
@@ -79,6 +82,7 @@ class Survey:
     largest: int
     summary: CountSummary | None
     kept: sparse.csr_matrix | None
+    of_groups: np.ndarray | None = None
 
     @property
     def counts(self) -> sparse.csr_matrix:
@@ -114,6 +118,7 @@ def survey(
     stop_at_fault: bool = False,
     summarise: bool = True,
     keep: bool = False,
+    groups: np.ndarray | None = None,
 ) -> Survey:
     """Look at every value of a matrix of any kind, once.
 
@@ -129,13 +134,15 @@ def survey(
         Tell what `CountSummary` does, too.
     keep
         Return the counts, too; else no more of them is in memory than a piece.
+    groups
+        Group of every cell, ``(n,)``, to sum counts over; None has none.
 
     Raises
     ------
     DataError
         If `matrix` is broken, or does not hold numbers.
     """
-    seen = _Seen(matrix.shape[1] if columns is None else len(columns), summarise)
+    seen = _Seen(matrix.shape[1] if columns is None else len(columns), summarise, groups)
     for block in blocks(matrix):
         whole = canonical(block) if keep else block
         for rows in _pieces(whole):
@@ -182,13 +189,14 @@ def _traces(piece: sparse.csr_matrix, wrong: np.ndarray) -> Traces:
 class _Seen:
     """What was seen of the pieces of a matrix so far."""
 
-    def __init__(self, n_genes: int, summarise: bool) -> None:
+    def __init__(self, n_genes: int, summarise: bool, groups: np.ndarray | None) -> None:
         self.genes_of_cells: list[np.ndarray] = []
         self.cells_of_genes = np.zeros(n_genes, dtype=np.int64)
         self.rows, self.stored, self.largest = 0, 0, 0
         self.tallies: dict[FaultKind, Tally] = {}
         self.traces: list[Traces] = []
         self.totals: list[np.ndarray] = []
+        self.groups = _Groups(groups, n_genes) if _is_small(groups, n_genes) else None
         self.summary = _Summary(n_genes) if summarise else None
         self.kept: list[sparse.csr_matrix] = []
 
@@ -205,6 +213,8 @@ class _Seen:
             self.largest = max(self.largest, int(chosen.data.max()) if chosen.nnz else 0)
             if self.summary is not None:
                 self.summary.add(chosen, self.rows)
+            if self.groups is not None:
+                self.groups.add(chosen, self.rows)
         self.stored += piece.nnz
         self.rows += piece.shape[0]
 
@@ -220,6 +230,7 @@ class _Seen:
             self.largest,
             self.summary.summary() if is_sound and self.summary is not None else None,
             _stacked(self.kept) if is_sound and self.kept else None,
+            None if self.groups is None else self.groups.sums,
         )
 
 
@@ -228,6 +239,27 @@ def _stacked(parts: list[sparse.csr_matrix]) -> sparse.csr_matrix:
 
 
 # -- counts ------------------------------------------------------------------------------------
+
+
+def _is_small(groups: np.ndarray | None, n_genes: int) -> bool:
+    """Return whether there are groups, few enough for a number per gene and group."""
+    return groups is not None and len(groups) > 0 and (groups.max() + 1) * n_genes <= MOST_SUMS
+
+
+class _Groups:
+    """Counts of every gene in every group of cells, added up over the pieces of a matrix."""
+
+    def __init__(self, groups: np.ndarray | None, n_genes: int) -> None:
+        assert groups is not None
+        self.groups = groups
+        self.sums = np.zeros((int(groups.max()) + 1, n_genes))
+
+    def add(self, piece: sparse.csr_matrix, start: int) -> None:
+        """Add the rows of the matrix from `start` on."""
+        n = piece.shape[0]
+        of_rows = (np.ones(n), (self.groups[start : start + n], np.arange(n)))
+        member = sparse.csr_matrix(of_rows, shape=(len(self.sums), n))
+        self.sums += (member @ piece.astype(np.float64)).toarray()
 
 
 class _Summary:

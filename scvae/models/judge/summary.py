@@ -102,8 +102,10 @@ def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
         names = _listed(covariates.batches)
         rows.append(("batches", f"{a.n_batches} of {covariates.batch!r}: {names}"))
     if covariates.others:
-        rows.append(("covariates", _listed(covariates.others)))
-    place = "layer='raw'" if origin.layer == RAW else where_named(origin.layer)
+        kinds = dict.fromkeys(covariates.numbers, "number")
+        taken = [f"{name!r} ({kinds.get(name, 'category')})" for name in covariates.others]
+        rows.append(("covariates", ", ".join(taken)))
+    place = where_named(origin.layer) + (" or adata.raw.X" if origin.layer == RAW else "")
     return [*rows, ("counts", f"{place}, {record.counts}" if record.counts else place)]
 
 

@@ -1,0 +1,134 @@
+"""Columns of obs that are not what they seem: numbers as text, labels as numbers, no names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from scvae.data.checkup.report import Finding, Kind
+from scvae.data.read.covariates import Covariates, Encoded, names_of_cells
+
+MISSING = frozenset({"nan", "none", "na", "n/a", "null", "<na>", "nat", "missing", "unknown", ""})
+FEW_CELLS = 3  # of a category, on average
+MANY = 30  # whole numbers that are no labels any more
+FEW_LABELS = 20
+LABELS = re.compile(
+    r"batch|donor|plate|lane|sample|cluster|patient|subject|replicate|leiden|group|(?:^|[_ ])id$",
+    re.IGNORECASE,
+)
+TELLS = 0.9  # correlation ratio of a number with the batch
+
+
+def odd_columns(obs: pd.DataFrame, encoded: Encoded) -> list[Finding]:
+    """Find what is odd in the batch and covariates, and say what each was taken as."""
+    covariates = encoded.covariates
+    findings = []
+    for name, categories in covariates.categories.items():
+        findings += _odd_names(obs[name], categories)
+        if name != covariates.batch:
+            findings += _taken_as_categories(obs[name], categories)
+    for name in covariates.numbers:
+        findings += _taken_as_number(obs[name])
+        findings += _tells_batch(obs[name], covariates, encoded.codes)
+    return findings
+
+
+def _warning(text: str) -> Finding:
+    return Finding("warning", Kind.COVARIATES, text)
+
+
+def _odd_names(values: pd.Series, categories: Sequence[str]) -> list[Finding]:
+    """Find names that say that none is known, and those that differ in spaces or case alone."""
+    where, findings = f"adata.obs[{values.name!r}]", []
+    cells = names_of_cells(values)
+    missing = [name for name in categories if name.strip().lower() in MISSING]
+    if missing:
+        number = int(cells.isin(missing).sum())
+        findings.append(
+            _warning(
+                f"{where} has categories that say that nothing is known: {missing}, of {number:,} "
+                "cells, which are taken for a group like others. Leave them out: "
+                f"adata = adata[~{where}.astype(str).isin({missing})].copy()"
+            )
+        )
+    alike: dict[str, list[str]] = {}
+    for name in categories:
+        alike.setdefault(" ".join(name.split()).lower(), []).append(name)
+    doubles = [names for names in alike.values() if len(names) > 1]
+    if doubles:
+        number = int(cells.isin([name for names in doubles for name in names[1:]]).sum())
+        same = {name: names[0] for names in doubles for name in names[1:]}
+        findings.append(
+            _warning(
+                f"{where} has categories that differ in spaces or case alone: {doubles[:5]}; the "
+                f"{number:,} cells of the latter are groups of their own. Make them one: "
+                f"{where} = {where}.astype(str).replace({same})"
+            )
+        )
+    return findings
+
+
+def _taken_as_categories(values: pd.Series, categories: Sequence[str]) -> list[Finding]:
+    where = f"adata.obs[{values.name!r}]"
+    numbers = pd.to_numeric(pd.Series(categories), errors="coerce")
+    call = f"{where} = {where}.astype(str).astype(float)"
+    told = f"{where} is taken as {len(categories):,} categories of {len(values):,} cells"
+    is_text = bool(np.isfinite(numbers).all())
+    if is_text and ((numbers != numbers.round()).any() or len(numbers) > MANY):
+        return [_warning(f"{told}, but holds numbers as text. To take them as numbers: {call}")]
+    if len(values) < FEW_CELLS * len(categories):
+        text = (
+            f"{told}: so few cells each that it can explain anything away. Leave {values.name!r} "
+            "out of covariates=..., or make groups of several cells."
+        )
+        return [_warning(text)]
+    other = f". To take them as numbers: {call}" if is_text else "."
+    return [Finding("info", Kind.COVARIATES, f"{told}{other}")]
+
+
+def _taken_as_number(values: pd.Series) -> list[Finding]:
+    where, distinct = f"adata.obs[{values.name!r}]", values.unique()
+    call = f"{where} = {where}.astype(str).astype('category')"
+    text = f"{where} is taken as a number, from {distinct.min():g} to {distinct.max():g}"
+    is_whole = bool((distinct == np.round(distinct.astype(float))).all())
+    if not is_whole or len(distinct) > max(FEW_LABELS, MANY):
+        return [Finding("info", Kind.COVARIATES, f"{text}.")]
+    text = f"{text}. If these are labels and not amounts: {call}"
+    is_label = 2 < len(distinct) <= FEW_LABELS and LABELS.search(str(values.name)) is not None
+    return [Finding("warning" if is_label else "info", Kind.COVARIATES, text)]
+
+
+def _tells_batch(values: pd.Series, covariates: Covariates, codes: np.ndarray) -> list[Finding]:
+    if covariates.batch is None:
+        return []
+    ratio = correlation_ratio(values.to_numpy(dtype=np.float64), codes)
+    text = (
+        f"adata.obs[{covariates.batch!r}] (batch) and adata.obs[{values.name!r}] (covariate): the "
+        f"correlation ratio is {ratio:.2f}, where 1 is a number that the batch tells"
+    )
+    if ratio <= TELLS:
+        return [Finding("info", Kind.CONFOUNDING, f"{text}.")]
+    text += (
+        ", so the covariate explains little that the batch does not. "
+        f"Leave it out: scvae.fit(adata, batch={covariates.batch!r})"
+    )
+    return [Finding("warning", Kind.CONFOUNDING, text)]
+
+
+def correlation_ratio(values: np.ndarray, codes: np.ndarray) -> float:
+    r"""Return how much of a number a grouping tells,
+
+    .. math:: \eta = \sqrt{\max(0, 1 - \frac{(n-1) SS_{within}}{(n-k) SS_{total}})} ,
+
+    corrected for the chance of many small groups; 0 without spread.
+    """
+    sizes = np.bincount(codes)
+    means = np.bincount(codes, values) / np.maximum(sizes, 1)
+    within, total = np.square(values - means[codes]).sum(), values.var() * len(values)
+    free = len(values) - int((sizes > 0).sum())
+    if free < 1 or total <= 0:
+        return 0.0
+    return float(max(0.0, 1 - (len(values) - 1) * within / (free * total)) ** 0.5)
