@@ -345,9 +345,7 @@ def test_an_absent_column_of_genes_says_how_to_make_it() -> None:
 def test_a_column_of_genes_that_is_no_mask_is_refused(mask: object) -> None:
     adata = genes_of(GENES)
     adata.var["mine"] = mask
-    with pytest.raises(
-        DataError, match=r"adata.var\['mine'\] (\(given as genes\) )?must be boolean"
-    ):
+    with pytest.raises(DataError, match=r"adata.var\['mine'\].* must be boolean"):
         choose_genes(adata, "mine")
 
 

@@ -299,3 +299,39 @@ def test_a_query_in_another_unit_is_said() -> None:
         model.embed(query)
     mended = pasted(str(caught[0].message), query)
     np.testing.assert_allclose(mended.obs["mito"], adata.obs["mito"])
+
+
+# -- counts that are nearly counts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("genes", [None, [f"Gene{i}" for i in range(12)]])
+def test_round_off_is_rounded_and_told(dense: bool, genes: Any) -> None:
+    adata, exact = cells(), cells()
+    x = adata.X.toarray()
+    noise = np.random.default_rng(1).uniform(-1e-6, 1e-6, x.shape)
+    adata.X = x + noise if dense else sparse.csr_matrix(x + noise)
+    before = adata.X.copy()
+    with pytest.warns(UserWarning, match="by round-off"):
+        scvae.fit(adata, genes=genes, **QUICK)
+    scvae.fit(exact, genes=genes, **QUICK)
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], exact.obsm["X_scvae"])
+    assert (before != adata.X).sum() == 0
+
+
+def test_fractions_are_no_round_off() -> None:
+    adata = cells()
+    adata.X = adata.X * np.float32(1.001)
+    assert "non-integer" in refusal(scvae.fit, adata)
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_nan_of_an_outer_join_is_named_and_left_out_by_the_call(layer: Any) -> None:
+    adata = cells()
+    x = adata.X.toarray()
+    x[:30, 15:] = np.nan
+    adata.X = x
+    adata.layers["counts"] = x.copy()
+    message = refusal(scvae.fit, adata, layer=layer)
+    assert "outer join" in message
+    assert scvae.fit(pasted(message, adata), layer=layer, **QUICK).architecture.n_genes == 15

@@ -105,12 +105,12 @@ def _tells_batch(values: pd.Series, covariates: Covariates, codes: np.ndarray) -
     if covariates.batch is None:
         return []
     ratio = correlation_ratio(values.to_numpy(dtype=np.float64), codes)
+    if ratio <= TELLS:
+        return []
     text = (
         f"adata.obs[{covariates.batch!r}] (batch) and adata.obs[{values.name!r}] (covariate): the "
         f"correlation ratio is {ratio:.2f}, where 1 is a number that the batch tells"
     )
-    if ratio <= TELLS:
-        return [Finding("info", Kind.CONFOUNDING, f"{text}.")]
     text += (
         ", so the covariate explains little that the batch does not. "
         f"Leave it out: scvae.fit(adata, batch={covariates.batch!r})"

@@ -10,6 +10,7 @@ import numpy as np
 
 from scvae.data.read.source import genes_of, is_raw, matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
+from scvae.data.read.tally import FaultKind
 from scvae.errors import DataError, warn
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def look(
         return Choice(None, layer, error=error)
     is_sound = asked is not None and not asked.tallies
     if asked is not None and is_sound and (layer is not None or asked.largest > 1):
-        return Choice(asked, layer, asked)
+        note = _rounded(where_named(layer, adata), asked) if asked.rounded else None
+        return Choice(asked, layer, asked, note=note)
     candidates = {} if layer is not None else _candidates(adata, columns, asked, **detail)
     if len(candidates) == 1 and _is_plain(*candidates.items()):
         ((other, seen),) = candidates.items()
@@ -187,6 +189,15 @@ def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
 # -- words -------------------------------------------------------------------------------------
 
 
+def _rounded(place: str, seen: Survey) -> str:
+    """Say that round-off was taken off."""
+    return (
+        f"{seen.rounded:,} values of {place} differ from whole numbers by round-off, about a "
+        "millionth; they are taken as the nearest. To make them whole and silence this: "
+        f"adata.layers['counts'] = np.rint({place}), and layer='counts'."
+    )
+
+
 def _state(asked: Survey | None) -> str:
     """Say why X is not what is fitted."""
     if asked is None:
@@ -237,6 +248,19 @@ def _looks(seen: Survey) -> str:
     return f"whole numbers up to {seen.largest:,}, {median:,.0f} in a median cell"
 
 
+def _joined(adata: AnnData, layer: str | None, seen: Survey) -> str | None:
+    """Say what NaN in whole blocks of cells comes from, and which genes to keep."""
+    absent = seen.tallies.get(FaultKind.NAN)
+    if absent is None or len(seen.tallies) > 1 or absent.number < 2:
+        return None
+    frame = "adata.to_df()" if layer is None else f"adata.to_df({layer!r})"
+    return (
+        f"{absent.number:,} NaN are what an outer join of parts leaves where a part never measured "
+        "a gene. Keep the genes that all parts measured: "
+        f"adata = adata[:, {frame}.notna().all().to_numpy()].copy()"
+    )
+
+
 def _not_counts(
     adata: AnnData,
     layer: str | None,
@@ -258,6 +282,8 @@ def _not_counts(
         return DataError(
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
         )
+    if not is_raw(adata, layer) and (joined := _joined(adata, layer, seen)) is not None:
+        return DataError(f"{problem}. {joined}")
     if layer is not None and _holds_counts(adata.X):
         remedy = f"{call})" if home is None else f"{where_named(layer, adata)} = adata.X"
         return DataError(f"{problem}; adata.X holds some: {remedy}.")

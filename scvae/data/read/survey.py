@@ -13,7 +13,7 @@ from scvae.data.hold.counts import narrowest
 from scvae.data.read.normalisation import Traces, are_estimates, by_row
 from scvae.data.read.source import blocks, canonical
 from scvae.data.read.sums import row_sums
-from scvae.data.read.tally import Fault, FaultKind, Tally, added, tally, wrong_values
+from scvae.data.read.tally import Fault, FaultKind, Tally, added, settled, tally, wrong_values
 
 SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
 MOST_SUMS = 2**24  # of groups x genes: 128 MiB
@@ -71,6 +71,8 @@ class Survey:
         if a value cannot be one.
     of_groups
         Counts of every gene in every group of cells, ``(b, g)``; None without groups.
+    rounded
+        Values that differed from whole numbers by round-off, and are taken as those.
     """
 
     genes_of_cells: np.ndarray
@@ -83,6 +85,7 @@ class Survey:
     summary: CountSummary | None
     kept: sparse.csr_matrix | None
     of_groups: np.ndarray | None = None
+    rounded: int = 0
 
     @property
     def counts(self) -> sparse.csr_matrix:
@@ -146,7 +149,8 @@ def survey(
     for block in blocks(matrix):
         whole = canonical(block) if keep else block
         for rows in _pieces(whole):
-            piece = rows if keep else canonical(rows)
+            piece, rounded = settled(rows if keep else canonical(rows))
+            seen.rounded += rounded
             chosen = piece if columns is None else piece[:, columns]
             seen.add(piece, chosen)
             if seen.tallies and stop_at_fault:
@@ -154,7 +158,9 @@ def survey(
             if keep and columns is not None and not seen.tallies:
                 seen.kept.append(_narrowed(chosen))
         if keep and columns is None and not seen.tallies:
-            seen.kept.append(_narrowed(whole))  # not piece by piece: it shares its indices
+            seen.kept.append(
+                _narrowed(settled(whole)[0] if seen.rounded else whole)
+            )  # not piece by piece: it shares its indices
     return seen.survey()
 
 
@@ -193,6 +199,7 @@ class _Seen:
         self.genes_of_cells: list[np.ndarray] = []
         self.cells_of_genes = np.zeros(n_genes, dtype=np.int64)
         self.rows, self.stored, self.largest = 0, 0, 0
+        self.rounded = 0
         self.tallies: dict[FaultKind, Tally] = {}
         self.traces: list[Traces] = []
         self.totals: list[np.ndarray] = []
@@ -231,6 +238,7 @@ class _Seen:
             self.summary.summary() if is_sound and self.summary is not None else None,
             _stacked(self.kept) if is_sound and self.kept else None,
             None if self.groups is None else self.groups.sums,
+            self.rounded,
         )
 
 

@@ -18,6 +18,8 @@ class FaultKind(StrEnum):
     NON_INTEGER = "non-integer"
 
 
+ROUND_OFF = 2e-6  # relative error of float32 after a division or a logarithm and back
+MOST_OFF = 1e-2  # however large the count
 KINDS = tuple(FaultKind)
 
 
@@ -47,6 +49,27 @@ def wrong_values(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "b" or (values.dtype.kind == "u" and values.dtype.itemsize < 8):
         return np.zeros(0, dtype=np.int64)
     return np.flatnonzero(~_are_counts(values))
+
+
+def settled(rows: sparse.csr_matrix) -> tuple[sparse.csr_matrix, int]:
+    """Return rows whose values that differ from whole numbers by round-off are whole, and how many
+    did: the rows themselves if there are none."""
+    if rows.dtype.kind != "f":
+        return rows, 0
+    wrong = wrong_values(rows.data)
+    if not len(wrong):
+        return rows, 0
+    values = rows.data[wrong].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        nearest = np.rint(values)
+        near = np.abs(values - nearest) <= np.minimum(ROUND_OFF * np.maximum(1, nearest), MOST_OFF)
+        near &= (nearest >= 0) & (nearest < 2**63)
+    if not near.any():
+        return rows, 0
+    rows = rows.copy()
+    rows.data[wrong[near]] = np.abs(nearest[near])
+    rows.eliminate_zeros()
+    return rows, int(near.sum())
 
 
 def tally(rows: sparse.csr_matrix, wrong: np.ndarray, start: int) -> dict[FaultKind, Tally]:
