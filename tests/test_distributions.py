@@ -24,6 +24,8 @@ from torch.distributions import Distribution
 from scvae.core.distributions import (
     Bernoulli,
     Categorical,
+    Detected,
+    EntryMixture,
     Factorised,
     FullGaussian,
     Gaussian,
@@ -124,6 +126,37 @@ def categorical(draw: Draw, n: Shape = (N,), g: int = G) -> Categorical:
 
 def poisson(draw: Draw, n: Shape = (N,), g: int = G) -> Poisson:
     return Poisson(draw(*n, g) + 1)
+
+
+def poisson_of_shares(draw: Draw, n: Shape = (N,), g: int = G) -> Poisson:
+    return Poisson(Shares(draw(*n, g), draw(*n, 1, seed=5) + 3))
+
+
+def poisson_of_some_shares(draw: Draw, n: Shape = (N,), g: int = G) -> Poisson:
+    """One total for all cells, and two columns that are not counted."""
+    logits = draw(*n, g + 2)
+    return Poisson(Shares(logits, draw(1, seed=5) + 3, logits.shape[-1] - 2))
+
+
+def detected(draw: Draw, n: Shape = (N,), g: int = G) -> Detected:
+    return Detected(draw(*n, g))
+
+
+def detected_of_some_shares(draw: Draw, n: Shape = (N,), g: int = G) -> Detected:
+    logits = draw(*n, g + 2)
+    return Detected(Shares(logits, draw(*n, 1, seed=5) + 1, logits.shape[-1] - 2))
+
+
+def entry_mixture_of_nbs(draw: Draw, n: Shape = (N,), g: int = G) -> EntryMixture:
+    return EntryMixture(draw(*n, C, g, seed=3), nb(draw, (*n, C), g))
+
+
+def entry_mixture_of_one_weighting(draw: Draw, n: Shape = (N,), g: int = G) -> EntryMixture:
+    return EntryMixture(draw(C, 1, seed=3), nb_per_gene(draw, (*n, C), g))
+
+
+def entry_mixture_of_shared_poissons(draw: Draw, n: Shape = (N,), g: int = G) -> EntryMixture:
+    return EntryMixture(draw(*n, C, g, seed=3), poisson(draw, (C,), g))
 
 
 def nb(draw: Draw, n: Shape = (N,), g: int = G) -> NegativeBinomial:
@@ -233,10 +266,20 @@ SMOOTH: tuple[Build, ...] = (  # samples can be differentiated, if need be by st
     mixture_of_log_normals,
 )
 CONTINUOUS: tuple[Build, ...] = (*SMOOTH, mixture_of_mixtures)
-BINARY: tuple[Build, ...] = (bernoulli, mixture_of_bernoullis)
+BINARY: tuple[Build, ...] = (
+    bernoulli,
+    detected,
+    detected_of_some_shares,
+    mixture_of_bernoullis,
+)
 ONE_HOT: tuple[Build, ...] = (categorical, mixture_of_categoricals)
 COUNTS: tuple[Build, ...] = (
     poisson,
+    poisson_of_shares,
+    poisson_of_some_shares,
+    entry_mixture_of_nbs,
+    entry_mixture_of_one_weighting,
+    entry_mixture_of_shared_poissons,
     nb,
     nb_per_gene,
     nb_of_one_mean,
@@ -342,6 +385,14 @@ def entries_in_scipy(p: Distribution, x: np.ndarray) -> np.ndarray:
             return stats.lognorm.logpdf(x, numbers(p.scale), scale=np.exp(numbers(p.loc)))
         case Bernoulli():
             return stats.bernoulli.logpmf(x, special.expit(numbers(p.logits)))
+        case Detected():
+            return stats.bernoulli.logpmf(x, -np.expm1(-np.exp(numbers(p.log_mean))))
+        case EntryMixture():
+            of_each = entries_in_scipy(p.components, x[..., None, :])
+            weights = special.log_softmax(
+                np.broadcast_to(numbers(p.logits), of_each.shape), axis=-2
+            )
+            return special.logsumexp(weights + of_each, axis=-2)
         case Poisson():
             return stats.poisson.logpmf(x, np.exp(numbers(p.log_mean)))
         case NegativeBinomial():
@@ -1238,3 +1289,49 @@ def test_what_is_not_observed_may_be_anything_where_values_are_checked() -> None
         found = strict.marginal_log_prob(x, seen.expand(2, 2))
         assert torch.equal(found, plain.marginal_log_prob(x, seen.expand(2, 2)))
     assert Categorical(torch.zeros(2), validate_args=True).entropy() > 0
+
+
+# -- entries that choose their component -----------------------------------------------------------
+
+
+def two_nbs(log_fold: float = 2.0) -> EntryMixture:
+    """Background of log-mean 1 and foreground above it, of one dispersion for both."""
+    means = torch.tensor([[1.0], [1.0 + log_fold]], dtype=F64).expand(N, 2, G)
+    return EntryMixture(double(N, 2, G), NegativeBinomial(means, torch.full((G,), 1.5, dtype=F64)))
+
+
+def test_responsibilities_are_bayes_rule() -> None:
+    p, x = two_nbs(), sample_of(two_nbs(), 7)
+    joint = p.logits.softmax(-2) * p.components.entry_log_prob(x[..., None, :]).exp()
+    found = p.log_responsibilities(x).exp()
+    torch.testing.assert_close(found, joint / joint.sum(-2, keepdim=True))
+    torch.testing.assert_close(found.sum(-2), torch.ones(7, N, G, dtype=F64))
+
+
+def test_responsibilities_say_nothing_where_components_are_alike() -> None:
+    p = two_nbs(log_fold=0.0)
+    found = p.log_responsibilities(sample_of(p))
+    torch.testing.assert_close(found, p.log_weights)
+
+
+def test_entries_choose_each_their_own_component() -> None:
+    # Of a mixture of rows the entries rise together; of entries they do not.
+    means = torch.tensor([[0.0], [4.0]], dtype=F64).expand(2, 2)
+    value = sample_of(EntryMixture(torch.zeros(2, 2, dtype=F64), Poisson(means)), DRAWS)
+    assert abs(np.corrcoef(value.T)[0, 1]) < 5 / math.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize("log_r", [-7.0, 0.0, 18.0])
+@pytest.mark.parametrize("x", [0.0, 1.0, 1e5])
+def test_an_entry_mixture_is_finite_in_float32(x: float, log_r: float) -> None:
+    logits = torch.tensor([[-40.0], [40.0]]).requires_grad_()
+    means = torch.tensor([[-20.0], [12.0]]).requires_grad_()
+    p = EntryMixture(logits, NegativeBinomial(means, torch.full((1,), log_r)))
+    log_prob = p.log_prob(torch.tensor([x]))
+    assert log_prob.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(log_prob, [logits, means]))
+
+
+def test_an_entry_mixture_refuses_weights_of_other_entries() -> None:
+    with pytest.raises((ValueError, RuntimeError)):
+        EntryMixture(torch.zeros(2, G), Poisson(torch.zeros(N, 2, 1)))

@@ -13,6 +13,8 @@ from scvae.core.bayesian import Bayesian
 from scvae.core.distributions import (
     Bernoulli,
     Categorical,
+    Detected,
+    EntryMixture,
     Factorised,
     FullGaussian,
     Gaussian,
@@ -90,7 +92,9 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Decoder",
+    "Detected",
     "Encoder",
+    "EntryMixture",
     "Estimate",
     "Factorised",
     "Family",

@@ -37,6 +37,7 @@ from scvae.core.gradients import elementwise, is_transformed, promoted
 from scvae.core.shapes import broadcast_shape
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+SMALL_LOG_MEAN = -9.0  # below, mu^2 / 24 is beyond the last digit of float32
 SERIES_FROM = 10.0  # above this both asymptotic series are exact to 1e-15
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 DIGAMMA = (-1 / 12, 1 / 120, -1 / 252, 1 / 240, -1 / 132, 691 / 32760, -1 / 12)
@@ -232,3 +233,19 @@ def zero_inflate(log_mass: Tensor, logits: Tensor, is_zero: Tensor) -> Tensor:
     often as wanted.
     """
     return elementwise(_inflated, _inflated_slopes, is_zero, *promoted(log_mass, logits))
+
+
+def log_odds_of_detection(log_mean: Tensor) -> Tensor:
+    r"""Return the log-odds that a Poisson count is above zero, :math:`\log(e^\mu - 1)`.
+
+    Exact to rounding for every mean: a small one, which underflows, has :math:`\log\mu + \mu / 2`.
+    """
+    small = log_mean < SMALL_LOG_MEAN
+    mean = torch.where(small, 0.0, log_mean).exp()  # of the small ones, the log would be of 0
+    large = mean + torch.log(-torch.expm1(-mean))
+    return torch.where(small, log_mean + 0.5 * log_mean.clamp(max=0.0).exp(), large)
+
+
+def detected_log_mass(x: Tensor, log_mean: Tensor) -> Tensor:
+    """Return the log-mass of ones where a Poisson count is above zero, else zeros, elementwise."""
+    return x * log_odds_of_detection(log_mean) - log_mean.exp()

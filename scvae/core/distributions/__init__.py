@@ -5,6 +5,7 @@ users of torch expect. Samplers take a `generator`; parameters are checked on re
 """
 
 from scvae.core.distributions.counts import (
+    Detected,
     NegativeBinomial,
     Poisson,
     Shares,
@@ -13,11 +14,13 @@ from scvae.core.distributions.counts import (
 from scvae.core.distributions.discrete import Bernoulli, Categorical
 from scvae.core.distributions.factorised import Factorised
 from scvae.core.distributions.gaussian import FullGaussian, Gaussian, LogNormal
-from scvae.core.distributions.mixture import Mixture, strata
+from scvae.core.distributions.mixture import EntryMixture, Mixture, strata
 
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Detected",
+    "EntryMixture",
     "Factorised",
     "FullGaussian",
     "Gaussian",

@@ -1,4 +1,4 @@
-"""Count distributions: Poisson, negative binomial, and zero inflation of either."""
+"""Count distributions: Poisson, its detection, negative binomial, and zero inflation of any."""
 
 from __future__ import annotations
 
@@ -9,43 +9,11 @@ import torch
 from torch import Generator, Size, Tensor
 from torch.distributions import Gamma, Independent, constraints
 
-from scvae.core.distributions.factorised import Factorised, demand_support, event_last
-from scvae.core.numerics import nb_log_mass, poisson_log_mass, zero_inflate
+from scvae.core.distributions.factorised import Factorised, demand_support
+from scvae.core.numerics import detected_log_mass, nb_log_mass, poisson_log_mass, zero_inflate
 from scvae.core.rows import log_means, nb_log_prob, zinb_log_prob
 from scvae.core.shapes import broadcast_shape
-
-
-class Poisson(Factorised):
-    r"""Independent Poisson counts over the last axis, by their log-mean.
-
-    .. math:: \log p(x) = \sum_g x_g \log\mu_g - \mu_g - \log x_g!
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real_vector}
-    support = constraints.independent(constraints.nonnegative_integer, 1)
-
-    def __init__(self, log_mean: Tensor, validate_args: bool | None = False) -> None:
-        self.log_mean = log_mean
-        super().__init__(*event_last(log_mean), validate_args=validate_args)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.log_mean.exp()
-
-    @property
-    def variance(self) -> Tensor:
-        return self.mean
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Poisson:
-        return Poisson(self.log_mean.expand(Size(batch_shape) + self.event_shape))
-
-    def entry_log_prob(self, value: Tensor) -> Tensor:
-        return poisson_log_mass(value, self.log_mean)
-
-    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
-        shape = self._extended(sample_shape)
-        with torch.no_grad():
-            return torch.poisson(self.mean.expand(shape), generator=generator)
+from scvae.core.sparse_rows import detected_log_prob, poisson_log_prob
 
 
 @dataclass(frozen=True)
@@ -89,6 +57,109 @@ class Shares:
             Size((*shape[:-1], of.shape[-1])) for of in (self.logits, self.log_total)
         )
         return Shares(self.logits.expand(of_logits), self.log_total.expand(of_total), shape[-1])
+
+
+class Poisson(Factorised):
+    r"""Independent Poisson counts over the last axis, by their log-mean.
+
+    .. math:: \log p(x) = \sum_g x_g \log\mu_g - \mu_g - \log x_g!
+
+    Parameters
+    ----------
+    log_mean
+        :math:`\log\mu`, ``(..., g)``; or `Shares` of a total, of which all zeros together cost one
+        sum.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real_vector}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, log_mean: Tensor | Shares, validate_args: bool | None = False) -> None:
+        self._given = log_mean
+        shape = Size(log_mean.shape)
+        super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
+
+    @property
+    def log_mean(self) -> Tensor:
+        return self._given.log_mean if isinstance(self._given, Shares) else self._given
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Poisson:
+        return Poisson(self._given.expand(Size(batch_shape) + self.event_shape))
+
+    def entry_log_prob(self, value: Tensor) -> Tensor:
+        return poisson_log_mass(value, self.log_mean)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        given = self._given
+        if isinstance(given, Shares) and given.shape[-1] == value.shape[-1]:
+            demand_support(self, value)
+            return poisson_log_prob(value, given.logits, given.log_total)
+        return super().log_prob(value)
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        shape = self._extended(sample_shape)
+        with torch.no_grad():
+            return torch.poisson(self.mean.expand(shape), generator=generator)
+
+
+class Detected(Factorised):
+    r"""Ones where a Poisson count is above zero, else zeros, over the last axis.
+
+    .. math:: \log p(x) = \sum_g x_g \log(e^{\mu_g} - 1) - \mu_g
+
+    Parameters
+    ----------
+    log_mean
+        Of the count, as for `Poisson`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real_vector}
+    support = constraints.independent(constraints.boolean, 1)
+
+    def __init__(self, log_mean: Tensor | Shares, validate_args: bool | None = False) -> None:
+        self._given = log_mean
+        shape = Size(log_mean.shape)
+        super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
+
+    @property
+    def log_mean(self) -> Tensor:
+        return self._given.log_mean if isinstance(self._given, Shares) else self._given
+
+    @property
+    def mean(self) -> Tensor:
+        return -torch.expm1(-self.log_mean.exp())
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * torch.exp(-self.log_mean.exp())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Detected:
+        return Detected(self._given.expand(Size(batch_shape) + self.event_shape))
+
+    def entry_log_prob(self, value: Tensor) -> Tensor:
+        return detected_log_mass(value, self.log_mean)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        given = self._given
+        if isinstance(given, Shares) and given.shape[-1] == value.shape[-1]:
+            demand_support(self, value)
+            return detected_log_prob(value, given.logits, given.log_total)
+        return super().log_prob(value)
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        shape = self._extended(sample_shape)
+        with torch.no_grad():
+            return torch.bernoulli(self.mean.expand(shape), generator=generator)
 
 
 class NegativeBinomial(Factorised):

@@ -9,7 +9,7 @@ from torch import Generator, Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from scvae.core.distributions.discrete import sample_index
-from scvae.core.distributions.factorised import demand_support
+from scvae.core.distributions.factorised import Factorised, demand_support
 from scvae.core.distributions.gaussian import Gaussian
 from scvae.core.rows import gaussian_mixture_log_prob
 from scvae.core.shapes import broadcast_shape
@@ -121,6 +121,89 @@ def _chosen(of_each: Tensor, index: Tensor) -> Tensor:
     wide = of_each.expand(*index.shape, *of_each.shape[-2:])
     where = index[..., None, None].expand(*index.shape, 1, of_each.shape[-1])
     return wide.gather(-2, where)[..., 0, :]
+
+
+class EntryMixture(Factorised):
+    r"""Independent entries, each of which chooses its own of c components.
+
+    .. math:: p(x) = \prod_d \sum_c w_{cd}\,p_c(x_d), \qquad w_{\cdot d} = \mathrm{softmax}_c
+
+    A `Mixture` chooses once for the whole row.
+
+    Parameters
+    ----------
+    logits
+        Log-weights up to a constant, ``(..., c, d)``.
+    components
+        Independent entries of batch shape ``(..., c)``: the last batch axis are the components.
+
+    Examples
+    --------
+    >>> background, foreground = torch.tensor([[0.0], [3.0]]).unbind()
+    >>> counts = Poisson(torch.stack([background, foreground]).expand(5, 2, 4))
+    >>> p = EntryMixture(torch.zeros(2, 4), counts)
+    >>> p.log_responsibilities(torch.ones(5, 4)).shape
+    torch.Size([5, 2, 4])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
+
+    def __init__(
+        self, logits: Tensor, components: Factorised, validate_args: bool | None = False
+    ) -> None:
+        shape = broadcast_shape(logits.shape, components.batch_shape + components.event_shape)
+        if components.event_shape != shape[-1:] or not components.batch_shape:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} do not weigh components of batch shape "
+                f"{tuple(components.batch_shape)} and {components.event_shape[0]} entries"
+            )
+        self.logits, self.components = logits, components
+        super().__init__(Size(shape[:-2]), Size(shape[-1:]), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return self.components.support
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Logarithm of the weight of every component in every entry, ``(..., c, d)``."""
+        return torch.log_softmax(self.logits, dim=-2)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._average(self.components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        off = self.components.mean - self.mean[..., None, :]
+        return self._average(self.components.variance + off.square())
+
+    def _average(self, values: Tensor) -> Tensor:
+        return (torch.softmax(self.logits, dim=-2) * values).sum(-2)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EntryMixture:
+        c = broadcast_shape(self.logits.shape[-2:-1], self.components.batch_shape[-1:])
+        shape = Size(batch_shape) + c
+        return EntryMixture(
+            self.logits.expand(shape + self.event_shape), self.components.expand(shape)
+        )
+
+    def _log_joint(self, value: Tensor) -> Tensor:
+        return self.log_weights + self.components.entry_log_prob(value[..., None, :])
+
+    def entry_log_prob(self, value: Tensor) -> Tensor:
+        return torch.logsumexp(self._log_joint(value), dim=-2)
+
+    def log_responsibilities(self, value: Tensor) -> Tensor:
+        """Return the log-probability of every component, given the entry, ``(..., c, d)``."""
+        return torch.log_softmax(self._log_joint(value), dim=-2)
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """Draw samples ``sample_shape + (..., d)``, from `generator` if given."""
+        whole: Any = self.expand(self.batch_shape)
+        of_each = sampled(whole.components.sample, sample_shape, generator)
+        index = sample_index(whole.logits.movedim(-2, -1), self._extended(sample_shape), generator)
+        return of_each.gather(-2, index[..., None, :])[..., 0, :]
 
 
 def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
