@@ -15,6 +15,8 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor, nn
 
+from scvae.core.vae import Batch
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -120,6 +122,11 @@ class Modality(Protocol):
         s
             Covariates, ``(n, c)``.
         """
+
+
+def seen(cells: Batch, values: Tensor) -> Tensor:
+    """Return values ``(n, g)`` of the observed entries, 0 at the others, whatever stands there."""
+    return values if cells.observed is None else torch.where(cells.observed, values, 0.0)
 
 
 def in_batch(s: Tensor, batch: int, n_batches: int) -> Tensor:

@@ -1,0 +1,253 @@
+r"""Counts of surface proteins: a background that every cell has, and a foreground above it.
+
+.. math::
+    \log b_{nt} &\sim N(c_t[s_n], d_t[s_n]^2), \qquad v_{nt} \sim \mathrm{Bernoulli}(\pi_{nt}) \\
+    y_{nt} &\sim NB(b_{nt}\,a_{nt}^{v_{nt}}, \phi_t), \qquad a_{nt} \ge 1
+
+(after Gayoso et al., Nature Methods 2021). Background b and choice v are summed out: of b by a rule
+of Gauss and Hermite, so that an entry is a mixture of few negative binomials. The bound then has no
+gap for b and no posterior of it to learn: its KL is in it, and is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Generator, Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from scvae.core.distributions import EntryMixture, Gaussian, NegativeBinomial
+from scvae.core.heads import GAUSSIAN, Head
+from scvae.core.networks import MLP, Linear
+from scvae.core.vae import Batch
+from scvae.data.read.choice import look
+from scvae.data.read.genes import match_genes
+from scvae.modalities.background import levels_in_batches, of_empty_droplets
+from scvae.modalities.modality import Part, Shape, seen
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+KIND = "protein"
+NODES = 5  # of the background's normal
+DISPERSION_UNIT = 10.0  # as for RNA: log phi has far to go at the rate of the others
+
+
+@dataclass(frozen=True)
+class Protein:
+    """Counts of surface proteins.
+
+    Attributes
+    ----------
+    n_proteins
+        Proteins fitted, isotype controls among them.
+    """
+
+    n_proteins: int
+
+    @property
+    def kind(self) -> str:
+        return KIND
+
+    @property
+    def n_features(self) -> int:
+        return self.n_proteins
+
+    def read(
+        self,
+        adata: AnnData,
+        names: Sequence[str],
+        layer: str | None,
+        size: str,
+        *,
+        call: str,
+        home: str | None = None,
+    ) -> Part:
+        """Return the counts of the proteins `names`, and the totals of the cells, at least 1.
+
+        A cell may have no count of any protein: its background was low.
+        """
+        columns = match_genes(adata, list(names))
+        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
+        found = choice.require()
+        return Part(found.counts, np.maximum(found.totals, 1.0))
+
+    def encoder(
+        self, shape: Shape, facts: Statistics | None, generator: Generator | None
+    ) -> Encoder:
+        """Return q(z | y, s)."""
+        encoder = Encoder(self, shape, generator)
+        if facts is not None:
+            with torch.no_grad():
+                encoder.loc.copy_(facts.loc)
+                encoder.scale.copy_(facts.scale)
+        return encoder
+
+    def decoder(
+        self, shape: Shape, facts: Statistics | None, generator: Generator | None
+    ) -> Decoder:
+        """Return p(y | z, s), whose untrained background and foreground are those of the data."""
+        decoder = Decoder(self, shape, generator)
+        if facts is not None:
+            with torch.no_grad():
+                decoder.background_loc.copy_(facts.background_loc)
+                decoder.log_background_scale.copy_(facts.background_scale.log())
+                decoder.fold.bias.copy_(torch.log(torch.expm1(facts.log_fold.clamp(min=0.1))))
+                decoder.odds.bias.copy_(torch.logit(facts.share))
+        return decoder
+
+    def amount(
+        self, decoder: nn.Module, z: Tensor, s: Tensor, *, background: bool = False
+    ) -> Tensor:
+        """Return the mean count of foreground, or with `background` of all, ``(..., n, g)``."""
+        assert isinstance(decoder, Decoder)
+        return decoder.amount(z, s, background)
+
+    def foreground(self, decoder: nn.Module, z: Tensor, cells: Batch) -> Tensor:
+        """Return the probability that every count is of the foreground, ``(..., n, g)``."""
+        assert isinstance(decoder, Decoder)
+        y = seen(cells, cells.x)
+        found: Tensor = decoder(z, cells).log_responsibilities(y)[..., NODES:, :].exp().sum(-2)
+        return found
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the untrained network is told of the training data.
+
+    Attributes
+    ----------
+    loc, scale
+        Mean and standard deviation of log(1 + y), ``(g,)``.
+    background_loc, background_scale
+        Of the log background of every batch, ``(b, g)``.
+    log_fold, share
+        Log ratio of foreground and background, and share of cells with a foreground, ``(g,)``.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    background_loc: Tensor
+    background_scale: Tensor
+    log_fold: Tensor
+    share: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        counts: np.ndarray | sparse.csr_matrix,
+        codes: np.ndarray,
+        n_batches: int,
+        empty: np.ndarray | None = None,
+    ) -> Statistics:
+        """Learn them from counts ``(n, g)``, batch codes ``(n,)``, and counts of empty droplets."""
+        dense = counts.toarray() if sparse.issparse(counts) else counts
+        y = np.log1p(np.asarray(dense, dtype=np.float64))
+        found = levels_in_batches(dense, codes, n_batches)
+        loc, scale = found.loc, found.scale
+        if empty is not None:
+            loc, scale = (np.broadcast_to(v, loc.shape) for v in of_empty_droplets(empty))
+        n = np.maximum((~np.isnan(y)).sum(0), 1)
+        mean = np.nansum(y, axis=0) / n
+        spread = np.sqrt(np.nansum((y - mean) ** 2, axis=0) / n)
+        numbers = (
+            mean,
+            np.where(spread > 1e-3, spread, 1.0),
+            *(loc, scale, found.log_fold.mean(0), found.share.mean(0)),
+        )
+        return cls(*(torch.from_numpy(np.array(v, dtype=np.float32)) for v in numbers))
+
+
+class Encoder(nn.Module):
+    """q(z | y, s), of log(1 + y) that is standardised for every protein; the unseen are average."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, protein: Protein, shape: Shape, generator: Generator | None) -> None:
+        super().__init__()
+        self.sees_covariates = shape.encode_covariates
+        self.hidden = MLP(
+            protein.n_proteins,
+            shape.n_hidden,
+            shape.n_layers,
+            n_covariates=shape.n_covariates if shape.encode_covariates else 0,
+            generator=generator,
+        )
+        self.head = Head(shape.n_hidden, shape.n_latent, GAUSSIAN, generator)
+        self.register_buffer("loc", torch.zeros(protein.n_proteins, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(protein.n_proteins, dtype=torch.float32))
+
+    def forward(self, cells: Batch) -> Gaussian:
+        y = seen(cells, (torch.log1p(cells.x) - self.loc) / self.scale)
+        q: Gaussian = self.head(self.hidden(y, cells.s if self.sees_covariates else None))
+        return q
+
+
+class Decoder(nn.Module):
+    """p(y | z, s): background of every batch, fold and odds of the foreground of every cell."""
+
+    nodes: Tensor
+    log_weights: Tensor
+
+    def __init__(self, protein: Protein, shape: Shape, generator: Generator | None) -> None:
+        super().__init__()
+        g, self.n_latent, self.n_batches = protein.n_proteins, shape.n_latent, shape.n_batches
+        self.hidden = MLP(
+            shape.n_latent,
+            shape.n_hidden,
+            shape.n_layers,
+            n_covariates=shape.n_covariates,
+            generator=generator,
+        )
+        self.fold = Linear(shape.n_hidden, g, generator)
+        self.odds = Linear(shape.n_hidden, g, generator)
+        self.background_loc = nn.Parameter(torch.zeros(shape.n_batches, g, dtype=torch.float32))
+        self.log_background_scale = nn.Parameter(torch.full_like(self.background_loc, -1.0))
+        self.log_inverse_dispersion = nn.Parameter(torch.full((g,), 0.1, dtype=torch.float32))
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        for name, values in (("nodes", nodes), ("log_weights", np.log(weights / weights.sum()))):
+            held = torch.tensor(values, dtype=torch.float32)[:, None]
+            self.register_buffer(name, held, persistent=False)
+
+    def _background(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the log background of every cell, ``(n, g)``."""
+        loc, log_scale = self.background_loc, self.log_background_scale.clamp(-5.0, 1.0)
+        if self.n_batches > 1:
+            batch = s[:, : self.n_batches]
+            return batch @ loc, (batch @ log_scale).exp()
+        return loc, log_scale.exp()
+
+    def _foreground(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log fold over the background and log-odds of a foreground, ``(..., n, g)``."""
+        h = self.hidden(z[..., : self.n_latent], s)
+        return softplus(self.fold(h)), self.odds(h)
+
+    def forward(self, z: Tensor, cells: Batch) -> EntryMixture:
+        """Return a mixture of `NODES` backgrounds, then as many foregrounds, of every entry."""
+        assert cells.s is not None
+        loc, scale = self._background(cells.s)
+        log_fold, odds = self._foreground(z, cells.s)
+        background = (loc[..., None, :] + scale[..., None, :] * self.nodes).expand(
+            *log_fold.shape[:-1], NODES, -1
+        )
+        log_means = torch.cat([background, background + log_fold[..., None, :]], dim=-2)
+        each = [logsigmoid(sign * odds)[..., None, :] + self.log_weights for sign in (-1, 1)]
+        log_phi = DISPERSION_UNIT * self.log_inverse_dispersion
+        return EntryMixture(torch.cat(each, dim=-2), NegativeBinomial(log_means, log_phi))
+
+    def amount(self, z: Tensor, s: Tensor, background: bool) -> Tensor:
+        """Return the mean count of foreground, or of all."""
+        loc, scale = self._background(s)
+        log_fold, odds = self._foreground(z, s)
+        # The mean of exp(scale * node) under the rule, which is that of the counts decoded.
+        log_mean = loc + torch.logsumexp(self.log_weights + scale[..., None, :] * self.nodes, -2)
+        foreground = torch.exp(log_mean + log_fold + logsigmoid(odds))
+        if not background:
+            return foreground
+        return foreground + torch.exp(log_mean + logsigmoid(-odds))
