@@ -142,13 +142,13 @@ def test_background_is_summed_out_as_by_a_fine_grid() -> None:
         decoder.log_background_scale.fill_(np.log(0.3))
         p = decoder(z, cells)
         loc, scale = decoder._background(cells.s)
-        log_fold, odds = decoder._foreground(z, cells.s)
+        level, log_fold, odds = decoder._of_cells(z, cells.s)
         grid = torch.linspace(-8, 8, 801, dtype=torch.float64)[:, None, None]
         weight = torch.softmax(-0.5 * grid.square(), 0)
         r = (10 * decoder.log_inverse_dispersion).exp()
         mass: Tensor | float = 0.0
         for fold, share in ((0.0, torch.sigmoid(-odds[0])), (log_fold[0], torch.sigmoid(odds[0]))):
-            mean = torch.exp(loc + scale * grid + fold)
+            mean = torch.exp(loc + level[0] + scale * grid + fold)
             law = torch.distributions.NegativeBinomial(r.expand_as(mean), probs=mean / (mean + r))
             mass = mass + share * (weight * law.log_prob(cells.x).exp()).sum(0)
     assert isinstance(mass, Tensor)
@@ -163,7 +163,7 @@ def test_gradients_of_the_bound_are_numerical_ones() -> None:
     vae, cells = build(y, batch, n_hidden=4).eval().double(), cells_of(y, batch)
     cells = dataclasses.replace(cells, x=cells.x.double(), s=cells.s.double())
     decoder, z = decoder_of(vae), torch.randn(1, 6, D, dtype=torch.float64)
-    own = [decoder.background_loc, decoder.log_background_scale, decoder.fold.bias]
+    own = [decoder.level.bias, decoder.log_background_scale, decoder.fold.bias]
     own += [decoder.log_inverse_dispersion, decoder.odds.bias]
     assert torch.autograd.gradcheck(lambda *_: decoder(z, cells).log_prob(cells.x), own)
 
@@ -184,10 +184,10 @@ def test_counts_of_foreground_are_told_from_background(trained: tuple) -> None:
     assert np.abs(found.numpy() - truth).mean() < 0.05
 
 
-def test_background_of_every_batch_and_mean_counts_are_found(trained: tuple) -> None:
+def test_spread_of_background_and_mean_counts_are_found(trained: tuple) -> None:
     vae, cells, *_ = trained
     decoder = decoder_of(vae)
-    np.testing.assert_allclose(decoder.background_loc.detach(), LOC, atol=0.3)
+    np.testing.assert_allclose(decoder.log_background_scale.detach().exp(), 0.2, atol=0.15)
     with torch.no_grad():
         mean = decoder.amount(vae.encode(cells).mean, cells.s, True).mean(0)
     torch.testing.assert_close(mean, cells.x.mean(0), rtol=0.1, atol=0)
@@ -236,3 +236,26 @@ def test_cells_without_any_protein_are_read() -> None:
     part = Protein(2).read(adata, ["4", "0"], None, "observed", call="scvae.fit(adata")
     np.testing.assert_array_equal(part.counts.toarray(), y[:, [4, 0]])
     assert part.size[3] == 1
+
+
+def test_a_protein_that_no_cell_has_stays_background() -> None:
+    # Cells differ in their background as a whole; the last protein is nothing but that.
+    y, batch, _ = counts(400)
+    rng = np.random.default_rng(1)
+    level = np.exp(rng.normal(0, 0.4, size=400))
+    y = rng.poisson(y * level[:, None]).astype(np.float32)
+    y[:, 4] = rng.poisson(20 * level)
+    vae, cells = build(y, batch), cells_of(y, batch)
+    train(vae, cells, 150)
+    vae.eval()
+    with torch.no_grad():
+        found = Protein(G).foreground(vae.likelihood, vae.encode(cells).mean, cells)
+    assert found[:, 4].mean() < 0.4
+
+
+def test_one_hump_of_counts_is_background() -> None:
+    rng = np.random.default_rng(0)
+    found = levels(rng.poisson(np.exp(rng.normal(np.log(20), 0.3, size=(3000, 1)))))
+    np.testing.assert_allclose(found.loc, np.log(20), atol=0.05)
+    np.testing.assert_allclose(found.scale, 0.3, atol=0.05)
+    assert found.share < 0.1

@@ -9,6 +9,8 @@ import numpy as np
 FEWEST = 30  # cells of a batch from which its own background is learned; else from all cells
 ROUNDS = 60
 LEAST_SCALE, MOST_SCALE = 0.1, 1.0  # of the logarithm of the background
+RARE = 0.05  # share of foreground where there is but one hump
+APART = 3.0  # the two halves of a normal are 2.7 apart
 LEAST_COUNT = 0.05  # of a background: a protein without counts has one, too
 
 
@@ -80,7 +82,7 @@ def levels(counts: np.ndarray, instead: Levels | None = None) -> Levels:
         loc = ((share * filled).sum(1) + loc) / (total + 1)
         off = filled - loc[:, None]
         variance = ((share * off**2).sum(1) + 0.1) / (total + 1)
-    found = _of_normals(loc, variance, weight[1])
+    found = _of_normals(*_unless_one(loc, variance, weight))
     if instead is None:
         return found
     return Levels(
@@ -89,6 +91,22 @@ def levels(counts: np.ndarray, instead: Levels | None = None) -> Levels:
             for k in ("loc", "scale", "log_fold", "share")
         )
     )
+
+
+def _unless_one(
+    loc: np.ndarray, variance: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take both normals for background, where they are one hump (by Ashman's D).
+
+    A protein that no cell has would else be foreground in half of them."""
+    is_one = np.sqrt(2 / variance.sum(0)) * (loc[1] - loc[0]) < APART
+    mean = (weight * loc).sum(0)
+    whole = (weight * (variance + (loc - mean) ** 2)).sum(0)
+    loc, variance = loc.copy(), variance.copy()
+    loc[0] = np.where(is_one, mean, loc[0])
+    loc[1] = np.where(is_one, np.maximum(loc[1], mean + 2 * np.sqrt(whole)), loc[1])
+    variance[0] = np.where(is_one, whole, variance[0])
+    return loc, variance, np.where(is_one, RARE, weight[1])
 
 
 def _of_normals(loc: np.ndarray, variance: np.ndarray, share: np.ndarray) -> Levels:

@@ -1,12 +1,14 @@
 r"""Counts of surface proteins: a background that every cell has, and a foreground above it.
 
 .. math::
-    \log b_{nt} &\sim N(c_t[s_n], d_t[s_n]^2), \qquad v_{nt} \sim \mathrm{Bernoulli}(\pi_{nt}) \\
+    \log b_{nt} &\sim N(c_t[s_n] + u_n, d_t[s_n]^2), \\
+    v_{nt} &\sim \mathrm{Bernoulli}(\pi_{nt}) \\
     y_{nt} &\sim NB(b_{nt}\,a_{nt}^{v_{nt}}, \phi_t), \qquad a_{nt} \ge 1
 
-(after Gayoso et al., Nature Methods 2021). Background b and choice v are summed out: of b by a rule
-of Gauss and Hermite, so that an entry is a mixture of few negative binomials. The bound then has no
-gap for b and no posterior of it to learn: its KL is in it, and is zero.
+(after Gayoso et al., Nature Methods 2021). The level u(z, s) of its background is one number of a
+cell; c is what the counts of a batch, or its empty droplets, say before training. Background b and
+choice v are summed out: of b by a rule of Gauss and Hermite, so that an entry is a mixture of few
+negative binomials. The bound then has no gap for b and no posterior of it to learn.
 """
 
 from __future__ import annotations
@@ -192,6 +194,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """p(y | z, s): background of every batch, fold and odds of the foreground of every cell."""
 
+    background_loc: Tensor
     nodes: Tensor
     log_weights: Tensor
 
@@ -207,8 +210,14 @@ class Decoder(nn.Module):
         )
         self.fold = Linear(shape.n_hidden, g, generator)
         self.odds = Linear(shape.n_hidden, g, generator)
-        self.background_loc = nn.Parameter(torch.zeros(shape.n_batches, g, dtype=torch.float32))
-        self.log_background_scale = nn.Parameter(torch.full_like(self.background_loc, -1.0))
+        # Held at what the data said: if learned, it drifts below itself, where a protein that no
+        # cell has is foreground in all.
+        zeros = torch.zeros(shape.n_batches, g, dtype=torch.float32)
+        self.register_buffer("background_loc", zeros)
+        self.log_background_scale = nn.Parameter(zeros - 1)
+        self.level = Linear(shape.n_hidden, 1, generator)
+        nn.init.zeros_(self.level.weight)
+        nn.init.zeros_(self.level.bias)
         self.log_inverse_dispersion = nn.Parameter(torch.full((g,), 0.1, dtype=torch.float32))
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
         for name, values in (("nodes", nodes), ("log_weights", np.log(weights / weights.sum()))):
@@ -216,26 +225,25 @@ class Decoder(nn.Module):
             self.register_buffer(name, held, persistent=False)
 
     def _background(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the log background of every cell, ``(n, g)``."""
-        loc, log_scale = self.background_loc, self.log_background_scale.clamp(-5.0, 1.0)
+        """Return mean and standard deviation of the log background of a batch, ``(n, g)``."""
+        loc, log_scale = self.background_loc, self.log_background_scale.clamp(-5.0, 0.0)
         if self.n_batches > 1:
             batch = s[:, : self.n_batches]
             return batch @ loc, (batch @ log_scale).exp()
         return loc, log_scale.exp()
 
-    def _foreground(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log fold over the background and log-odds of a foreground, ``(..., n, g)``."""
+    def _of_cells(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return level of the log background ``(..., n, 1)``, log fold and log-odds of foreground,
+        ``(..., n, g)``."""
         h = self.hidden(z[..., : self.n_latent], s)
-        return softplus(self.fold(h)), self.odds(h)
+        return self.level(h), softplus(self.fold(h)), self.odds(h)
 
     def forward(self, z: Tensor, cells: Batch) -> EntryMixture:
         """Return a mixture of `NODES` backgrounds, then as many foregrounds, of every entry."""
         assert cells.s is not None
         loc, scale = self._background(cells.s)
-        log_fold, odds = self._foreground(z, cells.s)
-        background = (loc[..., None, :] + scale[..., None, :] * self.nodes).expand(
-            *log_fold.shape[:-1], NODES, -1
-        )
+        level, log_fold, odds = self._of_cells(z, cells.s)
+        background = (loc + level)[..., None, :] + scale[..., None, :] * self.nodes
         log_means = torch.cat([background, background + log_fold[..., None, :]], dim=-2)
         each = [logsigmoid(sign * odds)[..., None, :] + self.log_weights for sign in (-1, 1)]
         log_phi = DISPERSION_UNIT * self.log_inverse_dispersion
@@ -244,9 +252,10 @@ class Decoder(nn.Module):
     def amount(self, z: Tensor, s: Tensor, background: bool) -> Tensor:
         """Return the mean count of foreground, or of all."""
         loc, scale = self._background(s)
-        log_fold, odds = self._foreground(z, s)
+        level, log_fold, odds = self._of_cells(z, s)
         # The mean of exp(scale * node) under the rule, which is that of the counts decoded.
-        log_mean = loc + torch.logsumexp(self.log_weights + scale[..., None, :] * self.nodes, -2)
+        spread = torch.logsumexp(self.log_weights + scale[..., None, :] * self.nodes, dim=-2)
+        log_mean = loc + level + spread
         foreground = torch.exp(log_mean + log_fold + logsigmoid(odds))
         if not background:
             return foreground
