@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor, nn
 
-from scvae.core.vae import Batch
+from scvae.core.batch import Batch
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -23,10 +23,10 @@ from scipy import sparse
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
+from scvae.core.batch import Batch
 from scvae.core.distributions import EntryMixture, Gaussian, NegativeBinomial
 from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.networks import MLP, Linear
-from scvae.core.vae import Batch
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
 from scvae.modalities.background import levels_in_batches, of_empty_droplets
