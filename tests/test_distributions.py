@@ -32,6 +32,7 @@ from scvae.core.distributions import (
     LogNormal,
     Mixture,
     NegativeBinomial,
+    NegativeBinomialShares,
     Poisson,
     Shares,
     ZeroInflated,
@@ -1335,3 +1336,11 @@ def test_an_entry_mixture_is_finite_in_float32(x: float, log_r: float) -> None:
 def test_an_entry_mixture_refuses_weights_of_other_entries() -> None:
     with pytest.raises((ValueError, RuntimeError)):
         EntryMixture(torch.zeros(2, G), Poisson(torch.zeros(N, 2, 1)))
+
+
+def test_shares_by_their_former_name_are_the_composition() -> None:
+    draw = Generator().manual_seed(0)
+    logits, log_r = (torch.randn(5, width, generator=draw) for width in (4, 3))
+    log_total, x = torch.full((5, 1), 2.0), torch.tensor([1.0, 0.0, 3.0]).expand(5, 3)
+    expected = NegativeBinomial(Shares(logits, log_total, 3), log_r).log_prob(x)
+    assert torch.equal(NegativeBinomialShares(logits, log_total, log_r).log_prob(x), expected)

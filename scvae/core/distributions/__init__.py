@@ -7,6 +7,7 @@ users of torch expect. Samplers take a `generator`; parameters are checked on re
 from scvae.core.distributions.counts import (
     Detected,
     NegativeBinomial,
+    NegativeBinomialShares,
     Poisson,
     Shares,
     ZeroInflated,
@@ -27,6 +28,7 @@ __all__ = [
     "LogNormal",
     "Mixture",
     "NegativeBinomial",
+    "NegativeBinomialShares",
     "Poisson",
     "Shares",
     "ZeroInflated",

@@ -251,6 +251,18 @@ class NegativeBinomial(Factorised):
             return torch.poisson(unit * (self.mean / shape_parameter), generator=generator)
 
 
+def NegativeBinomialShares(
+    logits: Tensor, log_total: Tensor, log_inverse_dispersion: Tensor
+) -> NegativeBinomial:
+    """Return ``NegativeBinomial(Shares(logits, log_total), log_inverse_dispersion)``.
+
+    For code that was written when this was a class; as many columns are counted as there are
+    dispersions.
+    """
+    shares = Shares(logits, log_total, log_inverse_dispersion.shape[-1])
+    return NegativeBinomial(shares, log_inverse_dispersion)
+
+
 class ZeroInflated(Factorised):
     r"""Any count distribution whose entries are, with probability :math:`\pi`, replaced by zero.
 
