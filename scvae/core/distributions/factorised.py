@@ -14,7 +14,7 @@ from scvae.core.shapes import broadcast_shape
 
 def event_last(*tensors: Tensor) -> tuple[Size, Size]:
     """Return the batch shape and the event shape, the last axis, of tensors broadcast together."""
-    shape = broadcast_shape(*(t.shape for t in tensors))
+    shape = broadcast_shape(*[t.shape for t in tensors])
     return Size(shape[:-1]), Size(shape[-1:])
 
 

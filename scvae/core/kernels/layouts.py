@@ -34,7 +34,7 @@ def demand(name: str, rows: int, matrices: tuple[Tensor, ...], device: str = "cp
     for number, matrix in enumerate(matrices):
         if not _is_plain(matrix, device):
             raise _not_plain(name, number, matrix, device)
-    _demand_shapes(name, rows, tuple(matrix.shape for matrix in matrices))
+    _demand_shapes(name, rows, tuple([matrix.shape for matrix in matrices]))
 
 
 def _is_plain(tensor: Tensor, device: str) -> bool:

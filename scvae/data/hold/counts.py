@@ -95,7 +95,7 @@ class Counts:
             values.copy_(self.values[entry])
         else:
             given = (self.indptr, self.indices, self.values, rows, indptr, indices, values)
-            kernel(*(tensor.numpy() for tensor in given))
+            kernel(*[tensor.numpy() for tensor in given])
         longest = int(length.max()) if len(rows) else 0
         return Counts(indptr, indices, values, self.n_genes, longest)
 
@@ -113,7 +113,7 @@ class Counts:
             return self._dense_by_index(rows)
         out = torch.zeros(len(rows), self.n_genes, dtype=torch.float32)
         given = (self.indptr, self.indices, self.values, rows, out)
-        kernel(*(tensor.numpy() for tensor in given))
+        kernel(*[tensor.numpy() for tensor in given])
         return out
 
     def _dense_by_index(self, rows: Tensor) -> Tensor:
