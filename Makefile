@@ -27,8 +27,8 @@ DATA_TESTS := tests/test_forms.py tests/test_source.py tests/test_covariates.py 
 
 test-newest:
 	test -x $(NEWEST) || $(PYTHON) -m venv .venv-newest
-	$(NEWEST) -m pip install --quiet --disable-pip-version-check torch
-	$(NEWEST) -m pip install --quiet --disable-pip-version-check --upgrade \
+	grep "^torch==" constraints.txt > .venv-newest/torch.txt  # a newer one may come with CUDA, in gigabytes
+	$(NEWEST) -m pip install --quiet --disable-pip-version-check --upgrade -c .venv-newest/torch.txt \
 		--upgrade-strategy eager -e ".[multimodal,lazy]" pytest hypothesis
 	$(NEWEST) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade pandas
 	$(NEWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|numpy|pandas|scipy|torch|dask|zarr) "
