@@ -13,6 +13,7 @@ import torch
 
 import scvae
 from scvae import core
+from scvae.analysis.glm import adjust, size_factors
 from scvae.data.checkup.association import cramers_v
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.models.fitted import Fitted
@@ -23,7 +24,7 @@ NAMES = {name: getattr(core, name) for name in core.__all__}
 PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
 PUBLIC = {name: thing for name, thing in PUBLIC.items() if not inspect.ismodule(thing)}
 FURTHER = {"Report": Report, "Finding": Finding, "Kind": Kind, "cramers_v": cramers_v}
-FURTHER["Fitted"] = Fitted
+FURTHER |= {"Fitted": Fitted, "size_factors": size_factors, "adjust": adjust}
 # Functions of the public modules, and methods of public classes, which no other name shows.
 WITHIN = {
     f"{module}.{name}": getattr(getattr(scvae, module), name)
