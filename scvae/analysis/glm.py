@@ -161,9 +161,13 @@ def degrees_of_freedom(means: np.ndarray, design: np.ndarray) -> np.ndarray:
 
     A replicate without a count in either arm has a coefficient of its own that says so: neither
     the samples nor the coefficient tell anything of the spread."""
-    patterns, which = np.unique(means > FITTED_ZERO, axis=0, return_inverse=True)
-    free = [int(seen.sum()) - _rank(design[seen]) for seen in patterns]
-    return np.array(free, dtype=float)[which.reshape(-1)]
+    seen = means > FITTED_ZERO
+    out = np.full(len(means), float(len(design) - _rank(design)))
+    some = ~seen.all(axis=1)
+    patterns, which = np.unique(seen[some], axis=0, return_inverse=True)
+    free = [int(pattern.sum()) - _rank(design[pattern]) for pattern in patterns]
+    out[some] = np.array(free, dtype=float)[which.reshape(-1)]
+    return out
 
 
 def _rank(design: np.ndarray) -> int:
