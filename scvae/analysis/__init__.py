@@ -1,6 +1,7 @@
 """Analyses of cells and fitted models: functions, none of which changes what it is given."""
 
 from scvae.analysis.compare import Comparison, compare
+from scvae.analysis.doublets import Doublets, doublets
 from scvae.analysis.neighbours import lay_out, neighbors
 
-__all__ = ["Comparison", "compare", "lay_out", "neighbors"]
+__all__ = ["Comparison", "Doublets", "compare", "doublets", "lay_out", "neighbors"]
