@@ -2,6 +2,16 @@
 
 from scvae.analysis.compare import Comparison, compare
 from scvae.analysis.doublets import Doublets, doublets
+from scvae.analysis.loadings import interpret, loadings
 from scvae.analysis.neighbours import lay_out, neighbors
 
-__all__ = ["Comparison", "Doublets", "compare", "doublets", "lay_out", "neighbors"]
+__all__ = [
+    "Comparison",
+    "Doublets",
+    "compare",
+    "doublets",
+    "interpret",
+    "lay_out",
+    "loadings",
+    "neighbors",
+]
