@@ -3,6 +3,7 @@
 from scvae.analysis.compare import Comparison, compare
 from scvae.analysis.doublets import Doublets, doublets
 from scvae.analysis.loadings import interpret, loadings
+from scvae.analysis.markers import markers
 from scvae.analysis.neighbours import lay_out, neighbors
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "interpret",
     "lay_out",
     "loadings",
+    "markers",
     "neighbors",
 ]
