@@ -22,6 +22,8 @@ PER_CELL = 0.008 / 1_000  # doublets per cell recovered, of droplets of 10x Geno
 MOST_EXPECTED = 0.4  # share of doublets
 FEWEST_CELLS = 20  # of a batch in which pairs are drawn
 NEAR = (10, 30, 100)  # neighbours of which shares are taken
+COMPONENTS = 30  # of log counts, beside the embedding
+FOLDS = 3  # a cell is scored by trees that did not see it
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ def doublets(
     r"""Return a score of every cell of being two, and which are called so.
 
     As many doublets as there are cells are made: sums of the raw counts of two cells of a batch of
-    the model. Both are embedded. How many of a cell's neighbours were made, and how deeply it was
-    counted for its batch, is weighed by a logistic regression that tells made from measured (after
-    Wolock, Lopez and Klein, "Scrublet", Cell Systems 2019). The threshold is the least at which
+    the model. How many of a cell's neighbours were made (in the embedding, and in components of log
+    counts), how deeply it was counted for its batch, and how many genes it expresses, is weighed by
+    boosted trees that tell made from measured (after Germain et al., "Doublet identification in
+    single-cell sequencing data using scDblFinder", F1000Research 2021), each cell by trees that did
+    not see it. The threshold is the least at which
 
     .. math:: \frac{S_\mathrm{measured}(t) - r S_\mathrm{made}(t)}{1 - r}
 
@@ -95,7 +99,7 @@ def doublets(
     key_added
         Also write score and call to ``obs[key_added + "_score"]`` and ``obs[key_added]``.
     seed
-        Of the pairs.
+        Of pairs, trees and components.
 
     Raises
     ------
@@ -123,7 +127,7 @@ def doublets(
     )
     pairs = _pairs(codes, rng)
     made = sums_of_two(dataset, pairs)
-    scores = _scores(model, dataset, made)
+    scores = _scores(model, dataset, made, seed)
     measured, simulated = scores[: len(dataset)], scores[len(dataset) :]
     threshold, wrong = _threshold(measured, simulated, rate, allowed)
     called = measured >= threshold
@@ -175,22 +179,47 @@ def sums_of_two(dataset: Dataset, pairs: np.ndarray) -> Dataset:
     return Dataset.build(summed, design, codes, size, dataset.device)
 
 
-def _scores(model: Model, dataset: Dataset, made: Dataset) -> np.ndarray:
-    """Return the score of all cells and then of all doublets that were made, ``(n + m,)``."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import NearestNeighbors
-    from sklearn.preprocessing import StandardScaler
+def _scores(model: Model, dataset: Dataset, made: Dataset, seed: int) -> np.ndarray:
+    """Return the score of all cells and then of all doublets that were made, ``(n + m,)``.
 
-    x = np.concatenate([model.embed_dataset(dataset), model.embed_dataset(made)])
-    is_made = np.arange(len(x)) >= len(dataset)
+    Each by trees that were grown without it, on rows in random order: cells of a kind lie together.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    is_made = np.arange(len(dataset) + len(made)) >= len(dataset)
+    trees = HistGradientBoostingClassifier(max_depth=3, max_iter=60, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    features = _features(model, dataset, made, is_made, seed)
+    predicted = cross_val_predict(trees, features, is_made, cv=folds, method="predict_proba")
+    return np.asarray(predicted)[:, 1]
+
+
+def _features(
+    model: Model, dataset: Dataset, made: Dataset, is_made: np.ndarray, seed: int
+) -> np.ndarray:
+    """Return shares of made neighbours, in the embedding and in components of counts, and size."""
+    from sklearn.decomposition import TruncatedSVD
+
+    counts = sparse.vstack([csr(dataset), csr(made)], format="csr")
+    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
+    logs = sparse.diags_array(1e4 / totals) @ counts
+    n_components = min(COMPONENTS, counts.shape[1] - 1)
+    components = TruncatedSVD(n_components, random_state=seed).fit_transform(logs.log1p())
+    embedded = np.concatenate([model.embed_dataset(dataset), model.embed_dataset(made)])
+    n_expressed = np.log(np.maximum(np.diff(counts.indptr), 1))
+    shares = [_made_nearby(x, is_made) for x in (embedded, components)]
+    return np.column_stack([*shares, _relative_size(dataset, made), n_expressed])
+
+
+def _made_nearby(x: np.ndarray, is_made: np.ndarray) -> np.ndarray:
+    """Return which share of the nearest neighbours was made, for several numbers of them."""
+    from sklearn.neighbors import NearestNeighbors
+
     most = min(max(NEAR), len(x) - 1)
     near = NearestNeighbors(n_neighbors=most).fit(x).kneighbors(return_distance=False)
     cumulative = np.cumsum(is_made[near], axis=1)
-    shares = [cumulative[:, k - 1] / k for k in sorted({min(k, most) for k in NEAR})]
-    features = np.column_stack([*shares, _relative_size(dataset, made)])
-    scaled = StandardScaler().fit_transform(features)
-    found: np.ndarray = LogisticRegression().fit(scaled, is_made).predict_proba(scaled)[:, 1]
-    return found
+    return np.column_stack([cumulative[:, min(k, most) - 1] / min(k, most) for k in NEAR])
 
 
 def _relative_size(dataset: Dataset, made: Dataset) -> np.ndarray:
