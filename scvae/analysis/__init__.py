@@ -1,6 +1,7 @@
 """Analyses of cells and fitted models: functions, none of which changes what it is given."""
 
 from scvae.analysis.compare import Comparison, compare
+from scvae.analysis.correlations import correlations
 from scvae.analysis.doublets import Doublets, doublets
 from scvae.analysis.loadings import interpret, loadings
 from scvae.analysis.markers import markers
@@ -10,6 +11,7 @@ __all__ = [
     "Comparison",
     "Doublets",
     "compare",
+    "correlations",
     "doublets",
     "interpret",
     "lay_out",
