@@ -20,7 +20,9 @@ def test_loadings_make_the_coordinates(trained: tuple[AnnData, scvae.Model]) -> 
         expression = log_composition(decoder, z, axes.covariates, axes.genes).numpy()
         coordinates = axes(decoder, z).numpy()
     weights = loadings(model)
-    seen = [(adata.var_names if i < adata.n_vars else ["(other genes)"])[i] for i in axes.genes.tolist()]
+    seen = [
+        (adata.var_names if i < adata.n_vars else ["(other genes)"])[i] for i in axes.genes.tolist()
+    ]
     assert list(weights.index) == seen
     made = expression @ weights.to_numpy()
     centred = [x - x.mean(0) for x in (made, coordinates)]

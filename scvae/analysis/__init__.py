@@ -6,10 +6,12 @@ from scvae.analysis.doublets import Doublets, doublets
 from scvae.analysis.loadings import interpret, loadings
 from scvae.analysis.markers import markers
 from scvae.analysis.neighbours import lay_out, neighbors
+from scvae.analysis.perturb import Perturbation, perturb
 
 __all__ = [
     "Comparison",
     "Doublets",
+    "Perturbation",
     "compare",
     "correlations",
     "doublets",
@@ -18,4 +20,5 @@ __all__ = [
     "loadings",
     "markers",
     "neighbors",
+    "perturb",
 ]

@@ -165,7 +165,7 @@ def compare(
     min_effect = check_positive("min_effect", min_effect, "0.25")
     key_added = check_name("key_added", key_added, "compared", or_none=True)
     obs, notes = adata.obs, []
-    arm, treated, reference = _arms(obs, check_name("condition", condition, "stim"), levels)
+    arm, treated, reference = arms_of(obs, check_name("condition", condition, "stim"), levels)
     group = names_of(obs, groups, "groups") if groups else np.full(len(obs), "all", dtype=object)
     unit = names_of(obs, replicate, "replicate") if replicate else arm.astype(str).astype(object)
     if replicate is None:
@@ -203,7 +203,7 @@ def compare(
 # -- what is asked -------------------------------------------------------------------------------
 
 
-def _arms(
+def arms_of(
     obs: pd.DataFrame, condition: str, levels: tuple[str, str] | None
 ) -> tuple[np.ndarray, str, str]:
     """Return 1 for treated, 0 for reference, -1 for other cells, and the names of both."""
