@@ -133,7 +133,8 @@ def compare(
     -------
     Comparison
         ``table`` with ``gene``, ``group``; ``lfc``, ``lfc_low``, ``lfc_high``: :math:`\log_2` fold
-        change of counts and its 95 % interval; ``p``, ``fdr`` (Benjamini and Hochberg, by group);
+        change of counts and its 95 % interval (wide, of a gene that one arm lacks); ``p``, ``fdr``
+        (Benjamini and Hochberg, by group);
         ``probability`` that :math:`|\mathrm{lfc}|` is above `min_effect` (flat prior);
         ``lfc_model``, ``lfc_model_low``, ``lfc_model_high``: of denoised expression, over
         replicates and draws, of a model that draws like cells together: smaller, as a rule;
