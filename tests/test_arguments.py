@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 
 import scvae
 from scvae import ConfigError, DataError, FileError, ScvaeError
+from scvae.analysis.compare import Comparison
+from scvae.analysis.doublets import Doublets
 
 METHODS = (
     "embed",
@@ -109,6 +111,17 @@ def model(cells: AnnData) -> scvae.Model:
     return scvae.fit(cells.copy(), batch="batch", **QUICK)
 
 
+def compared() -> Comparison:
+    """Return one gene of one group."""
+    effect = {"lfc": [0.5], "lfc_low": [0.1], "lfc_high": [0.9], "p": [0.01], "fdr": [0.02]}
+    table = pd.DataFrame({"group": ["all"], "gene": ["a"], **effect})
+    return Comparison(table, pd.DataFrame(), [])
+
+
+def scored() -> pd.DataFrame:
+    return pd.DataFrame({"score": [0.1, 0.9], "is_doublet": [False, True]})
+
+
 def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
     """Return arguments with which the function succeeds, soon."""
     ax = Figure().subplots()
@@ -122,6 +135,9 @@ def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
         "plot.history": {"model": model},
         "plot.fit_check": {"model": model, "adata": adata},
         "plot.neighbors": {"adata": adata, "key": "z"},
+        "plot.axis_loadings": {"weights": pd.DataFrame({"1": [0.5, -0.1]}, index=["a", "b"])},
+        "plot.volcano": {"compared": compared()},
+        "plot.doublet_scores": {"found": Doublets(scored(), np.ones(2) / 2, 0.1, 0.5, 0.01, 0.5)},
         "model.log_likelihood": {"adata": adata, "samples": 2},
         "model.mean_log_likelihood": {"adata": adata, "samples": 2},
         "model.amount": {"data": adata},

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scvae.analysis.compare import Comparison
 from scvae.analysis.doublets import Doublets
-from scvae.arguments import check_whole, shown
+from scvae.arguments import check_name, check_whole, shown
 from scvae.errors import ConfigError
 from scvae.plot.figures import PALETTE, check_axes, own_axes
 
@@ -89,6 +89,7 @@ def _group_of(compared: Comparison, group: str | None) -> tuple[pd.DataFrame, st
             f"compared={shown(compared)}, but it must be what scvae.analysis.compare returned."
         )
     known = list(dict.fromkeys(compared.table["group"]))
+    group = check_name("group", group, known[0], or_none=True)
     if (group is None and len(known) > 1) or (group is not None and group not in known):
         raise ConfigError(f"group={shown(group)} is not one of {known[:9]}: group={known[0]!r}")
     name = known[0] if group is None else group
@@ -130,11 +131,12 @@ def axis_loadings(
     >>> len(scvae.plot.axis_loadings(weights, "1", n_genes=5).patches)
     10
     """
-    if not isinstance(weights, pd.DataFrame) or axis not in weights:
+    if not isinstance(weights, pd.DataFrame) or not len(weights.columns):
         raise ConfigError(
-            f"axis={shown(axis)} is none of weights, which scvae.analysis.loadings(model) "
-            "returns: axis='1'"
+            f"weights={shown(weights)}, but it must be what scvae.analysis.loadings returned."
         )
+    if check_name("axis", axis, "1") not in weights:
+        raise ConfigError(f"axis={shown(axis)} is none of {list(weights)[:9]}, those of weights.")
     n = min(check_whole("n_genes", n_genes, 10), len(weights) // 2)
     ordered = weights[axis].sort_values(kind="stable")
     chosen = pd.concat([ordered.head(n), ordered.tail(n)])

@@ -24,7 +24,12 @@ RAW = "raw"  # as a layer: adata.raw, unless there is a layer of that name
 
 def is_raw(adata: AnnData, layer: str | None) -> bool:
     """Return whether `layer` means adata.raw."""
-    return layer == RAW and RAW not in adata.layers and adata.raw is not None
+    return (
+        isinstance(layer, str)
+        and layer == RAW
+        and RAW not in adata.layers
+        and adata.raw is not None
+    )
 
 
 def genes_of(adata: AnnData, layer: str | None) -> pd.Index:
