@@ -135,7 +135,9 @@ def test_the_description_tells_what_info_and_the_summary_tell(
     told = {name: np.atleast_1d(uns[name]).tolist() for name in ("batches", "covariates")}
     assert told == {name: facts[name] for name in told}
     assert told["covariates"] == ([] if covariates is None else ["cell_type", "library_size"])
-    assert data.get("covariates", "") == ", ".join(map(repr, told["covariates"]))
+    kinds = dict.fromkeys(("cell_type",), "category") | {"library_size": "number"}
+    shown = [f"{name!r} ({kinds[name]})" for name in told["covariates"]]
+    assert data.get("covariates", "") == ", ".join(shown)
     assert (uns["batch"], uns["layer"]) == (facts["batch_column"], facts["layer"])
     assert (uns["library_size"], uns["seed"]) == (facts["library_size"], facts["seed"])
     assert uns["elbo_held_out"] == facts["held_out_elbo"]
@@ -636,7 +638,7 @@ REFUSED: dict[str, tuple[Callable[[AnnData], None], dict[str, Any], type, tuple[
         set_log_and_raw,
         {},
         DataError,
-        ("adata.X", "non-integer", "adata.raw.to_adata()"),
+        ("adata.X", "non-integer", "scvae.fit(adata, layer='raw')"),
     ),
     "negative": (set_value(-2), {}, DataError, ("negative", "-2", "'cell_3'", "'gene_7'")),
     "NaN": (set_value(np.nan), {}, DataError, ("NaN", "nan", "'cell_3'", "'gene_7'")),
@@ -676,7 +678,7 @@ REFUSED: dict[str, tuple[Callable[[AnnData], None], dict[str, Any], type, tuple[
         set_batch("solo", slice(9, 10)),
         {"batch": "batch"},
         DataError,
-        ("adata.obs['batch']", "'solo'", "adata[adata.obs['batch'] != 'solo'].copy()"),
+        ("adata.obs['batch']", "'solo'", ".value_counts()).astype(int) > 1].copy()"),
     ),
     "batch twice": (
         nothing,

@@ -303,7 +303,7 @@ def test_errors_and_warnings_name_the_verb_that_was_called(fitted: Fitted, call:
     other.raw = adata.copy()
     with pytest.raises(DataError) as caught:
         VERBS[call](model, other)
-    assert f"adata.raw.to_adata(), then {call})." in str(caught.value)
+    assert f"adata.raw holds some: {call}, layer='raw')." in str(caught.value)
 
 
 # -- bounds ----------------------------------------------------------------------------------------

@@ -113,5 +113,5 @@ def test_products_have_second_derivatives(native: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_sparse_layer_refuses_other_columns(columns: int, dtype: torch.dtype) -> None:
     layer = Layer(100, 16, sparse=True, generator=Generator().manual_seed(0)).to(dtype)
-    with pytest.raises(ValueError, match=rf"\(8, {columns}\).*\(100, 16\)"):
+    with pytest.raises(ValueError, match=rf"takes 100 columns.*\(8, {columns}\)"):
         layer(torch.zeros(8, columns, dtype=dtype))

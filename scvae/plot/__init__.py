@@ -5,10 +5,14 @@ somebody has to close. In a notebook a Figure shows itself when it is the last l
 so do the Axes that are returned here.
 """
 
-from scvae.analysis.neighbours import neighbors
+from typing import TYPE_CHECKING, Any
+
 from scvae.plot.analyses import axis_loadings, doublet_scores, volcano
 from scvae.plot.cells import scatter, umap
 from scvae.plot.fits import fit_check, history
+
+if TYPE_CHECKING:
+    from scvae.analysis import neighbors
 
 __all__ = [
     "axis_loadings",
@@ -20,3 +24,11 @@ __all__ = [
     "umap",
     "volcano",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "neighbors":
+        raise AttributeError(f"module 'scvae.plot' has no attribute {name!r}")
+    from scvae.analysis import neighbors  # not above: analyses need torch, and pictures do not
+
+    return neighbors

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvae.analysis.compare import Comparison
-from scvae.analysis.doublets import Doublets
 from scvae.arguments import check_name, check_whole, shown
 from scvae.errors import ConfigError
 from scvae.plot.figures import PALETTE, check_axes, own_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from scvae.analysis import Comparison, Doublets
 
 GREY = "#b0b0b0"
 FOUND = 0.05  # false discovery rate
@@ -84,6 +84,8 @@ def volcano(
 
 def _group_of(compared: Comparison, group: str | None) -> tuple[pd.DataFrame, str]:
     """Return the rows of one group that have a p, and its name."""
+    from scvae.analysis import Comparison
+
     if not isinstance(compared, Comparison):
         raise ConfigError(
             f"compared={shown(compared)}, but it must be what scvae.analysis.compare returned."
@@ -168,6 +170,8 @@ def doublet_scores(found: Doublets, *, ax: Axes | None = None) -> Axes:
     >>> scvae.plot.doublet_scores(scvae.analysis.doublets(model, adata)).get_xlabel()
     'doublet score'
     """
+    from scvae.analysis import Doublets
+
     if not isinstance(found, Doublets):
         raise ConfigError(
             f"found={shown(found)}, but it must be what scvae.analysis.doublets returned."

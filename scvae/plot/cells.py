@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from scvae.analysis.neighbours import layout
 from scvae.arguments import (
     check_choice,
     check_name,
@@ -105,6 +104,8 @@ def umap(
     recompute, seed = check_switch("recompute", recompute, True), check_seed(seed)
     if path is not None:
         check_picture(path)
+    from scvae.analysis.neighbours import layout
+
     points = layout(adata, key, recompute, seed)
     figure, axes = _panels(max(1, len(names)))
     if not names:
