@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Size, Tensor
@@ -59,7 +60,37 @@ class Shares:
         return Shares(self.logits.expand(of_logits), self.log_total.expand(of_total), shape[-1])
 
 
-class Poisson(Factorised):
+class _OfMeans(Factorised):
+    """Counts by their log-means, or by `Shares`, of which all zeros together cost one sum."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real_vector}
+
+    def __init__(self, log_mean: Tensor | Shares, validate_args: bool | None = False) -> None:
+        self._given = log_mean
+        shape = Size(log_mean.shape)
+        super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
+
+    @property
+    def log_mean(self) -> Tensor:
+        return self._given.log_mean if isinstance(self._given, Shares) else self._given
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        return type(self)(self._given.expand(Size(batch_shape) + self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) of every row, ``(...)``."""
+        given = self._given
+        if isinstance(given, Shares) and given.shape[-1] == value.shape[-1]:
+            demand_support(self, value)
+            return self._row_log_prob(value, given.logits, given.log_total)
+        return super().log_prob(value)
+
+    @abstractmethod
+    def _row_log_prob(self, value: Tensor, logits: Tensor, log_total: Tensor) -> Tensor:
+        """Return log p(x) of every row, by its non-zeros."""
+
+
+class Poisson(_OfMeans):
     r"""Independent Poisson counts over the last axis, by their log-mean.
 
     .. math:: \log p(x) = \sum_g x_g \log\mu_g - \mu_g - \log x_g!
@@ -71,17 +102,7 @@ class Poisson(Factorised):
         sum.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real_vector}
     support = constraints.independent(constraints.nonnegative_integer, 1)
-
-    def __init__(self, log_mean: Tensor | Shares, validate_args: bool | None = False) -> None:
-        self._given = log_mean
-        shape = Size(log_mean.shape)
-        super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
-
-    @property
-    def log_mean(self) -> Tensor:
-        return self._given.log_mean if isinstance(self._given, Shares) else self._given
 
     @property
     def mean(self) -> Tensor:
@@ -91,19 +112,11 @@ class Poisson(Factorised):
     def variance(self) -> Tensor:
         return self.mean
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Poisson:
-        return Poisson(self._given.expand(Size(batch_shape) + self.event_shape))
-
     def entry_log_prob(self, value: Tensor) -> Tensor:
         return poisson_log_mass(value, self.log_mean)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(x) of every row, ``(...)``."""
-        given = self._given
-        if isinstance(given, Shares) and given.shape[-1] == value.shape[-1]:
-            demand_support(self, value)
-            return poisson_log_prob(value, given.logits, given.log_total)
-        return super().log_prob(value)
+    def _row_log_prob(self, value: Tensor, logits: Tensor, log_total: Tensor) -> Tensor:
+        return poisson_log_prob(value, logits, log_total)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended(sample_shape)
@@ -111,7 +124,7 @@ class Poisson(Factorised):
             return torch.poisson(self.mean.expand(shape), generator=generator)
 
 
-class Detected(Factorised):
+class Detected(_OfMeans):
     r"""Ones where a Poisson count is above zero, else zeros, over the last axis.
 
     .. math:: \log p(x) = \sum_g x_g \log(e^{\mu_g} - 1) - \mu_g
@@ -122,17 +135,7 @@ class Detected(Factorised):
         Of the count, as for `Poisson`.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {"log_mean": constraints.real_vector}
     support = constraints.independent(constraints.boolean, 1)
-
-    def __init__(self, log_mean: Tensor | Shares, validate_args: bool | None = False) -> None:
-        self._given = log_mean
-        shape = Size(log_mean.shape)
-        super().__init__(Size(shape[:-1]), Size(shape[-1:]), validate_args=validate_args)
-
-    @property
-    def log_mean(self) -> Tensor:
-        return self._given.log_mean if isinstance(self._given, Shares) else self._given
 
     @property
     def mean(self) -> Tensor:
@@ -142,19 +145,11 @@ class Detected(Factorised):
     def variance(self) -> Tensor:
         return self.mean * torch.exp(-self.log_mean.exp())
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Detected:
-        return Detected(self._given.expand(Size(batch_shape) + self.event_shape))
-
     def entry_log_prob(self, value: Tensor) -> Tensor:
         return detected_log_mass(value, self.log_mean)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(x) of every row, ``(...)``."""
-        given = self._given
-        if isinstance(given, Shares) and given.shape[-1] == value.shape[-1]:
-            demand_support(self, value)
-            return detected_log_prob(value, given.logits, given.log_total)
-        return super().log_prob(value)
+    def _row_log_prob(self, value: Tensor, logits: Tensor, log_total: Tensor) -> Tensor:
+        return detected_log_prob(value, logits, log_total)
 
     def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended(sample_shape)
