@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from scvae.arguments import (
 )
 from scvae.data.checkup.association import cramers_v
 from scvae.data.read.covariates import column
-from scvae.errors import ConfigError, DataError
+from scvae.errors import ConfigError, DataError, warn
 from scvae.models.fitted import Fitted
 
 if TYPE_CHECKING:
@@ -234,7 +233,7 @@ def _confounded(model: Fitted, obs: pd.DataFrame, condition: str, arm: np.ndarra
         f"{condition!r} and the batches {batch!r} go together (Cramér's V {v:.2f}): no correction "
         "can tell an effect of the one from the other's"
     )
-    warnings.warn(said + ".", stacklevel=3)
+    warn(said + ".")
     return [said]
 
 
@@ -260,9 +259,8 @@ def _covariates(obs: pd.DataFrame, names: list[str], summed: Samples) -> np.ndar
 def _warn(null: pd.DataFrame) -> None:
     bad = null[(null["null_found"] > FDR * null["found"].clip(lower=20)) & (null["found"] > 0)]
     if len(bad):
-        warnings.warn(
+        warn(
             f"With the condition permuted, genes are found, too: {bad['null_found'].max():.1f} in "
             f"the mean in {bad['group'].iloc[0]!r}. Replicates differ by more than the condition "
-            "(sex, age, run?); give what is known of them: covariates=[...].",
-            stacklevel=3,
+            "(sex, age, run?); give what is known of them: covariates=[...]."
         )

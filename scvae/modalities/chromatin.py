@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from scvae.core.distributions import Detected, Gaussian, Poisson, Shares
 from scvae.core.heads import GAUSSIAN, Head
-from scvae.core.networks import MLP, WideLinear
+from scvae.core.networks import WideLinear
 from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
@@ -171,14 +171,7 @@ class Encoder(nn.Module):
     def __init__(self, chromatin: Chromatin, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.sees_covariates = shape.encode_covariates
-        self.hidden = MLP(
-            chromatin.n_regions,
-            shape.n_hidden,
-            shape.n_layers,
-            n_covariates=shape.n_covariates if shape.encode_covariates else 0,
-            sparse=True,
-            generator=generator,
-        )
+        self.hidden = shape.encoding(chromatin.n_regions, generator, sparse=True)
         self.head = Head(shape.n_hidden, shape.n_latent, GAUSSIAN, generator)
         self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
@@ -194,13 +187,7 @@ class Decoder(nn.Module):
     def __init__(self, chromatin: Chromatin, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.n_latent, self.law = shape.n_latent, _LAWS[chromatin.likelihood]
-        self.hidden = MLP(
-            shape.n_latent,
-            shape.n_hidden,
-            shape.n_layers,
-            n_covariates=shape.n_covariates,
-            generator=generator,
-        )
+        self.hidden = shape.decoding(generator)
         self.share = WideLinear(shape.n_hidden, chromatin.n_regions, generator)
 
     def accessibility(self, z: Tensor, s: Tensor) -> Tensor:

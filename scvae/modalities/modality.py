@@ -16,9 +16,14 @@ from scipy import sparse
 from torch import Generator, Tensor, nn
 
 from scvae.core.batch import Batch
+from scvae.core.networks import MLP
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# An adaptive optimiser moves a parameter by at most the sum of its rates, about 0.8 in a short fit.
+# The logarithm of an inverse dispersion has further to go, so it is kept in units of 10.
+DISPERSION_UNIT = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,27 @@ class Shape:
     n_batches: int
     n_covariates: int
     encode_covariates: bool
+
+    def decoding(self, generator: Generator | None) -> MLP:
+        """Return the hidden layers of a decoder."""
+        return MLP(
+            self.n_latent,
+            self.n_hidden,
+            self.n_layers,
+            n_covariates=self.n_covariates,
+            generator=generator,
+        )
+
+    def encoding(self, n_in: int, generator: Generator | None, *, sparse: bool = False) -> MLP:
+        """Return the hidden layers of an encoder of `n_in` features."""
+        return MLP(
+            n_in,
+            self.n_hidden,
+            self.n_layers,
+            n_covariates=self.n_covariates if self.encode_covariates else 0,
+            sparse=sparse,
+            generator=generator,
+        )
 
 
 @dataclass(frozen=True)

@@ -26,18 +26,17 @@ from torch.nn.functional import logsigmoid, softplus
 from scvae.core.batch import Batch
 from scvae.core.distributions import EntryMixture, Gaussian, NegativeBinomial
 from scvae.core.heads import GAUSSIAN, Head
-from scvae.core.networks import MLP, Linear
+from scvae.core.networks import Linear
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
 from scvae.modalities.background import levels_in_batches, of_empty_droplets
-from scvae.modalities.modality import Part, Shape, seen
+from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape, seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 KIND = "protein"
 NODES = 5  # of the background's normal
-DISPERSION_UNIT = 10.0  # as for RNA: log phi has far to go at the rate of the others
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,7 @@ class Encoder(nn.Module):
     def __init__(self, protein: Protein, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.sees_covariates = shape.encode_covariates
-        self.hidden = MLP(
-            protein.n_proteins,
-            shape.n_hidden,
-            shape.n_layers,
-            n_covariates=shape.n_covariates if shape.encode_covariates else 0,
-            generator=generator,
-        )
+        self.hidden = shape.encoding(protein.n_proteins, generator)
         self.head = Head(shape.n_hidden, shape.n_latent, GAUSSIAN, generator)
         self.register_buffer("loc", torch.zeros(protein.n_proteins, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(protein.n_proteins, dtype=torch.float32))
@@ -201,13 +194,7 @@ class Decoder(nn.Module):
     def __init__(self, protein: Protein, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         g, self.n_latent, self.n_batches = protein.n_proteins, shape.n_latent, shape.n_batches
-        self.hidden = MLP(
-            shape.n_latent,
-            shape.n_hidden,
-            shape.n_layers,
-            n_covariates=shape.n_covariates,
-            generator=generator,
-        )
+        self.hidden = shape.decoding(generator)
         self.fold = Linear(shape.n_hidden, g, generator)
         self.odds = Linear(shape.n_hidden, g, generator)
         # Held at what the data said: if learned, it drifts below itself, where a protein that no

@@ -23,22 +23,19 @@ from torch.nn.functional import linear
 from scvae.choices import Dispersion, Likelihood
 from scvae.core.distributions import Gaussian, NegativeBinomial, Poisson, Shares, ZeroInflated
 from scvae.core.heads import GAUSSIAN, Head
-from scvae.core.networks import MLP, WideLinear
+from scvae.core.networks import WideLinear
 from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
 from scvae.data.read.library import library_sizes
 from scvae.data.read.source import is_raw, where_named
-from scvae.modalities.modality import Part, Shape
+from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 KIND = "rna"
-# An adaptive optimiser moves a parameter by at most the sum of its rates, about 0.8 in a short fit.
-# log r has further to go, so it is kept in units of 10.
-DISPERSION_UNIT = 10.0
 
 
 @dataclass(frozen=True)
@@ -148,16 +145,8 @@ class Encoder(nn.Module):
     def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.sees_covariates, self.latent_library = shape.encode_covariates, rna.latent_library
-        n_covariates = shape.n_covariates if shape.encode_covariates else 0
         n_out = shape.n_latent + rna.latent_library
-        self.hidden = MLP(
-            rna.n_genes,
-            shape.n_hidden,
-            shape.n_layers,
-            n_covariates=n_covariates,
-            sparse=True,
-            generator=generator,
-        )
+        self.hidden = shape.encoding(rna.n_genes, generator, sparse=True)
         self.head = Head(shape.n_hidden, n_out, GAUSSIAN, generator)
         self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
@@ -177,13 +166,7 @@ class Decoder(nn.Module):
     def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.rna, self.n_genes, self.n_latent = rna, rna.n_genes, shape.n_latent
-        self.hidden = MLP(
-            shape.n_latent,
-            shape.n_hidden,
-            shape.n_layers,
-            n_covariates=shape.n_covariates,
-            generator=generator,
-        )
+        self.hidden = shape.decoding(generator)
         self.share = WideLinear(shape.n_hidden, rna.n_genes + rna.outside, generator)
         if rna.likelihood == "zinb":
             self.dropout = WideLinear(shape.n_hidden, rna.n_genes, generator)
