@@ -6,12 +6,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
 from scipy import sparse
+from test_distributions import ALL, Build, every, single
 from torch import Generator, Tensor
 
 import scvae
@@ -46,7 +49,11 @@ for g, outside, rows_of_r, inflated, shared in [
     r = (draw(rows_of_r, g, seed=1) * 2).exp()
     r[0, 1], r[0, 2] = 1e9, 1e-3
     total = torch.log(x.sum(1, keepdim=True)) if shared else torch.empty(n, 0)
-    given = [x, draw(n, width, seed=0), total, r, draw(n, g, seed=4) * 3]
+    a = draw(n, width, seed=0)
+    if not shared:
+        a[:, 0] = x[:, 0].clamp(min=1).log()  # where large counts are likely, digits matter
+        a[0, 3], a[1, 4], x[1, 4] = 90.0, 90.0, 3.0  # means beyond float32
+    given = [x, a, total, r, draw(n, g, seed=4) * 3]
     names = [width, 1, g, g]
     if not inflated:
         given, names = given[:-1], names[:-1]
@@ -54,7 +61,7 @@ for g, outside, rows_of_r, inflated, shared in [
     cuda.launch(given, found[0], found[1:])
     run("zinb" if inflated else "nb", n, *given, *expected)
     for i, (a, b) in enumerate(zip(found, expected)):
-        size = x.sum(1, keepdim=True) + b.abs() + g
+        size = b.abs() + g + (x.sum(1, keepdim=True) if shared or i else 0)
         assert ((a - b).abs() < 2e-6 * size).all(), (g, inflated, shared, i)
 """
 
@@ -162,3 +169,103 @@ assert np.array_equal(*embeddings)
 def test_deterministic_fits_are_equal_to_the_bit() -> None:
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     subprocess.run([sys.executable, "-c", TWICE], check=True, env=environment, timeout=600)
+
+
+@needs_gpu
+@every(ALL)
+def test_distributions_are_the_same_on_both_devices(build: Build) -> None:
+    def there(*shape: int, seed: int = 0) -> Tensor:
+        return single(*shape, seed=seed).cuda()
+
+    here, on_gpu = build(single), build(there)
+    x = here.sample((3,))
+    torch.testing.assert_close(
+        on_gpu.log_prob(x.cuda()).cpu(), here.log_prob(x), rtol=1e-4, atol=1e-4
+    )
+    assert on_gpu.sample().device.type == "cuda"
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"library_size": "latent"},
+    {"dispersion": "gene-batch"},
+    {"dispersion": "gene-cell"},
+    {"prior": "normal"},
+    {"n_layers": 2},
+    {"encode_covariates": False},
+    {"covariates": "cell_type"},
+]
+
+
+@needs_gpu
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_kind_of_model_trains_on_the_gpu(options: dict[str, Any]) -> None:
+    bounds = []
+    for device in ("cpu", "cuda"):
+        adata = scvae.simulate(n_cells=600, n_genes=100, seed=1)
+        model = scvae.fit(
+            adata, batch="batch", max_steps=100, device=device, progress=False, **options
+        )
+        bounds.append(model.record.elbo_held_out)
+        assert np.isfinite(adata.obsm["X_scvae"]).all()
+    assert bounds[1] == pytest.approx(bounds[0], rel=0.02)
+
+
+@needs_gpu
+def test_a_model_answers_alike_on_both_devices(tmp_path: Path) -> None:
+    adata = scvae.simulate(n_cells=600, n_genes=100, seed=1)
+    fitted = scvae.fit(adata, batch="batch", max_steps=100, device="cuda", progress=False)
+    fitted.save(tmp_path / "model.scvae")
+    models = [scvae.load(tmp_path / "model.scvae", device=device) for device in ("cpu", "cuda")]
+    answers = [
+        (
+            model.embed(adata),
+            model.embed(adata, return_std=True)[1],
+            model.normalized(adata),
+            model.elbo(adata, samples=50),
+        )
+        for model in models
+    ]
+    np.testing.assert_allclose(fitted.embed(adata), answers[1][0], rtol=1e-3, atol=1e-3)
+    for on_cpu, on_gpu in zip(*answers, strict=True):
+        scale = np.abs(np.asarray(on_cpu, dtype=float)).mean()
+        np.testing.assert_allclose(on_gpu, on_cpu, rtol=0.02, atol=0.02 * scale)
+
+
+GOES_ON = """
+import sys
+import numpy as np
+import scvae
+from scvae.models.keep import checkpoint
+from scvae.train.run import Run
+
+checkpoint.SECONDS_BETWEEN = 0.0
+kept = checkpoint.Checkpoint.keep
+
+def keep(self, run):
+    if run.is_due:
+        kept(self, run)
+        if sys.argv[1] == "killed" and run.taken >= 60:
+            raise SystemExit(9)
+
+checkpoint.Checkpoint.keep = keep
+adata = scvae.simulate(n_cells=600, n_genes=100, seed=1)
+model = scvae.fit(
+    adata, batch="batch", checkpoint=sys.argv[2], deterministic=True, device="cuda", max_steps=120,
+    progress=False,
+)
+np.save(sys.argv[3], adata.obsm["X_scvae"])
+"""
+
+
+@needs_gpu
+def test_a_fit_cut_on_the_gpu_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    codes, found = [], []
+    for form, folder in (("whole", "a"), ("killed", "b"), ("resumed", "b")):
+        file = tmp_path / f"{form}.npy"
+        command = [sys.executable, "-c", GOES_ON, form, str(tmp_path / folder), str(file)]
+        codes.append(subprocess.run(command, env=environment, timeout=600).returncode)
+        if file.exists():
+            found.append(np.load(file))
+    assert codes == [0, 9, 0]
+    np.testing.assert_array_equal(*found)

@@ -1,12 +1,15 @@
-"""The rows of `scvae.core.kernels.counts` on CUDA, as one fused Triton kernel.
+"""The rows of `scvae.core.kernels.counts` on CUDA, as three Triton kernels.
 
-One program takes one row: a first pass over its genes for the softmax, where means are shares of a
-total, a second for the log-mass and all derivatives. Zeros are computed in float32, as on the CPU;
-gamma functions of the non-zeros in float64, by the same product and series, for all lanes at once.
+The first takes the softmax of every row, where means are shares of a total. The second takes a
+piece of a row, so that a minibatch of 128 cells fills the device, and writes its derivatives and
+its part of the row's sums; the third adds the parts up, always in the same order, and takes the
+derivatives on to the shares. Zeros are computed in float32, as on the CPU; gamma functions of the
+non-zeros in float64, by the same product and series.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,8 +17,10 @@ from torch import Tensor
 from scvae.core.kernels.layouts import demand
 
 SHORT = tl.constexpr(16)
+LARGE = tl.constexpr(1000.0)  # as in counts.py: beyond, a mean in float32 has too few digits
 LARGEST = tl.constexpr(80.0)
-BLOCK = 1024
+BLOCK = 256  # entries of a row that one program takes
+OF_SOFTMAX = 2048  # entries of a row that its softmax takes at a time
 
 
 @triton.jit
@@ -55,98 +60,128 @@ def _rise_of_digamma(y, d):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _positive(x, log_mean, mean, r, zero):  # type: ignore[no-untyped-def]
-    """Return log NB(x) at x > 0 and its derivatives in log-mean and log r, in float64."""
+def _positive(x, longest, log_mean, mean, r, zero):  # type: ignore[no-untyped-def]
+    """Return log NB(x) at x > 0 and its derivatives in log-mean and log r, in float64.
+
+    `longest` is the largest of the counts, and `zero` log NB(0) by the mean in float32, on which
+    the derivatives rest."""
     r = tl.minimum(r, 1e18)
     of_total = 1.0 / (r + mean)
     product = 1.0 + 0.0 * x
     derivative, factorial = 0.0 * x, 1.0 + 0.0 * x
-    for i in tl.static_range(SHORT):
+    for i in range(tl.minimum(longest, SHORT).to(tl.int32)):
         active = x > i
         derivative = tl.where(active, derivative * (r + i) + product, derivative)
         product = tl.where(active, product * (r + i), product)
         factorial = tl.where(active, factorial * (i + 1), factorial)
-    beyond = tl.maximum(x - SHORT, 0.0)
-    log_product = tl.log(product) + _rise_of_gamma(r + SHORT, beyond)
-    difference = derivative / product + _rise_of_digamma(r + SHORT, beyond)
-    log_factorial = tl.log(factorial) + _rise_of_gamma(0.0 * x + 1.0 + SHORT, beyond)
-    value = log_product + x * (log_mean + tl.log(of_total)) - log_factorial + zero
+    log_product, difference = tl.log(product), derivative / product
+    log_factorial = tl.log(factorial)
+    if longest > SHORT:
+        beyond = tl.maximum(x - SHORT, 0.0)
+        log_product += _rise_of_gamma(r + SHORT, beyond)
+        difference += _rise_of_digamma(r + SHORT, beyond)
+        log_factorial += _rise_of_gamma(0.0 * x + 1.0 + SHORT, beyond)
+    odds = tl.exp(tl.where(log_mean > 700.0, 700.0, log_mean)) / r
+    in_full = (x > LARGE) | (log_mean > LARGEST)
+    log_odds = log_mean + tl.log(of_total)
+    log_odds = tl.where(in_full, log_mean - tl.log(r) - tl.log(1.0 + odds), log_odds)
+    log_zero = tl.where(in_full, -r * _log1p(odds), zero)
+    value = log_product + x * log_odds - log_factorial + log_zero
     d_log_mean = r * (x - mean) * of_total
     return value, d_log_mean, r * (difference + (mean - x) * of_total) + zero
 
 
 @triton.jit
-def _rows(  # type: ignore[no-untyped-def]
-    x, a, log_total, r, logits, out, d_a, d_total, d_r, d_logits,
+def _scales(a, log_total, shift, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write what the logits of every row are shifted by to become log-means."""
+    n = tl.program_id(0).to(tl.int64)
+    a += n * width
+    lanes = tl.arange(0, BLOCK)
+    top = tl.full((), -float("inf"), tl.float32)
+    sum_ = tl.zeros((), tl.float32)
+    for start in range(0, width, BLOCK):
+        j = start + lanes
+        share = tl.load(a + j, mask=j < width, other=-float("inf"))
+        higher = tl.maximum(top, tl.max(share, axis=0))
+        sum_ = sum_ * tl.exp(top - higher) + tl.sum(tl.exp(share - higher), axis=0)
+        top = higher
+    log_l = tl.load(log_total + n).to(tl.float64)
+    tl.store(shift + n, log_l - top.to(tl.float64) - tl.log(sum_.to(tl.float64)))
+
+
+@triton.jit
+def _pieces(  # type: ignore[no-untyped-def]
+    x, a, shift, r, logits, d_a, d_r, d_logits, mass, slope_of_all,
     g, width, step_of_r,
     HAS_TOTAL: tl.constexpr, INFLATED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0).to(tl.int64)
-    x, a, d_a, d_r = x + n * g, a + n * width, d_a + n * width, d_r + n * g
-    r = r + n * step_of_r
-    lanes = tl.arange(0, BLOCK)
-    shift = tl.zeros((), tl.float64)
-    total = 1.0
+    """Write the derivatives of a piece of a row, and its parts of the sums over the row."""
+    n, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    j = piece * BLOCK + tl.arange(0, BLOCK)
+    inside = j < g
+    count = tl.load(x + n * g + j, mask=inside, other=0.0)
+    log_mean = tl.load(a + n * width + j, mask=inside, other=-1e4).to(tl.float64)
     if HAS_TOTAL:
-        log_l = tl.load(log_total + n)
-        top = tl.full((), -float("inf"), tl.float32)
-        sum_ = tl.zeros((), tl.float32)
-        for start in range(0, width, BLOCK):
-            j = start + lanes
-            share = tl.load(a + j, mask=j < width, other=-float("inf"))
-            higher = tl.maximum(top, tl.max(share, axis=0))
-            sum_ = sum_ * tl.exp(top - higher) + tl.sum(tl.exp(share - higher), axis=0)
-            top = higher
-        shift = log_l.to(tl.float64) - top.to(tl.float64) - tl.log(sum_.to(tl.float64))
-        total = tl.exp(tl.minimum(log_l, LARGEST))
-    mass = tl.zeros((), tl.float64)
-    d_sum = 0.0
-    for start in range(0, g, BLOCK):
-        j = start + lanes
-        inside = j < g
-        count = tl.load(x + j, mask=inside, other=0.0)
-        log_mean = tl.load(a + j, mask=inside, other=-1e4).to(tl.float64) + shift
-        rate = tl.load(r + j, mask=inside, other=1.0)
-        mean = _exp(log_mean.to(tl.float32))
-        of_sum = 1.0 / (1.0 + mean / rate)
-        zero, slope = -rate * _log1p(mean / rate), mean * of_sum
-        value, of_mean, of_r = _positive(
-            tl.maximum(count, 1.0).to(tl.float64),
-            log_mean,
-            mean.to(tl.float64),
-            rate.to(tl.float64),
-            zero.to(tl.float64),
-        )
-        some = count > 0
-        at_zero, keep = zero, 1.0
-        if INFLATED:
-            h = tl.load(logits + n * g + j, mask=inside, other=0.0)
-            off_zero, off_one = tl.exp(-tl.abs(h - zero)), tl.exp(-tl.abs(h))
-            share_, of_one = 1.0 / (1.0 + off_zero), 1.0 / (1.0 + off_one)
-            keep = tl.where(h > zero, share_ * off_zero, share_)
-            drop = tl.where(h > zero, share_, share_ * off_zero)
-            gate = tl.where(h > 0.0, of_one, of_one * off_one)
-            log_kept = -tl.maximum(h, 0.0) - tl.log(1.0 + off_one)
-            at_zero = tl.maximum(h, zero) + tl.log(1.0 + off_zero) + log_kept
-            value += log_kept.to(tl.float64)
-            tl.store(d_logits + n * g + j, tl.where(some, -gate, drop - gate), mask=inside)
-        of_mean_ = tl.where(some, of_mean.to(tl.float32), -keep * slope)
-        of_r_ = tl.where(some, of_r.to(tl.float32), keep * (zero + slope))
-        entry = tl.where(some, value, at_zero.to(tl.float64))
-        mass += tl.sum(tl.where(inside, entry, 0.0), axis=0)
-        d_sum += tl.sum(tl.where(inside, of_mean_, 0.0), axis=0)
-        tl.store(d_a + j, of_mean_, mask=inside)
-        tl.store(d_r + j, of_r_, mask=inside)
-    tl.store(out + n, mass.to(tl.float32))
+        log_mean += tl.load(shift + n)
+    rate = tl.load(r + n * step_of_r + j, mask=inside, other=1.0)
+    mean = _exp(log_mean.to(tl.float32))
+    of_sum = 1.0 / (1.0 + mean / rate)
+    zero, slope = -rate * _log1p(mean / rate), mean * of_sum
+    value, of_mean, of_r = _positive(
+        tl.maximum(count, 1.0).to(tl.float64),
+        tl.max(count, axis=0).to(tl.float64),
+        log_mean,
+        mean.to(tl.float64),
+        rate.to(tl.float64),
+        zero.to(tl.float64),
+    )
+    some = count > 0
+    at_zero, keep = zero, 1.0
+    if INFLATED:
+        h = tl.load(logits + n * g + j, mask=inside, other=0.0)
+        off_zero, off_one = tl.exp(-tl.abs(h - zero)), tl.exp(-tl.abs(h))
+        share_, of_one = 1.0 / (1.0 + off_zero), 1.0 / (1.0 + off_one)
+        keep = tl.where(h > zero, share_ * off_zero, share_)
+        drop = tl.where(h > zero, share_, share_ * off_zero)
+        gate = tl.where(h > 0.0, of_one, of_one * off_one)
+        log_kept = -tl.maximum(h, 0.0) - tl.log(1.0 + off_one)
+        at_zero = tl.maximum(h, zero) + tl.log(1.0 + off_zero) + log_kept
+        value += log_kept.to(tl.float64)
+        tl.store(d_logits + n * g + j, tl.where(some, -gate, drop - gate), mask=inside)
+    of_mean_ = tl.where(inside, tl.where(some, of_mean.to(tl.float32), -keep * slope), 0.0)
+    of_r_ = tl.where(some, of_r.to(tl.float32), keep * (zero + slope))
+    entry = tl.where(inside, tl.where(some, value, at_zero.to(tl.float64)), 0.0)
+    tl.store(d_a + n * width + j, of_mean_, mask=j < width)
+    tl.store(d_r + n * g + j, of_r_, mask=inside)
+    part = n * tl.num_programs(1) + piece
+    tl.store(mass + part, tl.sum(entry, axis=0))
+    tl.store(slope_of_all + part, tl.sum(of_mean_.to(tl.float64), axis=0))
+
+
+@triton.jit
+def _sums(  # type: ignore[no-untyped-def]
+    a, log_total, shift, mass, slope_of_all, out, d_a, d_total,
+    width, pieces,
+    HAS_TOTAL: tl.constexpr, PIECES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the parts of a row up, and take the derivatives of one piece on to the shares."""
+    n, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    parts = tl.arange(0, PIECES)
+    if piece == 0:
+        of_row = tl.load(mass + n * pieces + parts, mask=parts < pieces, other=0.0)
+        tl.store(out + n, tl.sum(of_row, axis=0).to(tl.float32))
     if HAS_TOTAL:
-        tl.store(d_total + n, d_sum)
-        tl.debug_barrier()  # what other threads of the row have stored is read again
-        for start in range(0, width, BLOCK):
-            j = start + lanes
-            log_mean = tl.load(a + j, mask=j < width, other=-1e4) + shift.to(tl.float32)
-            mean = _exp(log_mean)
-            so_far = tl.load(d_a + j, mask=j < g, other=0.0)
-            tl.store(d_a + j, so_far - mean / total * d_sum, mask=j < width)
+        slopes = tl.load(slope_of_all + n * pieces + parts, mask=parts < pieces, other=0.0)
+        d_sum = tl.sum(slopes, axis=0).to(tl.float32)
+        if piece == 0:
+            tl.store(d_total + n, d_sum)
+        total = tl.exp(tl.minimum(tl.load(log_total + n), LARGEST))
+        j = piece * BLOCK + tl.arange(0, BLOCK)
+        inside = j < width
+        logit = tl.load(a + n * width + j, mask=inside, other=-1e4).to(tl.float64)
+        mean = _exp((logit + tl.load(shift + n)).to(tl.float32))
+        so_far = tl.load(d_a + n * width + j, mask=inside, other=0.0)
+        tl.store(d_a + n * width + j, so_far - mean / total * d_sum, mask=inside)
 
 
 def launch(inputs: list[Tensor], out: Tensor, slopes: list[Tensor]) -> None:
@@ -158,14 +193,22 @@ def launch(inputs: list[Tensor], out: Tensor, slopes: list[Tensor]) -> None:
     demand("zinb" if inputs[4:] else "nb", len(out), (*inputs, out, *slopes), out.device.type)
     x, a, log_total, r, *logits = inputs
     d_a, d_total, d_r, *d_logits = slopes
-    n, g = x.shape
+    (n, g), width = x.shape, a.shape[1]
     if n == 0:
         return
-    _rows[(n,)](
-        x, a, log_total, r, logits[0] if logits else x,
-        out, d_a, d_total, d_r, d_logits[0] if d_logits else d_r,
-        g, a.shape[1], g if len(r) > 1 else 0,
-        HAS_TOTAL=log_total.shape[1] > 0,
-        INFLATED=bool(logits),
-        BLOCK=min(BLOCK, triton.next_power_of_2(max(g, 16))),
+    has_total = log_total.shape[1] > 0
+    pieces = max(1, triton.cdiv(width, BLOCK))
+    shift = torch.empty(n, device=x.device, dtype=torch.float64)
+    mass, slope_of_all = torch.empty(2, n, pieces, device=x.device, dtype=torch.float64)
+    if has_total:
+        _scales[(n,)](a, log_total, shift, width, BLOCK=OF_SOFTMAX, num_warps=8)
+    _pieces[(n, pieces)](
+        x, a, shift, r, logits[0] if logits else x,
+        d_a, d_r, d_logits[0] if d_logits else d_r, mass, slope_of_all,
+        g, width, g if len(r) > 1 else 0,
+        HAS_TOTAL=has_total, INFLATED=bool(logits), BLOCK=BLOCK,
+    )  # fmt: skip
+    _sums[(n, pieces if has_total else 1)](
+        a, log_total, shift, mass, slope_of_all, out, d_a, d_total, width, pieces,
+        HAS_TOTAL=has_total, PIECES=triton.next_power_of_2(pieces), BLOCK=BLOCK,
     )  # fmt: skip
