@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from scvae.core.batch import Batch
 from scvae.data.hold.counts import Counts
 from scvae.data.hold.residence import ahead, fits
 
-AHEAD = 64  # minibatches sent to the device at once, where counts are streamed
+AHEAD = 64  # minibatches sent to a GPU, or made there, at once
+MOST = 2**28  # bytes of dense counts that are made there at once, or one minibatch
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,28 @@ class Dataset:
         most = len(rows) // min(size, 2)
         parts = torch.tensor_split(rows, max(1, min(round(len(rows) / size), most)))
         if not self.is_streamed:
-            yield from (self.cells(part) for part in parts)
+            one_by_one = self.device.type == "cpu"
+            yield from map(self.cells, parts) if one_by_one else self._together(parts)
             return
         groups = [parts[start : start + AHEAD] for start in range(0, len(parts), AHEAD)]
         for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
             places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
             for part, place in zip(group, places, strict=True):
                 yield self._described(part, counts.dense(place))
+
+    def _together(self, parts: Sequence[Tensor]) -> Iterator[Cells]:
+        """Yield every part, many made at once: a GPU makes all of them as soon as one.
+
+        What launches its kernels one by one for a part takes longer than a training step on it.
+        """
+        nbytes = 4 * self.counts.n_genes * max(map(len, parts))
+        most = max(1, min(AHEAD, MOST // max(nbytes, 1)))
+        for start in range(0, len(parts), most):
+            group = list(parts[start : start + most])
+            made = self.cells(torch.cat(group))
+            ends = list(accumulate(map(len, group), initial=0))
+            for first, last in pairwise(ends):
+                yield made.map(partial(_slice, start=first, stop=last))
 
     def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:
         """Yield the given rows once each, in a random order."""
@@ -130,6 +148,10 @@ class Dataset:
     def _sent(self, rows: Tensor) -> Counts:
         """Return the counts of the given rows, on their way to the device."""
         return self.counts.take(rows.cpu(), pinned=self.device.type == "cuda").to(self.device)
+
+
+def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
+    return tensor[start:stop]
 
 
 def _all(rows: Tensor) -> Tensor:
