@@ -33,7 +33,7 @@ def theirs(n_genes: int) -> dict[str, Callable[[], object]]:
     adata = simulated(n_genes)
     scvi.model.SCVI.setup_anndata(adata)
     model = scvi.model.SCVI(adata)
-    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    model.train(max_epochs=1, enable_progress_bar=False)
     return {
         "embed": model.get_latent_representation,
         "normalized": model.get_normalized_expression,

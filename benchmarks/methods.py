@@ -51,7 +51,7 @@ def scvi_train(name: str, adata: anndata.AnnData, seed: int, **options: Any) -> 
     scvi.model.SCVI.setup_anndata(adata, batch_key=batch_column(adata))
     model = scvi.model.SCVI(adata, **options)
     start = time.perf_counter()
-    model.train(accelerator="cpu", enable_progress_bar=False, check_val_every_n_epoch=10)
+    model.train(accelerator="auto", enable_progress_bar=False, check_val_every_n_epoch=10)
     seconds = time.perf_counter() - start
     if seed == 0:
         np.save(WORK / f"{name}.held_out.npy", model.validation_indices)

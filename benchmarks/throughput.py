@@ -67,7 +67,7 @@ def theirs(adata: anndata.AnnData, steps: int) -> float:
     n_train = round(0.9 * adata.n_obs)
     epochs = max(1, round(steps * 128 / n_train))
     start = time.perf_counter()
-    model.train(max_epochs=epochs, accelerator="cpu", enable_progress_bar=False)
+    model.train(max_epochs=epochs, accelerator="auto", enable_progress_bar=False)
     return epochs * n_train / (time.perf_counter() - start)
 
 
