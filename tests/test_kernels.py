@@ -9,10 +9,15 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 
+import scvae
+from scvae.core import products, rows
 from scvae.core.kernels import run as kernels
 from scvae.core.kernels.layouts import demand
 from scvae.core.kernels.run import COMPILING, is_served, run, told_after
@@ -40,7 +45,7 @@ def test_whatever_is_drawn_gives_right_numbers_or_a_value_error() -> None:
         env=os.environ | {"PYTHONFAULTHANDLER": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert len(done.stdout.split()) == 5
+    assert len(done.stdout.split()) == 4
 
 
 @needs_kernels
@@ -62,11 +67,11 @@ def test_a_kernel_names_what_does_not_fit(matrices: list[torch.Tensor], said: st
         run("product", 8, *matrices)
 
 
-@pytest.mark.parametrize("name", ["nb", "mixture", "outer"])
+@pytest.mark.parametrize("name", ["nb", "product", "outer"])
 def test_what_was_found_to_fit_stays_so_and_the_rest_does_not(name: str) -> None:
     right = {
         "nb": [(4, 3), (4, 3), (4, 0), (1, 3), (4, 1), (4, 3), (4, 0), (4, 3)],
-        "mixture": [(4, 3), (1, 2), (2, 3), (2, 3), (4, 1), (4, 2), (4, 3)],
+        "product": [(4, 3), (3, 2), (4, 2)],
         "outer": [(5, 4), (5, 2), (4, 2)],
     }[name]
     for _ in range(2):
@@ -91,18 +96,29 @@ def test_the_kernels_are_served_on_the_platform_of_our_integration() -> None:
 
 
 @pytest.mark.skipif(not IS_OURS, reason="tells of Linux on x86-64, where our integration runs")
-def test_the_likelihood_of_every_default_fit_takes_the_kernel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from scvae.core import rows
-    from scvae.core.distributions import NegativeBinomial, Shares
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_a_fit_takes_every_kernel(likelihood: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
 
-    asked = []
-    monkeypatch.setattr(rows, "run", lambda name, *how, **more: asked.append(name))
-    NegativeBinomial(Shares(torch.zeros(3, 5), torch.ones(3, 1)), torch.zeros(5)).log_prob(
-        torch.ones(3, 5)
-    )
-    assert asked == ["nb"]
+    def told(name: str, *given: Any) -> None:
+        asked.add(name)
+        run(name, *given)
+
+    for module in (rows, products):
+        monkeypatch.setattr(module, "run", told)
+    of_layer = products._Linear.apply
+    monkeypatch.setattr(products, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(products._Linear, "apply", lambda *x: asked.add("wide") or of_layer(*x))
+    counts = np.random.default_rng(0).poisson(0.1, (60, 30)).astype(np.float32)
+    counts[:, 0] = 1.0  # no cell is empty
+    scvae.fit(AnnData(counts), likelihood=likelihood, max_steps=2, progress=False)
+    assert asked == {likelihood, "product", "outer", "wide"}
+
+
+@pytest.mark.skipif(not IS_OURS, reason="tells of Linux on x86-64, where our integration runs")
+def test_products_are_in_bfloat16_wherever_the_processor_has_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert products._multiplies_bfloat16() == bool({"avx512_bf16", "amx_tile"} & set(flags))
 
 
 # -- what is said on the way -----------------------------------------------------------------------

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from scvae.core.gradients import again, is_transformed, promoted
+from scvae.core.gradients import is_transformed, promoted
 from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
-from scvae.core.numerics import HALF_LOG_2PI, nb_log_mass, zero_inflate
+from scvae.core.numerics import nb_log_mass, zero_inflate
 from scvae.core.shapes import broadcast_shape
 
 NO_SECOND = (
@@ -91,42 +91,6 @@ def _broadcast(**shapes: Size) -> Size:
     except RuntimeError:
         given = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"These shapes do not fit each other: {given}") from None
-
-
-def gaussian_mixture_log_prob(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r"""Return :math:`\log\sum_c w_c\,N(z; \mu_c, \mathrm{diag}\,\sigma_c^2)`.
-
-    Parameters
-    ----------
-    z
-        ``(..., d)``.
-    log_w, loc, scale
-        Log-weights ``(c,)``, means and standard deviations ``(c, d)``.
-    """
-    _demand_one_width(z, log_w, loc, scale)
-    if len(log_w) and is_served(z, log_w, loc, scale):
-        out: Tensor = _Mixture.apply(z, log_w, loc, scale)
-        return out
-    return _plain_mixture(z, log_w, loc, scale)
-
-
-def _plain_mixture(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    t = (z[..., None, :] - loc) / scale
-    of_each = -(0.5 * t.square() + scale.log() + HALF_LOG_2PI).sum(-1)
-    return torch.logsumexp(log_w + of_each, dim=-1)
-
-
-def _demand_one_width(z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> None:
-    if log_w.dim() != 1 or loc.shape[:-1] != log_w.shape or scale.shape != loc.shape:
-        raise ValueError(
-            f"{tuple(log_w.shape)} weights for Gaussians with means {tuple(loc.shape)} and scales "
-            f"{tuple(scale.shape)}, but they must be (c,), (c, d) and (c, d)"
-        )
-    if z.shape[-1:] != loc.shape[-1:]:
-        raise ValueError(
-            f"z has shape {tuple(z.shape)}, but the Gaussians of the mixture have "
-            f"{loc.shape[-1]} dimensions"
-        )
 
 
 @cache
@@ -205,41 +169,3 @@ def _is_one_row(shape: Size, full: Size) -> bool:
 def _flat(tensor: Tensor, shape: Size) -> Tensor:
     """Return a tensor, broadcast to `shape`, as a contiguous matrix of rows."""
     return laid_out(tensor.detach().expand(shape).reshape(shape[:-1].numel(), shape[-1]))
-
-
-class _Mixture(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, log_w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        rows, log_w_, loc_, scale_ = map(_rows_of, (z, log_w, loc, scale))
-        n, components = len(rows), len(loc)
-        out, share, d_z = z.new_empty(n, 1), z.new_empty(n, components), torch.empty_like(rows)
-        run("mixture", n, rows, log_w_, loc_, scale_, out, share, d_z)
-        ctx.save_for_backward(z, log_w, loc, scale, share, d_z)
-        return out.view(z.shape[:-1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, share, d_z = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return again(_plain_mixture, inputs, ctx.needs_input_grad, grad)
-        rows, _, loc, scale = map(_rows_of, inputs)
-        weights = grad.reshape(-1, 1)
-        weighted = weights * share
-        d_loc, d_scale = torch.empty_like(loc), torch.empty_like(scale)
-        run(
-            "mixture_gradients",
-            len(loc),
-            rows,
-            loc,
-            scale,
-            weighted,
-            d_loc,
-            d_scale,
-            fewest=4,
-        )
-        return (weights * d_z).view(inputs[0].shape), weighted.sum(0), d_loc, d_scale
-
-
-def _rows_of(tensor: Tensor) -> Tensor:
-    """Return a tensor ``(..., d)`` as a contiguous matrix of rows."""
-    return _flat(tensor, tensor.shape)

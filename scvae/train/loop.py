@@ -18,7 +18,6 @@ from scvae.errors import TrainingError, warn
 from scvae.train.average import EVERY, with_weights
 from scvae.train.checks import NotFiniteError, check_finite
 from scvae.train.graph import GraphedStep
-from scvae.train.heap import steady_heap
 from scvae.train.history import History
 from scvae.train.optimizer import AdamW
 from scvae.train.run import SLOWER, Run, State
@@ -117,21 +116,20 @@ def train(
     start = time.perf_counter() - run.history.seconds
     vae.train()
     try:
-        with steady_heap():
-            while not run.is_over:
-                minibatch = run.next_minibatch()
-                try:
-                    run.count(step(minibatch, run.rate, run.beta), len(minibatch))
-                    if run.taken % EVERY == 0:
-                        run.update_average()
-                    if run.is_due:
-                        measure(run, held_out, start)
-                        report(run.history)
-                except NotFiniteError as error:
-                    _roll_back(run, error.described(entry_name))
-                    step = step_of(run)
-                else:
-                    keep(run)
+        while not run.is_over:
+            minibatch = run.next_minibatch()
+            try:
+                run.count(step(minibatch, run.rate, run.beta), len(minibatch))
+                if run.taken % EVERY == 0:
+                    run.update_average()
+                if run.is_due:
+                    measure(run, held_out, start)
+                    report(run.history)
+            except NotFiniteError as error:
+                _roll_back(run, error.described(entry_name))
+                step = step_of(run)
+            else:
+                keep(run)
     except KeyboardInterrupt:
         _stop_here(run, held_out, start)
     run.history.stopped_early = run.taken < schedule.steps

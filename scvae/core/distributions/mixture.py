@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 from scvae.core.distributions.discrete import sample_index
 from scvae.core.distributions.factorised import Factorised, demand_support
 from scvae.core.distributions.gaussian import Gaussian
-from scvae.core.rows import gaussian_mixture_log_prob
+from scvae.core.numerics import HALF_LOG_2PI
 from scvae.core.shapes import broadcast_shape
 
 MOST = 2**24  # numbers that samples of all components may take at a time
@@ -80,12 +80,10 @@ class Mixture(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
         demand_support(self, value)
-        same = self._same_for_all
-        if same is not None:
+        _demand_width(self, value)
+        if (same := self._same_for_all) is not None:
             batch = broadcast_shape(value.shape[:-1], self.batch_shape)
-            rows = value.expand(*batch, value.shape[-1])
-            loc, scale = same.components.loc, same.components.scale
-            return gaussian_mixture_log_prob(rows, same.log_weights, loc, scale)
+            return _of_gaussians(value, same.log_weights, same.components).expand(batch)
         of_each = self.components.log_prob(value[..., None, :])
         return torch.logsumexp(self.log_weights + of_each, dim=-1)
 
@@ -114,6 +112,28 @@ class Mixture(Distribution):
         components: Any = self.components
         of_each = sampled(components.sample, Size((rows,)), generator)
         return _chosen(of_each, sample_index(self.logits, of_each.shape[:-2], generator))
+
+
+def _demand_width(p: Mixture, value: Tensor) -> None:
+    """Raise ValueError where rows are of another width, a single entry among them, which torch
+    would take for all."""
+    width = p.event_shape
+    if value.shape[value.dim() - len(width) :] != width:
+        shape = tuple(value.shape)
+        raise ValueError(f"x has shape {shape}, but a row of this mixture has {tuple(width)}")
+
+
+def _of_gaussians(value: Tensor, log_weights: Tensor, components: Gaussian) -> Tensor:
+    """Return log p(x) of rows under one and the same mixture.
+
+    Squares are of the type that is given, the rest in float64, at no cost: in float32 the
+    responsibilities, and gradients with them, would not sum up to 1 where log-densities are large.
+    """
+    loc, scale = components.loc, components.scale
+    standard = (value[..., None, :] - loc) / scale
+    at_the_mean = log_weights.double() - (scale.double().log() + HALF_LOG_2PI).sum(-1)
+    of_each = at_the_mean - 0.5 * standard.square().sum(-1)
+    return torch.logsumexp(of_each, dim=-1).to(standard.dtype)
 
 
 def _chosen(of_each: Tensor, index: Tensor) -> Tensor:

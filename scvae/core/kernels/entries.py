@@ -4,13 +4,11 @@ They are compiled at the first import and kept on disk. What is kept is renewed 
 entry changes, not when a file that it imports from does: after an edit here, remove __pycache__.
 """
 
-from scvae.core.kernels import counts, mixtures, products
+from scvae.core.kernels import counts, products
 
 ENTRIES = {
     "nb": counts.nb,
     "zinb": counts.zinb,
-    "mixture": mixtures.mixture,
-    "mixture_gradients": mixtures.mixture_gradients,
     "product": products.product,
     "outer": products.outer,
 }

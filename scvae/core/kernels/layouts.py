@@ -17,8 +17,6 @@ from torch import Size, Tensor
 LAYOUTS = {
     "nb": ("n", "ng na nt rg n1 na nu ng"),
     "zinb": ("n", "ng na nt rg ng n1 na nu ng ng"),
-    "mixture": ("n", "nd 1c cd cd n1 nc nd"),
-    "mixture_gradients": ("c", "nd cd cd nc cd cd"),
     "product": ("n", "ng gh nh"),
     "outer": ("g", "ng nh gh"),
 }
@@ -85,5 +83,3 @@ def _demand_sense(name: str, sizes: dict[str, int]) -> None:
     if "a" in sizes and (sizes["a"] < g or (t == 0 and sizes["a"] != g)):
         what = "logits of shares" if t else "log-means"
         raise ValueError(f"The kernel {name!r} got {sizes['a']} {what} for {g} counts")
-    if sizes.get("c", 1) < 1:
-        raise ValueError(f"The kernel {name!r} takes 1 component or more, not {sizes['c']}")

@@ -32,6 +32,7 @@ NOT_KEPT = (
     "kept here: %s. Set NUMBA_CACHE_DIR to a folder that can be written, and start again."
 )
 PARTS = 4  # a thread: so many that none waits long for another
+FEWEST = 16  # rows of a thread: less costs more to hand over than to compute
 _is_forked = False
 
 
@@ -67,18 +68,17 @@ def is_served(*tensors: Tensor) -> bool:
     return suits and _kernels() is not None and not is_transformed()
 
 
-def run(name: str, rows: int, *matrices: Tensor, fewest: int = 16) -> None:
+def run(name: str, rows: int, *matrices: Tensor) -> None:
     """Run a kernel over `rows` rows of contiguous float32 matrices, some of which it writes.
 
-    A thread gets at least `fewest` rows: less costs more to hand over than to compute. Raises
-    ValueError where the matrices are not those that the kernel takes.
+    Raises ValueError where the matrices are not those that the kernel takes.
     """
     demand(name, rows, matrices)
     places = [n for m in matrices for n in (m.data_ptr(), *m.shape)]
     kernels = _kernels()
     assert kernels is not None
     kernel = kernels[name]
-    threads = 1 if _is_forked else max(1, min(torch.get_num_threads(), rows // fewest))
+    threads = 1 if _is_forked else max(1, min(torch.get_num_threads(), rows // FEWEST))
     parts = min(rows, threads if threads == 1 else PARTS * threads)
     table = [0, parts, rows, *places]
     numbers = (ctypes.c_int64 * len(table))(*table)
