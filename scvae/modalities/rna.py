@@ -23,6 +23,7 @@ from torch.nn.functional import linear
 from scvae.choices import Dispersion, Likelihood
 from scvae.core.distributions import Gaussian, NegativeBinomial, Poisson, Shares, ZeroInflated
 from scvae.core.heads import GAUSSIAN, Head
+from scvae.core.logarithms import scaled_log1p
 from scvae.core.networks import WideLinear
 from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
@@ -151,7 +152,7 @@ class Encoder(nn.Module):
         self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
     def forward(self, cells: Cells) -> Gaussian:
-        x = torch.log1p(cells.x * torch.exp(self.log_target - cells.log_library))
+        x = scaled_log1p(cells.x, torch.exp(self.log_target - cells.log_library))
         q: Gaussian = self.head(self.hidden(x, cells.s if self.sees_covariates else None))
         if not self.latent_library:
             return q

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scvae.core.logarithms import scaled_log1p
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.modalities.rna import Decoder
@@ -87,12 +88,16 @@ class LinearCoordinates:
 
 def log_expression(decoder: Decoder, z: Tensor, covariates: Tensor) -> Tensor:
     """Return log(1 + counts per 10,000) decoded from z ``(n, d)`` at covariates ``(c,)``."""
-    return decoder.expression(z, covariates.expand(len(z), -1)).mul(PER).log1p_()
+    return _logs(decoder.expression(z, covariates.expand(len(z), -1)))
 
 
 def log_composition(decoder: Decoder, z: Tensor, covariates: Tensor, genes: Tensor) -> Tensor:
     """Return the same of some genes alone, per 10,000 counts of theirs, ``(n, k)``."""
-    return decoder.composition(z, covariates.expand(len(z), -1), genes).mul(PER).log1p_()
+    return _logs(decoder.composition(z, covariates.expand(len(z), -1), genes))
+
+
+def _logs(shares: Tensor) -> Tensor:
+    return scaled_log1p(shares, shares.new_full((1,), PER))
 
 
 def encoded(vae: VAE, dataset: Dataset, rows: Tensor) -> Iterator[tuple[Cells, Tensor]]:

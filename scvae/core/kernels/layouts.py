@@ -19,6 +19,7 @@ LAYOUTS = {
     "zinb": ("n", "ng na nt rg ng n1 na nu ng ng"),
     "product": ("n", "ng gh nh"),
     "outer": ("g", "ng nh gh"),
+    "scaled_log1p": ("n", "ng n1 ng"),
 }
 
 
