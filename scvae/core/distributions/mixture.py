@@ -61,15 +61,11 @@ class Mixture(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        return self._average(self.components.mean)
+        return _mean(self.log_weights[..., None], self.components)
 
     @property
     def variance(self) -> Tensor:
-        off = self.components.mean - self.mean[..., None, :]
-        return self._average(self.components.variance + off.square())
-
-    def _average(self, values: Tensor) -> Tensor:
-        return (torch.softmax(self.logits, dim=-1)[..., None] * values).sum(-2)
+        return _variance(self.log_weights[..., None], self.components)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
         shape = Size(batch_shape) + self.logits.shape[-1:]
@@ -191,15 +187,11 @@ class EntryMixture(Factorised):
 
     @property
     def mean(self) -> Tensor:
-        return self._average(self.components.mean)
+        return _mean(self.log_weights, self.components)
 
     @property
     def variance(self) -> Tensor:
-        off = self.components.mean - self.mean[..., None, :]
-        return self._average(self.components.variance + off.square())
-
-    def _average(self, values: Tensor) -> Tensor:
-        return (torch.softmax(self.logits, dim=-2) * values).sum(-2)
+        return _variance(self.log_weights, self.components)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> EntryMixture:
         c = broadcast_shape(self.logits.shape[-2:-1], self.components.batch_shape[-1:])
@@ -224,6 +216,17 @@ class EntryMixture(Factorised):
         of_each = sampled(whole.components.sample, sample_shape, generator)
         index = sample_index(whole.logits.movedim(-2, -1), self._extended(sample_shape), generator)
         return of_each.gather(-2, index[..., None, :])[..., 0, :]
+
+
+def _mean(log_weights: Tensor, components: Distribution) -> Tensor:
+    """Return the mean of every entry, ``(..., d)``, for log-weights ``(..., c, 1 or d)``."""
+    return (log_weights.exp() * components.mean).sum(-2)
+
+
+def _variance(log_weights: Tensor, components: Distribution) -> Tensor:
+    """Return the variance of every entry, ``(..., d)``: within components and between them."""
+    off = components.mean - _mean(log_weights, components)[..., None, :]
+    return (log_weights.exp() * (components.variance + off.square())).sum(-2)
 
 
 def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
