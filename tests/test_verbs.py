@@ -26,7 +26,9 @@ def test_rows_follow_the_cells_that_were_read(
 ) -> None:
     adata, model = fitted
     monkeypatch.setattr("scvae.models.fitted.CHUNK_VALUES", size * adata.n_vars)
-    found = model.over(model.read(adata[ORDER]), counted)
+    dataset, numbers = model.read(adata[ORDER]), []
+    found = model.over(dataset, lambda cells: numbers.append(cells.rows) or counted(cells))
+    assert torch.cat(numbers).tolist() == list(range(len(ORDER)))
     codes = adata.obs["batch"].cat.codes.to_numpy()
     np.testing.assert_array_equal(found[:, 0], np.asarray(adata.X.sum(1)).ravel()[ORDER])
     np.testing.assert_array_equal(found[:, 1], codes[ORDER])
@@ -117,6 +119,9 @@ def test_bad_questions_are_named(fitted: Fitted) -> None:
         model.over(model.read(adata), 3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="did not return a tensor"):
         model.over(model.read(adata), len)  # type: ignore[arg-type]
+    for wrong in (lambda cells: cells.x[1:], lambda cells: cells.x.sum()):
+        with pytest.raises(ConfigError, match=r"150 cells.*\(150, \.\.\.\)"):
+            model.over(model.read(adata), wrong)
     with pytest.raises(ConfigError, match=r"out has shape \(3,\), but the result has \(150, 2\)"):
         model.over(model.read(adata), counted, out=np.empty(3))
     with pytest.raises(DataError, match="lacks 1 of the 40 genes"):

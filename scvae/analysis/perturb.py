@@ -162,17 +162,15 @@ def _decoded_shift(
     delta[model.architecture.n_latent :] = 0.0  # the library size, where that is a latent
 
     sums = np.zeros((2, len(model.origin.genes)))
-    start = 0
+    is_target = torch.from_numpy(of_cell == target).to(model.device)
 
     def add(cells: Cells) -> None:
-        nonlocal start, sums
-        own = of_cell[start : start + len(cells.x)] == target
-        start += len(cells.x)
+        own = is_target[cells.rows].cpu().numpy()
         at = model.vae.encode(cells).mean
         amounts = model.amount_of(torch.stack([at, at + delta]), cells, [], KIND)
-        sums += amounts.cpu().numpy()[:, own].sum(1)
+        sums[:] += amounts.cpu().numpy()[:, own].sum(1)
 
     model.over(dataset, add, samples=2)
-    before, after = np.log(sums / (of_cell == target).sum() + FLOOR)
+    before, after = np.log(sums / is_target.sum().item() + FLOOR)
     shift: np.ndarray = after - before
     return shift

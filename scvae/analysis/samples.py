@@ -79,12 +79,9 @@ def mean_amounts(
     n_samples, n_genes = samples.counts.shape
     sums = torch.zeros(n_samples, k * n_genes, dtype=torch.float64, device=model.device)
     of_cell = torch.from_numpy(samples.of_cell).to(model.device)
-    start = 0
 
     def add(cells: Cells) -> None:
-        nonlocal start
-        own = of_cell[start : start + len(cells.x)]
-        start += len(cells.x)
+        own = of_cell[cells.rows]
         if not (own >= 0).any():
             return
         z = model.vae.encode(cells).sample((k,), generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scvae.modalities.modality import Modality, amount_in_batches
 from scvae.modalities.rna import KIND, Decoder
 from scvae.models.keep.origin import Origin
 from scvae.models.network import Architecture
-from scvae.models.query import check_out, codes_of, draws
+from scvae.models.query import check_out, codes_of, draws, rows_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,8 +116,8 @@ class Fitted:
         dataset
             What `read` returned.
         function
-            Takes a minibatch of n cells and returns their rows, ``(n, ...)``; or None, if it keeps
-            what it wants to know itself.
+            Takes a minibatch of n cells, whose numbers in the dataset are ``cells.rows``, and
+            returns their rows, ``(n, ...)``; or None, if it keeps what it wants to know itself.
         samples
             Draws of a cell that `function` decodes at once: the more, the fewer cells it is given.
         out
@@ -143,21 +144,19 @@ class Fitted:
         if not callable(function):
             raise ConfigError(f"function={shown(function)} is not a function of a minibatch.")
         samples = check_whole("samples", samples, 1)
-        size, start = self.chunk(samples), 0
+        everyone, end = torch.arange(len(dataset), device=self.device), 0
         with torch.no_grad(), evaluating(self.vae):
-            for cells in dataset.minibatches(torch.arange(len(dataset), device=self.device), size):
-                rows = function(cells)
-                if rows is None:
+            for cells in dataset.minibatches(everyone, self.chunk(samples)):
+                start, end = end, end + len(cells)
+                found = function(replace(cells, rows=everyone[start:end]))
+                if found is None:
                     continue
-                if not isinstance(rows, Tensor):
-                    raise ConfigError(f"function={shown(function)} did not return a tensor.")
-                values = rows.cpu().numpy()
+                values = rows_of(found, len(cells), function).cpu().numpy()
                 if out is None:
                     out = np.empty((len(dataset), *values.shape[1:]), dtype=np.float32)
                 elif start == 0:
                     check_out(out, (len(dataset), *values.shape[1:]))
-                out[start : start + len(values)] = values
-                start += len(values)
+                out[start:end] = values
         return out
 
     def amount(

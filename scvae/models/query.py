@@ -82,3 +82,15 @@ def check_out(out: Any, shape: tuple[int, ...]) -> None:
         )
     if not is_writeable:
         raise ConfigError(f"out may not be written to: out=numpy.empty({shape}, numpy.float32)")
+
+
+def rows_of(found: Any, n: int, function: Any) -> Tensor:
+    """Return what a function of a minibatch of n cells returned, or raise if it is not n rows."""
+    if not isinstance(found, Tensor):
+        raise ConfigError(f"function={shown(function)} did not return a tensor.")
+    if not found.dim() or len(found) != n:
+        raise ConfigError(
+            f"function={shown(function)} returned {tuple(found.shape)} for a minibatch of {n} "
+            f"cells, but it must return a row for each, ({n}, ...), or None."
+        )
+    return found
