@@ -180,7 +180,7 @@ def test_the_standard_deviation_is_that_of_embedded_posterior_samples(fitted: Fi
 def test_missing_genes_are_named(fitted: Fitted) -> None:
     adata, model = fitted
     with pytest.raises(DataError, match=r"lacks 2 of the 40.*'gene_3', 'gene_8'"):
-        model.embed(adata[:, ~adata.var_names.isin(["gene_3", "gene_8"])])
+        model.predictive_check(adata[:, ~adata.var_names.isin(["gene_3", "gene_8"])])
 
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")

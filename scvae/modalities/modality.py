@@ -79,10 +79,14 @@ class Part:
         Cells x features of the kind, checked.
     size
         Observed size of every cell (library size, for RNA), ``(n,)``.
+    observed
+        True for the features that the data have, ``(g,)``; None for all. The counts of the others
+        are zeros that nobody measured.
     """
 
     counts: sparse.csr_matrix
     size: np.ndarray
+    observed: np.ndarray | None = None
 
 
 class Modality(Protocol):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
@@ -29,14 +30,16 @@ from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
 from scvae.data.read.library import library_sizes
+from scvae.data.read.partial import in_their_places, observed_genes
 from scvae.data.read.source import is_raw, where_named
-from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape
+from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape, seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 KIND = "rna"
+NO_SHARE = -1e4  # logit of a gene that was not observed: e to it is 0, and differences are numbers
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,23 @@ class Rna:
         *,
         call: str,
         home: str | None = None,
+        partial: bool = False,
     ) -> Part:
-        """Return the counts of the genes `names` and the library sizes of the cells."""
-        columns = match_genes(adata, list(names), layer)
+        """Return the counts of the genes `names` and the library sizes of the cells.
+
+        With `partial`, genes that are not there are not observed; else they are an error."""
+        observed = observed_genes(adata, names, layer) if partial else np.ones(len(names), bool)
+        there = [name for name, is_there in zip(names, observed, strict=True) if is_there]
+        columns = match_genes(adata, there, layer)
         choice = look(adata, layer, columns, summarise=False, call=call, home=home)
-        seen = choice.require()
+        survey = choice.require()
         place = where_named(choice.layer, adata).replace("adata", "adata[:, model.origin.genes]", 1)
         if is_raw(adata, choice.layer):
             place = "adata.raw[:, model.origin.genes].X"
-        return Part(seen.counts, library_sizes(adata, seen.totals, size, place))
+        library = library_sizes(adata, survey.totals, size, place)
+        if observed.all():
+            return Part(survey.counts, library)
+        return Part(in_their_places(survey.counts, observed), library, observed)
 
     def encoder(
         self, shape: Shape, facts: Statistics | None, generator: Generator | None
@@ -138,7 +149,8 @@ class Encoder(nn.Module):
     """q(z, log l | x, s), a diagonal Gaussian.
 
     The input is log(1 + x) of counts scaled to the average library size: how deeply a cell was
-    sequenced is then not the first thing that the latent space has to explain.
+    sequenced is then not the first thing that the latent space has to explain. Genes that were not
+    observed are left out, and those that were are scaled to as much together.
     """
 
     log_target: Tensor
@@ -152,7 +164,7 @@ class Encoder(nn.Module):
         self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
     def forward(self, cells: Cells) -> Gaussian:
-        x = scaled_log1p(cells.x, torch.exp(self.log_target - cells.log_library))
+        x = scaled_log1p(seen(cells, cells.x), torch.exp(self.log_target - cells.log_library))
         q: Gaussian = self.head(self.hidden(x, cells.s if self.sees_covariates else None))
         if not self.latent_library:
             return q
@@ -182,9 +194,18 @@ class Decoder(nn.Module):
                 torch.zeros(rows, rna.n_genes, dtype=torch.float32)
             )
 
-    def log_shares(self, h: Tensor) -> Tensor:
+    def logits(self, h: Tensor, cells: Cells | None = None) -> Tensor:
+        """Return the logits of the shares of the library, ``(..., n, g)``.
+
+        A library that was counted in the observed genes alone is theirs alone to share."""
+        logits: Tensor = self.share(h)
+        if cells is None or cells.observed is None or self.rna.outside:
+            return logits
+        return logits.masked_fill(~cells.observed, NO_SHARE)
+
+    def log_shares(self, h: Tensor, cells: Cells | None = None) -> Tensor:
         """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
-        return torch.log_softmax(self.share(h), dim=-1)[..., : self.n_genes]
+        return torch.log_softmax(self.logits(h, cells), dim=-1)[..., : self.n_genes]
 
     def expression(self, z: Tensor, s: Tensor) -> Tensor:
         """Return the share of the library of every fitted gene, rho, ``(..., n, g)``."""
@@ -215,7 +236,7 @@ class Decoder(nn.Module):
         h = self.hidden(z[..., : self.n_latent], cells.s)
         log_library = z[..., self.n_latent :] if self.rna.latent_library else cells.log_library
         if self.rna.likelihood == "poisson":
-            return Poisson(self.log_shares(h) + log_library)
-        means = Shares(self.share(h), log_library, self.n_genes)
+            return Poisson(self.log_shares(h, cells) + log_library)
+        means = Shares(self.logits(h, cells), log_library, self.n_genes)
         counts = NegativeBinomial(means, self._log_r(h, cells))
         return ZeroInflated(counts, self.dropout(h)) if self.rna.likelihood == "zinb" else counts

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvae.arguments import check_choice, check_whole, shown
+from scvae.arguments import check_choice, check_switch, check_whole, shown
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
@@ -74,7 +74,7 @@ class Fitted:
 
     # -- verbs that every analysis is made of ------------------------------------------------
 
-    def read(self, adata: AnnData, *, layer: str | None = None) -> Dataset:
+    def read(self, adata: AnnData, *, layer: str | None = None, partial: bool = False) -> Dataset:
         """Return the cells of `adata` as the network sees them, to be asked more than once.
 
         Parameters
@@ -83,6 +83,8 @@ class Fitted:
             Cells with raw counts of the model's genes, in any order.
         layer
             Where the counts are; None looks where they were in the fit, then in X.
+        partial
+            Take genes that `adata` lacks as not observed, with a warning; else they are an error.
 
         Raises
         ------
@@ -97,7 +99,8 @@ class Fitted:
         >>> len(model.read(adata))
         200
         """
-        return self._read(adata, layer, "model.read(adata")
+        partial = check_switch("partial", partial, True)
+        return self._read(adata, layer, "model.read(adata", partial=partial)
 
     def over(
         self,
@@ -214,7 +217,9 @@ class Fitted:
             return self.amount_of(z, cells, codes, modality).movedim(0, 1)
 
         dataset = (
-            data if isinstance(data, Dataset) else self._read(data, layer, "model.amount(adata")
+            data
+            if isinstance(data, Dataset)
+            else self._read(data, layer, "model.amount(adata", partial=True)
         )
         found: np.ndarray = self.over(dataset, amounts, samples=k)
         return found
@@ -224,8 +229,10 @@ class Fitted:
         part, n = self.modalities[kind], self.architecture.n_batches
         return amount_in_batches(part, self.vae.likelihood, z, cells.s, batches, n)
 
-    def _read(self, adata: AnnData, layer: str | None, call: str) -> Dataset:
-        """Return the cells of `adata`, for the user's `call`."""
+    def _read(
+        self, adata: AnnData, layer: str | None, call: str, *, partial: bool = False
+    ) -> Dataset:
+        """Return the cells of `adata`, for the user's `call`; all or a part of the genes."""
         origin = self.origin
         check_unique(adata)
         is_there = origin.layer in adata.layers or is_raw(adata, origin.layer)
@@ -237,6 +244,10 @@ class Fitted:
             origin.library_size,
             call=call,
             home=home,
+            partial=partial,
         )
         known = origin.covariates.read(adata.obs)
-        return Dataset.build(part.counts, known.design, known.codes, part.size, self.device)
+        return Dataset.build(
+            *(part.counts, known.design, known.codes, part.size, self.device),
+            observed=part.observed,
+        )

@@ -46,7 +46,8 @@ class Model(Fitted):
     """A fitted variational autoencoder of RNA counts; made by `scvae.fit` or `scvae.load`.
 
     Every method takes any AnnData with the model's genes, in any order, and returns rows in the
-    order of its cells. Nothing is written to the AnnData.
+    order of its cells. Genes that it lacks are not observed, never zero, and how many there are is
+    told; others than the model's are not looked at. Nothing is written to the AnnData.
 
     Attributes
     ----------
@@ -106,7 +107,7 @@ class Model(Fitted):
         Raises
         ------
         DataError
-            If genes are missing, values are not counts, or a batch is unknown.
+            If no gene is the model's, values are not counts, or a batch is unknown.
 
         Examples
         --------
@@ -117,7 +118,7 @@ class Model(Fitted):
         True
         """
         return_std = check_switch("return_std", return_std, True)
-        dataset = self._read(adata, layer, "model.embed(adata")
+        dataset = self._read(adata, layer, "model.embed(adata", partial=True)
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
 
@@ -157,7 +158,7 @@ class Model(Fitted):
         def bound(cells: Cells) -> Tensor:
             return elbo(self.vae.terms(cells, samples, generator))[:, None]
 
-        dataset = self._read(adata, layer, "model.elbo(adata")
+        dataset = self._read(adata, layer, "model.elbo(adata", partial=True)
         return self.over(dataset, bound, samples=samples)[:, 0]
 
     def log_likelihood(
@@ -213,7 +214,7 @@ class Model(Fitted):
         return_error = check_switch("return_error", return_error, True)
         if return_error and samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._read(adata, layer, "model.log_likelihood(adata")
+        dataset = self._read(adata, layer, "model.log_likelihood(adata", partial=True)
         value, error = evidence(self, dataset, samples, generator)
         return (value, error) if return_error else value
 
@@ -242,7 +243,7 @@ class Model(Fitted):
         samples, generator = draws(samples, seed, self.device, usual=100)
         if samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._read(adata, layer, "model.mean_log_likelihood(adata")
+        dataset = self._read(adata, layer, "model.mean_log_likelihood(adata", partial=True)
         half = samples // 2
         first, second = (evidence(self, dataset, half, generator)[0] for _ in range(2))
         return mean_over_cells(first, second)
@@ -296,7 +297,7 @@ class Model(Fitted):
         shape = (adata.n_obs, len(columns))
         if out is not None:
             check_out(out, shape)
-        dataset = self._read(adata, layer, "model.normalized(adata")
+        dataset = self._read(adata, layer, "model.normalized(adata", partial=True)
         values = self.over(dataset, expression, out=out)
         if out is not None:
             return out

@@ -33,7 +33,8 @@ class Cells(Batch):
     batch
         Code of every cell's batch, int64 ``(n,)``.
     log_library
-        Logarithm of every cell's observed library size, ``(n, 1)``.
+        Logarithm of every cell's observed library size, ``(n, 1)``: of the observed genes, unless
+        it counts those that are not fitted, too.
     """
 
     s: Tensor
@@ -57,6 +58,8 @@ class Dataset:
         As in `Cells`, for all n cells, where training happens.
     is_streamed
         Whether the counts lie in host memory and are sent from there.
+    observed
+        True for the genes that were measured, ``(g,)``; None if all were.
     """
 
     counts: Counts
@@ -64,6 +67,7 @@ class Dataset:
     batch: Tensor
     log_library: Tensor
     is_streamed: bool = False
+    observed: Tensor | None = None
 
     @classmethod
     def build(
@@ -75,6 +79,7 @@ class Dataset:
         device: torch.device | str,
         *,
         stream: bool | None = None,
+        observed: np.ndarray | None = None,
     ) -> Dataset:
         """Move covariates, batch codes and library sizes ``(n,)`` to `device`, and the counts.
 
@@ -89,6 +94,7 @@ class Dataset:
             torch.from_numpy(codes).to(device),
             torch.from_numpy(np.log(library).astype(np.float32)).to(device)[:, None],
             stream,
+            None if observed is None else torch.from_numpy(observed).to(device),
         )
 
     def __len__(self) -> int:
@@ -143,7 +149,8 @@ class Dataset:
 
     def _described(self, rows: Tensor, x: Tensor) -> Cells:
         batch, log_library = self.batch[rows], self.log_library[rows]
-        return Cells(x, self.s[rows], batch=batch, log_library=log_library)
+        observed = None if self.observed is None else self.observed.expand(len(rows), -1)
+        return Cells(x, self.s[rows], observed, batch=batch, log_library=log_library)
 
     def _sent(self, rows: Tensor) -> Counts:
         """Return the counts of the given rows, on their way to the device."""

@@ -106,6 +106,18 @@ def match_genes(
 ) -> np.ndarray | None:
     """Return positions of `names` in the matrix that `layer` names, or None if they are its genes
     in its order."""
+    there = unique_genes(adata, layer)
+    if len(names) == len(there) and list(there) == names:
+        return None
+    positions = there.get_indexer(pd.Index(names))
+    missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
+    if missing:
+        raise DataError(lacking(adata, names, missing, of))
+    return positions
+
+
+def unique_genes(adata: AnnData, layer: str | None) -> pd.Index:
+    """Return the names of the columns of the matrix that `layer` names, each of which is once."""
     check_unique(adata)
     there = genes_of(adata, layer)
     if not there.is_unique:
@@ -113,16 +125,10 @@ def match_genes(
             "adata.raw.var_names has duplicated genes; genes are matched by name. Make an AnnData "
             "of it with unique names: adata = adata.raw.to_adata(); adata.var_names_make_unique()"
         )
-    if len(names) == len(there) and list(there) == names:
-        return None
-    positions = there.get_indexer(pd.Index(names))
-    missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
-    if missing:
-        raise DataError(_lacking(adata, names, missing, of))
-    return positions
+    return there
 
 
-def _lacking(adata: AnnData, names: list[str], missing: list[str], of: str) -> str:
+def lacking(adata: AnnData, names: list[str], missing: list[str], of: str) -> str:
     """Return the error of missing genes."""
     problem = (
         f"adata lacks {len(missing)} of the {len(names)} genes {of} (first: {missing[:5]}; adata's "

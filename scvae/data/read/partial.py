@@ -1,0 +1,90 @@
+"""Genes of a model in data that have only some of them: the others were not observed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scvae.data.read.genes import lacking, unique_genes
+from scvae.data.read.naming import other_names
+from scvae.errors import DataError, warn
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FEW = 0.5  # of the genes of a model: with fewer, what a cell is may not be told
+ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?$")
+MOST = 0.8  # of the names, to say how genes are written
+WRITINGS: dict[str, Callable[[str], bool]] = {
+    "Ensembl ids": lambda name: ENSEMBL.match(name) is not None,
+    "symbols in capitals, as of human": str.isupper,
+    "symbols with one capital, as of mouse": lambda name: name[:1].isupper() and name[1:].islower(),
+}
+
+
+def observed_genes(adata: AnnData, names: Sequence[str], layer: str | None) -> np.ndarray:
+    """Return which of the genes `names` are in the matrix that `layer` names, bool ``(g,)``.
+
+    Raises
+    ------
+    DataError
+        If there is none of them, or most of those that are missing are there under other names.
+    """
+    there = unique_genes(adata, layer)
+    observed = np.asarray(pd.Index(names).isin(there))
+    if observed.all():
+        return observed
+    missing = [name for name, is_there in zip(names, observed, strict=True) if not is_there]
+    if not observed.any() or (observed.mean() < FEW and other_names(adata, names, missing)):
+        error = lacking(adata, list(names), missing, "of the model")
+        written = None if observed.any() else _written_otherwise(names, list(there))
+        raise DataError(f"{error} {written}" if written else error)
+    _tell(int(observed.sum()), names, missing)
+    return observed
+
+
+def _tell(n: int, names: Sequence[str], missing: list[str]) -> None:
+    """Say how many genes of the model are there."""
+    text = (
+        f"adata has {n:,} of the model's {len(names):,} genes; the other {len(missing):,} (first: "
+        f"{missing[:3]}) are taken as not observed"
+    )
+    if n < FEW * len(names):
+        text += (
+            ". With fewer than half of them, what a cell is may not be told: fit the model on the "
+            "genes that both have, scvae.fit(reference, genes=shared)"
+        )
+    warn(text + ".")
+
+
+def _written_otherwise(model: Sequence[str], data: Sequence[str]) -> str | None:
+    """Say how the names of genes of a model and of data differ, if all do."""
+    known, found = _writing(model), _writing(data)
+    if known == found or None in (known, found):
+        return None
+    if "Ensembl ids" in (known, found):
+        return f"The model's genes are {known}, adata's are {found}: give adata.var_names those."
+    return (
+        f"The model's genes are {known}, adata's are {found}: a model of one species says little "
+        "of another, whose genes need not do the same."
+    )
+
+
+def _writing(names: Sequence[str]) -> str | None:
+    """Return how most of the names are written."""
+    for what, way in WRITINGS.items():
+        if sum(map(way, names)) > MOST * len(names):
+            return what
+    return None
+
+
+def in_their_places(counts: sparse.csr_matrix, observed: np.ndarray) -> sparse.csr_matrix:
+    """Return counts of the observed genes ``(n, o)`` among all, ``(n, g)``."""
+    places = np.flatnonzero(observed).astype(counts.indices.dtype)
+    arrays = (counts.data, places[counts.indices], counts.indptr)
+    return sparse.csr_matrix(arrays, shape=(counts.shape[0], len(observed)))
