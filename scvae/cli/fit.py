@@ -171,6 +171,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--learning-rate", type=float, metavar="RATE", help="peak of the learning rate")
     add("--validation", type=_share, metavar="SHARE", help="cells held out, or a column of obs")
     add("--align", type=_share, metavar="SHARE", help="of the batches' rest to take out, 0 to 1")
+    add("--robust", action="store_true", help="hide genes in training; for cells that lack some")
     add("--checkpoint", metavar="FOLDER", help="write down how far it is; the same call goes on")
     add("--seed", type=_seed, metavar="N", help="of everything random")
     add_device(group)

@@ -158,13 +158,25 @@ class Encoder(nn.Module):
     def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.sees_covariates, self.latent_library = shape.encode_covariates, rna.latent_library
+        self.counts_outside = rna.outside
         n_out = shape.n_latent + rna.latent_library
         self.hidden = shape.encoding(rna.n_genes, generator, sparse=True)
         self.head = Head(shape.n_hidden, n_out, GAUSSIAN, generator)
         self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
+    def shown(self, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Return the counts that are shown, ``(n, g)``, and the logarithm of their total."""
+        x = seen(cells, cells.x)
+        if cells.hidden is None:
+            return x, cells.log_library
+        x = x.masked_fill(cells.hidden, 0.0)
+        if self.counts_outside:
+            return x, cells.log_library
+        return x, x.sum(1, keepdim=True).clamp(min=1.0).log()
+
     def forward(self, cells: Cells) -> Gaussian:
-        x = scaled_log1p(seen(cells, cells.x), torch.exp(self.log_target - cells.log_library))
+        x, log_library = self.shown(cells)
+        x = scaled_log1p(x, torch.exp(self.log_target - log_library))
         q: Gaussian = self.head(self.hidden(x, cells.s if self.sees_covariates else None))
         if not self.latent_library:
             return q

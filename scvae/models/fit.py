@@ -65,6 +65,7 @@ def fit(
     encode_covariates: bool = True,
     prior: LatentPrior = "mixture",
     align: bool | float = True,
+    robust: bool = False,
     validation: float | str = VALIDATION,
     batch_size: int | None = None,
     max_steps: int | None = None,
@@ -119,6 +120,9 @@ def fit(
         Take out of the embedding what the network left of the batches, cluster by cluster (see
         `scvae.models.alignment`): True, False, or the share of it, between 0 and 1. It changes
         neither the network nor what it decodes.
+    robust
+        Hide random sets of genes from the encoder in a quarter of the cells of every minibatch, so
+        that cells in which some of the genes were not measured embed about as well.
     validation
         Share of the cells held out (at most 5,000 cells) to choose the best weights, or a boolean
         column of adata.obs that marks them.
@@ -196,7 +200,7 @@ def fit(
         encode_covariates=check_switch("encode_covariates", encode_covariates, True),
         prior=check_choice("prior", prior, PRIORS),
     )
-    strength = _strength(align)
+    strength, robust = _strength(align), check_switch("robust", robust, True)
     _check_training(batch_size, max_steps, early_stopping)
     learning_rate, seed = check_positive("learning_rate", learning_rate, "8e-3"), check_seed(seed)
     chosen = pick_device(device)
@@ -209,7 +213,7 @@ def fit(
     size = batch_size_of(batch_size, len(train_rows))
     architecture = _sized(asked, prepared, library_size)
     schedule = schedule_of(max_steps, len(train_rows), size, learning_rate, early_stopping)
-    plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed)
+    plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed, robust)
     kept = None if folder is None else Checkpoint(folder, plan.digest)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with progress_of(schedule.steps, progress) as report:

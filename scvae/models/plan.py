@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,8 @@ from torch import Generator, Tensor
 
 from scvae._version import __version__
 from scvae.core.vae import VAE
-from scvae.data.hold.cells import Dataset
+from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.hiding import hiding
 from scvae.errors import ConfigError, warn
 from scvae.models.keep.checkpoint import Checkpoint, digest
 from scvae.models.network import Architecture, build_vae
@@ -40,6 +41,7 @@ class Plan:
     held_out_rows: Tensor
     batch_size: int
     seed: int
+    robust: bool = False
 
     @cached_property
     def digest(self) -> str:
@@ -53,7 +55,7 @@ class Plan:
         return digest(
             dataclasses.asdict(self.architecture),
             dataclasses.asdict(self.schedule),
-            [self.batch_size, self.seed, self.train_rows.device.type, VERSIONS],
+            [self.batch_size, self.seed, self.train_rows.device.type, VERSIONS, self.robust],
             [read.genes, read.covariates.to_json(), read.layer],
             *(read.seen.summary.keys, read.design, read.codes, read.library),
             *(self.train_rows.cpu().numpy(), self.held_out_rows.cpu().numpy()),
@@ -128,9 +130,14 @@ def _execute(
         if checkpoint is not None:
             stack.enter_context(checkpoint.naming_itself())
             stack.enter_context(checkpoint.kept_at_the_end())
+
+        def epoch(order: Generator) -> Iterator[Cells]:
+            minibatches = dataset.shuffled(plan.train_rows, plan.batch_size, order)
+            return hiding(minibatches, order) if plan.robust else minibatches
+
         history = train(
             vae,
-            lambda order: dataset.shuffled(plan.train_rows, plan.batch_size, order),
+            epoch,
             lambda: dataset.minibatches(plan.held_out_rows, HELD_OUT_SIZE),
             plan.schedule,
             generator_of("order", plan.seed),

@@ -35,12 +35,15 @@ class Cells(Batch):
     log_library
         Logarithm of every cell's observed library size, ``(n, 1)``: of the observed genes, unless
         it counts those that are not fitted, too.
+    hidden
+        True where a gene is not shown to the encoder, ``(n, g)``; None if all are.
     """
 
     s: Tensor
     _: KW_ONLY
     batch: Tensor
     log_library: Tensor
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
