@@ -159,6 +159,12 @@ def seen(cells: Batch, values: Tensor) -> Tensor:
     return values if cells.observed is None else torch.where(cells.observed, values, 0.0)
 
 
+def of_batch(table: Tensor, batch: Tensor) -> Tensor:
+    """Return the rows of a table ``(b, g)`` of cells of batches ``(n,)``; the mean over all for -1,
+    a batch that was never seen."""
+    return torch.cat([table, table.mean(0, keepdim=True)])[batch]
+
+
 def in_batch(s: Tensor, batch: int, n_batches: int) -> Tensor:
     """Return covariates ``(n, c)`` as if every cell came from one batch."""
     s = s.clone()

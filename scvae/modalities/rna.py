@@ -32,7 +32,7 @@ from scvae.data.read.genes import match_genes
 from scvae.data.read.library import library_sizes
 from scvae.data.read.partial import in_their_places, observed_genes
 from scvae.data.read.source import is_raw, where_named
-from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape, seen
+from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape, of_batch, seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -239,7 +239,7 @@ class Decoder(nn.Module):
         if isinstance(self.log_inverse_dispersion, nn.Module):
             log_r: Tensor = self.log_inverse_dispersion(h)
         elif self.rna.dispersion == "gene-batch":
-            log_r = DISPERSION_UNIT * self.log_inverse_dispersion[cells.batch]
+            log_r = DISPERSION_UNIT * of_batch(self.log_inverse_dispersion, cells.batch)
         else:
             log_r = DISPERSION_UNIT * self.log_inverse_dispersion[0]
         return log_r

@@ -77,13 +77,16 @@ class Alignment:
     strength: Tensor
 
     def __call__(self, x: Tensor, batch: Tensor) -> Tensor:
-        """Return the aligned coordinates of cells ``(n, d)`` of known batches ``(n,)``."""
+        """Return the aligned coordinates of cells ``(n, d)`` of batches ``(n,)``; those of no known
+        batch, whose code is negative, stay where they are."""
         return x - self.shift(x, batch)
 
     def shift(self, x: Tensor, batch: Tensor) -> Tensor:
         """Return what the cells are moved back by, ``(n, d)``."""
         shift = torch.zeros_like(x)
         for code, rows in _by_batch(batch):
+            if code < 0:
+                continue
             share = self.responsibilities(x[rows], code, SMOOTHING)
             shift[rows] = share.to(x.dtype) @ self.offset[:, code]
         return self.strength * shift

@@ -21,6 +21,7 @@ from scvae.modalities.modality import Modality, amount_in_batches
 from scvae.modalities.rna import KIND, Decoder
 from scvae.models.keep.origin import Origin
 from scvae.models.network import Architecture
+from scvae.models.placing import CLOSEST, closest, encode
 from scvae.models.query import check_out, codes_of, draws, rows_of
 
 if TYPE_CHECKING:
@@ -230,9 +231,16 @@ class Fitted:
         return amount_in_batches(part, self.vae.likelihood, z, cells.s, batches, n)
 
     def _read(
-        self, adata: AnnData, layer: str | None, call: str, *, partial: bool = False
+        self,
+        adata: AnnData,
+        layer: str | None,
+        call: str,
+        *,
+        partial: bool = False,
+        batch: str | None = None,
     ) -> Dataset:
-        """Return the cells of `adata`, for the user's `call`; all or a part of the genes."""
+        """Return the cells of `adata`, for the user's `call`; all or a part of the genes, each of
+        its own batch or as `batch` says (see `scvae.models.placing`)."""
         origin = self.origin
         check_unique(adata)
         is_there = origin.layer in adata.layers or is_raw(adata, origin.layer)
@@ -246,8 +254,11 @@ class Fitted:
             home=home,
             partial=partial,
         )
-        known = origin.covariates.read(adata.obs)
-        return Dataset.build(
+        known = encode(origin.covariates, adata.obs, batch)
+        dataset = Dataset.build(
             *(part.counts, known.design, known.codes, part.size, self.device),
             observed=part.observed,
         )
+        if batch != CLOSEST or batch in self.batches:
+            return dataset
+        return closest(self.vae, dataset, adata.obs, origin.covariates, self.chunk())

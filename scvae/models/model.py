@@ -86,7 +86,12 @@ class Model(Fitted):
     # -- inference ---------------------------------------------------------------------------
 
     def embed(
-        self, adata: AnnData, *, layer: str | None = None, return_std: bool = False
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        batch: str | None = None,
+        return_std: bool = False,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         r"""Return the embedding of every cell, float32 ``(n, d)``.
 
@@ -100,6 +105,11 @@ class Model(Fitted):
             Cells with raw counts of the model's genes.
         layer
             Where the counts are; None looks where they were in the fit, then in X.
+        batch
+            None takes the batch of every cell from ``adata.obs``. For cells of batches that the
+            model has not seen: "new", the mean over those that it knows, or "closest", for each of
+            theirs the known one under which they are likeliest; other covariates that are unknown
+            are the mean over the known, too. The name of a known batch takes all cells as of it.
         return_std
             Also return the posterior standard deviation, ``(n, d)``, in the same units, by the
             delta method. It takes more than a hundred times as long.
@@ -108,6 +118,8 @@ class Model(Fitted):
         ------
         DataError
             If no gene is the model's, values are not counts, or a batch is unknown.
+        ConfigError
+            If `batch` is neither one of the model's nor "new" or "closest".
 
         Examples
         --------
@@ -116,9 +128,17 @@ class Model(Fitted):
         >>> model = scvae.fit(adata, max_steps=20, progress=False)
         >>> model.embed(adata).shape == (200, model.architecture.n_latent)
         True
+
+        Of a run that the model has not seen:
+
+        >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
+        >>> query = scvae.simulate(n_cells=100, n_genes=50, seed=1)
+        >>> query.obs["batch"] = "run_9"
+        >>> model.embed(query, batch="new").shape
+        (100, 30)
         """
         return_std = check_switch("return_std", return_std, True)
-        dataset = self._read(adata, layer, "model.embed(adata", partial=True)
+        dataset = self._read(adata, layer, "model.embed(adata", partial=True, batch=batch)
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
 

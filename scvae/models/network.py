@@ -18,7 +18,7 @@ from scvae.core.distributions import Gaussian, Mixture
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells
-from scvae.modalities.modality import Modality, Shape
+from scvae.modalities.modality import Modality, Shape, of_batch
 from scvae.modalities.rna import Rna, Statistics
 
 PRIOR_COMPONENTS = 50
@@ -112,7 +112,10 @@ class Prior(nn.Module):
         p = self.of_z(cells)
         if not self.latent_library:
             return p
-        loc, scale = self.library_loc[cells.batch, None], self.library_scale[cells.batch, None]
+        of_cells = (
+            of_batch(t, cells.batch)[:, None] for t in (self.library_loc, self.library_scale)
+        )
+        loc, scale = of_cells
         if isinstance(p, Gaussian):
             return _beside(p, loc, scale)
         components = p.components

@@ -131,7 +131,7 @@ class Covariates:
             role = "batch" if name == self.batch else "covariate"
             columns.append(_known(column(obs, name, role), categories, name))
         for name in self.numbers:
-            columns.append(_finite(column(obs, name, "covariate"), name))
+            columns.append(finite(column(obs, name, "covariate"), name))
             _warn_if_far(columns[-1], name, *self.numbers[name])
         return self._encoded(len(obs), columns)
 
@@ -202,13 +202,15 @@ def _known(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarra
     if unknown:
         raise DataError(
             f"adata.obs[{name!r}] has {len(unknown)} categories that the model was not fitted on: "
-            f"{unknown[:5]}. It knows {list(categories)[:10]}. Map them to known ones, "
-            "or fit a model on these cells, too."
+            f"{unknown[:5]}. It knows {list(categories)[:10]}. Map them to known ones, embed these "
+            "cells as of a batch that was never seen, model.embed(adata, batch='new'), or let the "
+            "model learn them: model.extend(adata)"
         )
     return _positions(names, categories)[positions]
 
 
-def _finite(values: pd.Series, name: str) -> np.ndarray:
+def finite(values: pd.Series, name: str) -> np.ndarray:
+    """Return the numbers of adata.obs[name], float64, none of which is infinite."""
     try:
         numbers = values.to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -293,7 +295,7 @@ def learn_covariates(
         if name == batch or name in categories or name in numbers:
             raise DataError(f"{name!r} is given twice as batch or covariate; give it once.")
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values):
-            amounts.append(_finite(values, name))
+            amounts.append(finite(values, name))
             numbers[name] = _standardiser(amounts[-1], name)
         else:
             categories[name], codes = _several(values, name, "covariates")
