@@ -14,7 +14,6 @@ from typing import Any
 
 import anndata
 import numpy as np
-import pandas as pd
 from sets import WORK, batch_column, held_out, load
 
 Result = tuple[np.ndarray, dict[str, Any]]
@@ -62,30 +61,21 @@ def scvi_train(name: str, adata: anndata.AnnData, seed: int, **options: Any) -> 
 
 def pca(name: str, adata: anndata.AnnData, seed: int) -> Result:
     """Thirty principal components of scaled log-normalised counts."""
-    import scanpy as sc
+    from scvae.analysis.baselines import principal_components
 
     start = time.perf_counter()
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    sc.pp.scale(adata, max_value=10)
-    sc.pp.pca(adata, n_comps=30, random_state=seed)
-    return adata.obsm["X_pca"], {"seconds": time.perf_counter() - start}
+    components = principal_components(adata.X, seed)
+    return components, {"seconds": time.perf_counter() - start}
 
 
 def harmony(name: str, adata: anndata.AnnData, seed: int) -> Result:
     """Harmony on those components."""
+    from scvae.analysis.baselines import harmonise
+
     start = time.perf_counter()
     components, _ = pca(name, adata, seed)
-    corrected = harmonise(components, adata.obs, "batch", seed)
+    corrected = harmonise(components, adata.obs["batch"], seed)
     return corrected, {"seconds": time.perf_counter() - start}
-
-
-def harmonise(components: np.ndarray, obs: pd.DataFrame, batch: str, seed: int) -> np.ndarray:
-    """Return components corrected by harmonypy, cells x components in any of its versions."""
-    import harmonypy
-
-    corrected = np.asarray(harmonypy.run_harmony(components, obs, batch, random_state=seed).Z_corr)
-    return corrected if corrected.shape[0] == len(obs) else corrected.T
 
 
 METHODS: dict[str, Callable[..., Result]] = {

@@ -17,14 +17,15 @@ import warnings
 import anndata
 import numpy as np
 import pandas as pd
-from judge import leiden
-from methods import harmonise, pca
+from methods import pca
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sets import SETS, batch_column, load
 from sklearn.metrics import adjusted_rand_score
-from sklearn.neighbors import NearestNeighbors
 
-NEIGHBOURS, MOST_CELLS = 30, 5_000
+from scvae.analysis.baselines import harmonise
+from scvae.analysis.judging import kept, leiden
+
+MOST_CELLS = 5_000
 SPLITS = (0, 1, 2)
 
 
@@ -37,16 +38,6 @@ def one_batch(name: str) -> anndata.AnnData:
         chosen = np.random.default_rng(0).choice(adata.n_obs, MOST_CELLS, replace=False)
         adata = adata[np.sort(chosen)].copy()
     return adata
-
-
-def kept(before: np.ndarray, after: np.ndarray) -> float:
-    """Return the share of the nearest neighbours before that are so after, too."""
-    near = [
-        NearestNeighbors(n_neighbors=NEIGHBOURS).fit(x).kneighbors(return_distance=False)
-        for x in (before, after)
-    ]
-    pairs = zip(*near, strict=True)
-    return float(np.mean([len(np.intersect1d(a, b)) / NEIGHBOURS for a, b in pairs]))
 
 
 def different_genes(values: pd.DataFrame, fake: np.ndarray) -> int:
@@ -82,7 +73,7 @@ def measure(name: str, split: int) -> dict[str, dict[str, float]]:
     }
     found["scvae"]["genes"] = different_genes(model.normalized(adata), fake)
     components, _ = pca(name, adata.copy(), split)
-    found["Harmony"] = compare(components, harmonise(components, adata.obs, "fake", split))
+    found["Harmony"] = compare(components, harmonise(components, fake, split))
     return found
 
 

@@ -2,9 +2,9 @@
 
 Writes work/SET.scores.json, prints one table a set (median over the seeds of a method, and half
 the range of biology and mixing), and draws quality.png: one point a method, mixing against biology,
-with the range of its seeds as bars. Biology and mixing are those of judge.py, which averages over
-the noise of the clusterings; with `--scib`, the metrics and the total of scib-metrics are added
-(which needs it installed, and runs k-means once).
+with the range of its seeds as bars. Biology and mixing are those of `scvae.analysis.judge`, which
+averages over the noise of the clusterings; with `--scib`, the metrics and the total of scib-metrics
+are added (which needs it installed, and runs k-means once).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import warnings
 import anndata
 import numpy as np
 import pandas as pd
-from judge import judge
 from methods import METHODS
 from sets import HERE, SETS, WORK, batch_column, load
+
+from scvae.analysis import judge
 
 SCIB = {
     "Isolated labels": "isolated F1",

@@ -17,10 +17,11 @@ import warnings
 import anndata
 import numpy as np
 import pandas as pd
-from judge import RESOLUTIONS, leiden
-from methods import harmonise, pca
+from methods import pca
 from sets import batch_column, load
-from sklearn.neighbors import NearestNeighbors
+
+from scvae.analysis.baselines import harmonise
+from scvae.analysis.judging import RESOLUTIONS, leiden, nearest
 
 FEWEST, MOST_TYPES, MOST_CELLS = 40, 4, 6_000
 MULTI = ("baron_human1", "worm_embryo_sub", "kang_ifnb", "pbmc_6batch")
@@ -39,8 +40,7 @@ def best_f1(x: np.ndarray, is_type: np.ndarray) -> float:
 
 def own_neighbours(x: np.ndarray, is_type: np.ndarray) -> float:
     """Return the share of the 30 nearest neighbours of a type's cells that are of the type."""
-    near = NearestNeighbors(n_neighbors=30).fit(x).kneighbors(return_distance=False)
-    return float(is_type[near[is_type]].mean())
+    return float(is_type[nearest(x, 30)[is_type]].mean())
 
 
 def planted(adata: anndata.AnnData) -> list[tuple[str, anndata.AnnData]]:
@@ -78,7 +78,7 @@ def measure(name: str, adata: anndata.AnnData, planted_type: str) -> dict[str, f
         "scvae": adata.obsm["scvae"],
         "align=False": adata.obsm["unaligned"],
         "no batch": adata.obsm["no batch"],
-        "Harmony": harmonise(components, adata.obs, "batch", 0),
+        "Harmony": harmonise(components, adata.obs["batch"]),
         "PCA": components,
     }
     found = {f"F1 {method}": best_f1(x, is_type) for method, x in embeddings.items()}
