@@ -5,6 +5,8 @@ from typing import Literal, get_args
 Likelihood = Literal["nb", "zinb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 LatentPrior = Literal["normal", "mixture"]
+CountKind = Literal["whole", "rounded"]
 LIKELIHOODS: tuple[Likelihood, ...] = get_args(Likelihood)
 DISPERSIONS: tuple[Dispersion, ...] = get_args(Dispersion)
 PRIORS: tuple[LatentPrior, ...] = get_args(LatentPrior)
+COUNTS: tuple[CountKind, ...] = get_args(CountKind)

@@ -30,7 +30,7 @@ ALLOWED = {
     "train": {"train", "core", "errors"},
     "data": {"data/hold", "data/read", "data/checkup"},
     "data/hold": {"data/hold", "core"},
-    "data/read": {"data/read", "data/hold", "arguments", "errors"},
+    "data/read": {"data/read", "data/hold", "arguments", "choices", "errors"},
     "data/checkup": {"data/checkup", "data/read", "arguments"},
     "modalities": {"modalities", "core", "data", "arguments", "choices", "errors"},
     "models": {

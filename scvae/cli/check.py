@@ -17,7 +17,7 @@ example:
 
 The exit code is 1 if `scvae fit` would refuse the cells.
 """
-NAMES = ("batch", "covariates", "layer", "genes", "library_size", "label")
+NAMES = ("batch", "covariates", "layer", "genes", "library_size", "counts", "label")
 
 
 def run(a: argparse.Namespace) -> None:

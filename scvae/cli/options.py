@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scvae.choices import COUNTS
+
 KEY = "X_scvae"
 
 
@@ -73,6 +75,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         metavar="SIZE",
         help="observed, latent, or the column of obs with total counts over all genes",
     )
+    add("--counts", choices=COUNTS, help="whole; or rounded, for estimates that are fractions")
 
 
 def add_layer(group: argparse._ActionsContainer) -> None:

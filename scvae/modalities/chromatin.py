@@ -19,6 +19,7 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor, nn
 
+from scvae.choices import CountKind
 from scvae.core.distributions import Detected, Gaussian, Poisson, Shares
 from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.networks import WideLinear
@@ -68,6 +69,7 @@ class Chromatin:
         layer: str | None,
         size: str,
         *,
+        counts: CountKind = "whole",
         call: str,
         home: str | None = None,
     ) -> Part:
@@ -76,27 +78,27 @@ class Chromatin:
         Reads are turned into fragments, saying so. For a Bernoulli, fragments are ones.
         """
         columns = match_genes(adata, list(names))
-        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
+        choice = look(adata, layer, columns, summarise=False, counts=counts, call=call, home=home)
         found = choice.require()
-        counts, totals = found.counts, np.asarray(found.totals, dtype=np.float64)
-        if are_reads(counts.data):
+        fragments, totals = found.counts, np.asarray(found.totals, dtype=np.float64)
+        if are_reads(fragments.data):
             warn(
                 "The chromatin counts are reads, two of most fragments: even numbers are more "
                 "frequent than odd ones. They are halved and rounded up to fragments. If they are "
                 "fragments already, this is a mistake to report."
             )
-            counts = reads_to_fragments(counts)
-            totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-        elif self.likelihood == "poisson" and counts.nnz and counts.data.max() == 1:
+            fragments = reads_to_fragments(fragments)
+            totals = np.asarray(fragments.sum(axis=1), dtype=np.float64).ravel()
+        elif self.likelihood == "poisson" and fragments.nnz and fragments.data.max() == 1:
             warn(
                 "The chromatin counts are zeros and ones alone, so that how many fragments there "
                 "were is lost. Give fragments, or likelihood='bernoulli'."
             )
         sizes = library_sizes(adata, totals, size)
         if self.likelihood == "bernoulli":
-            counts = counts.copy()
-            counts.data = (counts.data > 0).astype(counts.data.dtype)
-        return Part(counts, sizes)
+            fragments = fragments.copy()
+            fragments.data = (fragments.data > 0).astype(fragments.data.dtype)
+        return Part(fragments, sizes)
 
     def encoder(
         self, shape: Shape, facts: Statistics | None, generator: Generator | None

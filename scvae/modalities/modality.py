@@ -15,6 +15,7 @@ import torch
 from scipy import sparse
 from torch import Generator, Tensor, nn
 
+from scvae.choices import CountKind
 from scvae.core.batch import Batch
 from scvae.core.networks import MLP
 
@@ -107,6 +108,7 @@ class Modality(Protocol):
         layer: str | None,
         size: str,
         *,
+        counts: CountKind = "whole",
         call: str,
         home: str | None = None,
     ) -> Part:
@@ -118,7 +120,7 @@ class Modality(Protocol):
             Where the counts are; None looks where the kind usually is.
         size
             What the size of a cell is: "observed", or a column of adata.obs.
-        call, home
+        counts, call, home
             Of the user, for remedies; as for `scvae.data.read.choice.look`.
         """
 

@@ -23,6 +23,7 @@ from scipy import sparse
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
+from scvae.choices import CountKind
 from scvae.core.batch import Batch
 from scvae.core.distributions import EntryMixture, Gaussian, NegativeBinomial
 from scvae.core.heads import GAUSSIAN, Head
@@ -66,6 +67,7 @@ class Protein:
         layer: str | None,
         size: str,
         *,
+        counts: CountKind = "whole",
         call: str,
         home: str | None = None,
     ) -> Part:
@@ -74,7 +76,7 @@ class Protein:
         A cell may have no count of any protein: its background was low.
         """
         columns = match_genes(adata, list(names))
-        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
+        choice = look(adata, layer, columns, summarise=False, counts=counts, call=call, home=home)
         found = choice.require()
         return Part(found.counts, np.maximum(found.totals, 1.0))
 

@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
-from scvae.choices import Dispersion, Likelihood
+from scvae.choices import CountKind, Dispersion, Likelihood
 from scvae.core.distributions import Gaussian, NegativeBinomial, Poisson, Shares, ZeroInflated
 from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.logarithms import scaled_log1p
@@ -82,6 +82,7 @@ class Rna:
         layer: str | None,
         size: str,
         *,
+        counts: CountKind = "whole",
         call: str,
         home: str | None = None,
         partial: bool = False,
@@ -92,11 +93,13 @@ class Rna:
         observed = observed_genes(adata, names, layer) if partial else np.ones(len(names), bool)
         there = [name for name, is_there in zip(names, observed, strict=True) if is_there]
         columns = match_genes(adata, there, layer)
-        choice = look(adata, layer, columns, summarise=False, call=call, home=home)
+        choice = look(adata, layer, columns, summarise=False, counts=counts, call=call, home=home)
         survey = choice.require()
         place = where_named(choice.layer, adata).replace("adata", "adata[:, model.origin.genes]", 1)
         if is_raw(adata, choice.layer):
             place = "adata.raw[:, model.origin.genes].X"
+        if survey.estimates:
+            place = f"np.rint({place})"
         library = library_sizes(adata, survey.totals, size, place)
         if observed.all():
             return Part(survey.counts, library)

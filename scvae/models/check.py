@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvae.arguments import check_names
+from scvae.arguments import check_choice, check_names
+from scvae.choices import COUNTS, CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.faults import explain
 from scvae.data.checkup.report import Finding, Kind, Report
@@ -51,6 +52,7 @@ def check(
     layer: str | None = None,
     genes: str | Sequence[str] | None = None,
     library_size: str = "observed",
+    counts: CountKind = "whole",
     label: str | None = None,
 ) -> Report:
     """Look at everything that `scvae.fit` would read, and report what is wrong or odd.
@@ -64,7 +66,7 @@ def check(
     ----------
     adata
         Cells x genes with raw counts, as for `scvae.fit`.
-    batch, covariates, layer, genes, library_size
+    batch, covariates, layer, genes, library_size, counts
         As for `scvae.fit`.
     label
         Column of adata.obs with labels, such as cell types, which should not go together with the
@@ -87,7 +89,7 @@ def check(
     >>> scvae.check(adata).errors[0].text[:79]
     "adata.X has negative values (first: -1 at cell 'cell_3', gene 'gene_2'). The co"
     """
-    findings = _Findings()
+    counts, findings = check_choice("counts", counts, COUNTS), _Findings()
     for demand in DEMANDS:
         findings.attempt(Kind.CELLS_AND_GENES, demand, adata)
         if not is_anndata(adata):
@@ -100,12 +102,12 @@ def check(
     encoded = _learn(adata.obs, batch, covariates, findings)
     label = None if label is None else findings.attempt(Kind.LABEL, _check_label, adata.obs, label)
     groups = encoded.codes if encoded.covariates.batch is not None else None
-    place, seen = _choose(adata, layer, columns, groups, findings)
+    place, seen = _choose(adata, layer, columns, groups, counts, findings)
     if seen is None:
         return Report(tuple(findings.all))
     chosen = genes if columns is not None else None
-    written = fitted_place(adata, place, chosen)
-    is_all = chosen is None and place is None
+    written = fitted_place(adata, place, chosen, is_rounded=seen.estimates > 0)
+    is_all = chosen is None and place is None and not seen.estimates
     _check_cells(adata, seen, library_size, None if is_all else written, findings)
     names = genes_of(adata, layer)
     names = names if columns is None else names[columns]
@@ -180,12 +182,13 @@ def _choose(
     layer: str | None,
     columns: np.ndarray | None,
     groups: np.ndarray | None,
+    counts: CountKind,
     findings: _Findings,
 ) -> tuple[str | None, Survey | None]:
     """Return where `fit` would take the counts, and what was seen of them.
 
     Without counts it is what was seen there instead."""
-    choice = look(adata, layer, columns, keep=False, thorough=True, groups=groups)
+    choice = look(adata, layer, columns, keep=False, thorough=True, groups=groups, counts=counts)
     if choice.error is not None:
         findings.refuse(Kind.COUNTS, choice.error)
     if choice.note is not None:
@@ -217,7 +220,8 @@ def _whereabouts(adata: AnnData, layer: str | None, seen: Survey) -> Finding:
 def _check_cells(
     adata: AnnData, seen: Survey, library_size: str, place: str | None, findings: _Findings
 ) -> None:
-    findings.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells, place)
+    if not (seen.tallies and seen.estimates):
+        findings.attempt(Kind.EMPTY_CELLS, check_not_empty, adata, seen.genes_of_cells, place)
     if not seen.tallies:
         findings.attempt(Kind.LIBRARY_SIZE, library_sizes, adata, seen.totals, library_size, place)
 

@@ -25,7 +25,16 @@ from scvae.arguments import (
     is_switch,
     refuse,
 )
-from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS, Dispersion, LatentPrior, Likelihood
+from scvae.choices import (
+    COUNTS,
+    DISPERSIONS,
+    LIKELIHOODS,
+    PRIORS,
+    CountKind,
+    Dispersion,
+    LatentPrior,
+    Likelihood,
+)
 from scvae.data.hold.cells import Dataset
 from scvae.data.read.library import FROM_COUNTS
 from scvae.errors import warn
@@ -57,6 +66,7 @@ def fit(
     layer: str | None = None,
     genes: str | Sequence[str] | None = None,
     library_size: str = "observed",
+    counts: CountKind = "whole",
     likelihood: Likelihood = "nb",
     dispersion: Dispersion = "gene",
     n_latent: int = 30,
@@ -104,6 +114,10 @@ def fit(
     library_size
         "observed" (the cell's counts in the fitted genes), "latent" (inferred, with a log-normal
         prior per batch), or the column of adata.obs with total counts over all genes.
+    counts
+        "whole"; or "rounded", for estimates of counts that are no whole numbers, as corrections for
+        ambient RNA and assignments of shared reads give them: the nearest whole numbers are fitted,
+        and taken of every query, too. Normalised and log values are refused nevertheless.
     likelihood
         "nb" (negative binomial), "zinb" (zero-inflated), or "poisson".
     dispersion
@@ -208,7 +222,8 @@ def fit(
     folder = None if checkpoint is None else check_path("checkpoint", checkpoint, "checkpoint")
     key_added = check_name("key_added", key_added, "X_scvae")
     _warn_of_view(adata)
-    prepared = prepare(adata, batch, covariates, layer, genes, library_size)
+    counts = check_choice("counts", counts, COUNTS)
+    prepared = prepare(adata, batch, covariates, layer, genes, library_size, counts)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(adata, validation, seed))
     size = batch_size_of(batch_size, len(train_rows))
     architecture = _sized(asked, prepared, library_size)
@@ -251,7 +266,7 @@ def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> 
     """Return the trained model with its embedding and record."""
     read, rows, dataset = plan.prepared, plan.train_rows, trained.dataset
     shares = batch_shares(read, rows.cpu().numpy())
-    origin = Origin(read.genes, read.covariates, read.layer, library_size, shares)
+    origin = Origin(read.genes, read.covariates, read.layer, library_size, shares, read.counted)
     embedding, moved = fit_embedding(
         trained.vae,
         dataset,
@@ -338,6 +353,7 @@ def _uns(model: Model) -> dict[str, Any]:
             "covariates": origin.covariates.others,
             "layer": origin.layer or "X",
             "library_size": origin.library_size,
+            "rounded": True if origin.counts == "rounded" else None,
         }
     )
 

@@ -250,6 +250,7 @@ class Fitted:
             origin.genes,
             home if layer is None else layer,
             origin.library_size,
+            counts=origin.counts,
             call=call,
             home=home,
             partial=partial,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scvae.choices import CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.report import Kind, warning_texts
 from scvae.data.read.choice import look
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 FEWEST_CELLS = 10
 ALOUD = frozenset(
-    {Kind.SILENT_GENES, Kind.COVARIATES, Kind.CONTROLS, Kind.ABSENT_GENES}
+    {Kind.SILENT_GENES, Kind.COVARIATES, Kind.CONTROLS, Kind.ABSENT_GENES, Kind.ESTIMATES}
 )  # findings that `fit` says while it reads
 
 
@@ -45,6 +46,7 @@ class Prepared:
     library: np.ndarray
     layer: str | None
     warnings: list[str]
+    counted: CountKind = "whole"
 
     @property
     def counts(self) -> sparse.csr_matrix:
@@ -59,6 +61,7 @@ def prepare(
     layer: str | None,
     genes: str | Sequence[str] | None,
     library_size: str,
+    counts: CountKind = "whole",
 ) -> Prepared:
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
     for demand in DEMANDS:
@@ -68,11 +71,12 @@ def prepare(
     names = names if columns is None else names[columns]
     check_one_kind(adata, names)
     encoded = learn_covariates(adata.obs, batch, covariates)
-    choice = look(adata, layer, columns, groups=encoded.codes if batch is not None else None)
+    groups = encoded.codes if batch is not None else None
+    choice = look(adata, layer, columns, groups=groups, counts=counts)
     seen = choice.require()
     chosen = None if columns is None else genes
-    place = fitted_place(adata, choice.layer, chosen)
-    is_all = chosen is None and choice.layer is None
+    place = fitted_place(adata, choice.layer, chosen, is_rounded=seen.estimates > 0)
+    is_all = chosen is None and choice.layer is None and not seen.estimates
     library = library_sizes(adata, seen.totals, library_size, None if is_all else place)
     findings = examine(seen, adata.obs, names, encoded, choice.layer, place)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
@@ -86,6 +90,7 @@ def prepare(
         library,
         choice.layer,
         ([] if choice.note is None else [choice.note]) + warning_texts(findings),
+        counts,
     )
 
 

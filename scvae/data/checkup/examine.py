@@ -9,8 +9,10 @@ from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
 from scvae.data.read.covariates import Encoded
 from scvae.data.read.features import CONTROLS, are_controls
+from scvae.data.read.source import where_named
 from scvae.data.read.survey import CountSummary, Survey
 
+MUCH = 0.1  # of all counts, lost or won by rounding
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
 EVEN = 1.02  # largest over smallest library size that counting does not give
 PEAK, ABOVE = 20, 8  # counts of one cell; times those of any other
@@ -47,12 +49,31 @@ def examine(
         Column with labels; None looks at every column of adata.obs with 2 to 100 categories.
     """
     return [
+        *_estimates(survey, layer),
         *_silent_genes(survey.cells_of_genes, genes),
         *_controls(genes),
         *_absent_genes(survey, genes, encoded, place),
         *_odd_counts(survey, obs.index, genes, layer, place),
         *odd_groups(obs, encoded, label),
     ]
+
+
+def _estimates(survey: Survey, layer: str | None) -> list[Finding]:
+    """Say what it changed that fractions are taken as the nearest whole numbers."""
+    if not survey.estimates or survey.tallies:
+        return []
+    change = survey.after / survey.before - 1
+    text = (
+        f"{survey.estimates:,} fractions in {where_named(layer)} are taken as the nearest whole "
+        f"numbers (counts='rounded'), which changes the sum of all values by {change:+.1%}"
+    )
+    if abs(change) <= MUCH:
+        return [Finding("info", Kind.COUNTS, f"{text}.")]
+    text += (
+        ". So much is lost where most values are small; if the counts before the estimation are at "
+        "hand, fit those: scvae.fit(adata, layer=...)"
+    )
+    return [Finding("warning", Kind.ESTIMATES, text)]
 
 
 def _silent_genes(cells_of_genes: np.ndarray, genes: pd.Index) -> list[Finding]:
@@ -107,6 +128,7 @@ def _absent_genes(survey: Survey, genes: pd.Index, encoded: Encoded, place: str)
 
 def _names_at(place: str) -> str:
     """Return how the user writes the names of the genes at a place."""
+    place = place.removeprefix("np.rint(")
     for end in (".X", ".layers"):
         if end in place:
             return place.partition(end)[0] + ".var_names"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvae.data.checkup.report import Finding, Kind, Level
+from scvae.data.read.choice import ESTIMATORS
 from scvae.data.read.normalisation import Normalisation, recognise
 from scvae.data.read.source import genes_of, where_named
 from scvae.data.read.survey import Survey
@@ -61,9 +62,10 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
         return f"{_deed(place, was)} {_remedy(adata, other, _undo(layer, was))}"
     if not seen.may_be_rounded or other is not None:
         return None
+    given = "" if layer is None else f", layer={layer!r}"
     return (
-        f"{place} shows no sign of normalisation. Estimates of counts (of salmon, RSEM, SoupX, "
-        f"CellBender) may be rounded: adata.layers['counts'] = np.rint({place})"
+        f"{place} shows no sign of normalisation, as estimates of counts do (of {ESTIMATORS}); "
+        f"scvae.fit(adata{given}, counts='rounded') takes the nearest whole numbers."
     )
 
 

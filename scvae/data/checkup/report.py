@@ -25,6 +25,7 @@ class Kind(StrEnum):
     COVARIATES = "covariates"
     LABEL = "label"
     COUNTS = "counts"
+    ESTIMATES = "estimates of counts"
     VALUES = "values"
     NORMALISATION = "normalisation"
     EMPTY_CELLS = "empty cells"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvae.choices import CountKind
 from scvae.data.read.source import genes_of, is_raw, matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
 from scvae.data.read.tally import FaultKind
@@ -20,6 +21,11 @@ CALL = "scvae.fit(adata"  # the user's call, for the remedies
 PROMISING = ("counts", "raw_counts", "raw", "matrix")  # names that settle which layer it is
 PARTS = ("spliced", "unspliced", "ambiguous")  # of the counts, as RNA velocity needs them
 FEW = ("unspliced", "ambiguous")  # parts that are never meant to stand for all counts
+ESTIMATORS = "SoupX, decontX, CellBender, salmon, alevin, RSEM, proseg"
+NO_ESTIMATES = (
+    "counts='rounded' takes fractions as estimates of counts; these were normalised, or are a "
+    "function of counts such as their logarithm."
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def look(
     keep: bool = True,
     thorough: bool = False,
     groups: np.ndarray | None = None,
+    counts: CountKind = "whole",
     call: str = CALL,
     home: str | None = None,
 ) -> Choice:
@@ -93,6 +100,8 @@ def look(
         As for `survey`.
     groups
         As for `survey`.
+    counts
+        "rounded" takes fractions that are estimates of counts as the nearest whole numbers.
     thorough
         Where the matrix asked for cannot be counts, look at all of it nevertheless.
     call
@@ -100,7 +109,8 @@ def look(
     home
         The layer where that call looks if it is given none; None is X.
     """
-    detail: Any = {"summarise": summarise, "keep": keep, "groups": groups}
+    estimates = counts == "rounded"
+    detail: Any = {"summarise": summarise, "keep": keep, "groups": groups, "estimates": estimates}
     try:
         matrix = matrix_of(adata, layer)
         asked = None
@@ -110,7 +120,8 @@ def look(
         return Choice(None, layer, error=error)
     is_sound = asked is not None and not asked.tallies
     if asked is not None and is_sound and (layer is not None or asked.largest > 1):
-        note = _rounded(where_named(layer, adata), asked) if asked.rounded else None
+        is_told = asked.rounded and not estimates
+        note = _rounded(where_named(layer, adata), asked) if is_told else None
         return Choice(asked, layer, asked, note=note)
     candidates = {} if layer is not None else _candidates(adata, columns, asked, **detail)
     if len(candidates) == 1 and _is_plain(*candidates.items()):
@@ -125,8 +136,10 @@ def look(
     if asked is None or not asked.tallies:
         return Choice(asked, layer, error=_no_counts(adata, asked, call))
     elsewhere = None if layer is None else _layer_with_counts(adata, layer)
-    whole = asked if thorough else survey(matrix, columns, summarise=False)
+    whole = asked if thorough else survey(matrix, columns, summarise=False, estimates=estimates)
     refusal = _not_counts(adata, layer, whole, elsewhere, call, home)
+    if estimates and FaultKind.NON_INTEGER in whole.tallies:
+        refusal = DataError(f"{refusal} {NO_ESTIMATES}")
     return Choice(asked, layer, error=refusal, other=elsewhere)
 
 
@@ -291,8 +304,11 @@ def _not_counts(
         return DataError(f"{problem}; adata.raw holds some: {call}, layer='raw').")
     place = "adata.raw[:, adata.var_names].X" if is_raw(adata, layer) else where_named(layer)
     if seen.may_be_rounded:
+        given = "" if layer is None else f", layer={layer!r}"
+        fitted = f"{call}{given}, counts='rounded')"
+        kept = f"adata.layers['counts'] = np.rint({place}), then {call}, layer='counts')"
         return DataError(
-            f"{problem}. Estimates of counts (of SoupX, CellBender, salmon, RSEM) may be rounded: "
-            f"adata.layers['counts'] = np.rint({place}), then {call}, layer='counts')."
+            f"{problem}. Estimates of counts (of {ESTIMATORS}) are taken as the nearest whole "
+            f"numbers by {fitted if call == CALL else kept}."
         )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")

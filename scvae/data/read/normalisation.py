@@ -12,6 +12,8 @@ SAME_VALUE = 1e-5  # relative error of a float32 that went through a logarithm a
 ENOUGH = 3  # cells that a pattern must hold in
 SAMPLE = 256  # cells of a piece in which ties are counted, which takes sorting
 FEW_TIES = 0.1  # share of the fractions: a function of counts leaves more, all ones being alike
+PARTS = 60  # of a read, which may be shared among 2 to 6 genes
+MANY_WHOLE = 0.2  # share of the values of a cell whose fractions were written in two decimals
 
 
 def by_row(ufunc: np.ufunc, values: np.ndarray, indptr: np.ndarray, empty: float) -> np.ndarray:
@@ -36,8 +38,8 @@ class Traces:
     varied
         Whether the cell has different values, without which multiples say nothing.
     fractions, ties
-        Values that are not whole, and those of them that are there again in the same cell; of the
-        first cells alone.
+        Values that are not whole, and those of them that are there again in the same cell and are
+        no plain parts of a read; of the first cells alone.
     """
 
     sums: np.ndarray
@@ -80,24 +82,34 @@ def _multiples(x: np.ndarray, indptr: np.ndarray) -> np.ndarray:
 
 def _ties(rows: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of fractions in every cell, and of those that are there again in it."""
-    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    n, sizes = rows.shape[0], np.diff(rows.indptr)
+    row = np.repeat(np.arange(n), sizes)
     is_fraction = rows.data != np.floor(rows.data)
     row, values = row[is_fraction], rows.data[is_fraction]
     order = np.lexsort((values, row))
-    row, values = row[order], values[order]
-    is_same = (row[1:] == row[:-1]) & (values[1:] == values[:-1])
-    tied = np.zeros(len(values), dtype=bool)
-    tied[1:] |= is_same
-    tied[:-1] |= is_same
-    n = rows.shape[0]
-    return np.bincount(row, minlength=n), np.bincount(row[tied], minlength=n)
+    row, values = row[order], values[order].astype(np.float64)
+    fractions = np.bincount(row, minlength=n)
+    starts = np.ones(len(values), dtype=bool)
+    starts[1:] = (row[1:] != row[:-1]) | (values[1:] != values[:-1])
+    alike = np.diff(np.append(np.flatnonzero(starts), len(values)))
+    alike = np.repeat(alike, alike)
+    # Tables of estimates in two decimals have ties by chance, but none that prevails.
+    is_table = fractions <= (1 - MANY_WHOLE) * sizes
+    by_chance = is_table[row] & _are_whole(100 * values) & (alike <= FEW_TIES * fractions[row])
+    tied = (alike > 1) & ~_are_whole(PARTS * values) & ~by_chance
+    return fractions, np.bincount(row[tied], minlength=n)
+
+
+def _are_whole(values: np.ndarray) -> np.ndarray:
+    """Return whether every value is whole but for the round-off of a float32."""
+    return np.abs(values - np.rint(values)) <= 1e-6 * values
 
 
 def are_estimates(traces: Traces, n_cells: int) -> bool:
     """Return whether values may be estimates of counts, as corrections for ambient RNA give them.
 
     A function of counts, such as a logarithm in any base, makes one value of all ones of a cell;
-    estimates are hardly ever alike.
+    estimates are hardly ever alike, but for reads that are shared among a few genes in equal parts.
     """
     fractions, ties = int(traces.fractions.sum()), int(traces.ties.sum())
     return fractions > 0 and ties <= FEW_TIES * fractions and recognise(traces, n_cells) is None

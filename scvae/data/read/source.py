@@ -44,10 +44,15 @@ def where_named(layer: str | None, adata: AnnData | None = None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def fitted_place(adata: AnnData, layer: str | None, genes: Any) -> str:
+def fitted_place(adata: AnnData, layer: str | None, genes: Any, *, is_rounded: bool = False) -> str:
     """Return how the user writes the counts of the fitted genes: adata[:, genes].X.
 
     `genes` is what the user chose them by; None is all."""
+    place = _fitted_place(adata, layer, genes)
+    return f"np.rint({place})" if is_rounded else place
+
+
+def _fitted_place(adata: AnnData, layer: str | None, genes: Any) -> str:
     place = where_named(layer, adata)
     if genes is None:
         return place if place != "adata.raw.X" else "adata.raw[:, adata.var_names].X"

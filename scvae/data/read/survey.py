@@ -13,7 +13,17 @@ from scvae.data.hold.counts import narrowest
 from scvae.data.read.normalisation import Traces, are_estimates, by_row
 from scvae.data.read.source import blocks, canonical
 from scvae.data.read.sums import row_sums
-from scvae.data.read.tally import Fault, FaultKind, Tally, added, settled, tally, wrong_values
+from scvae.data.read.tally import (
+    Fault,
+    FaultKind,
+    Tally,
+    added,
+    fractions_of,
+    nearest,
+    settled,
+    tally,
+    wrong_values,
+)
 
 SMALL = 2  # counts up to which peaks are not told apart: most are, and it would take time
 MOST_SUMS = 2**24  # of groups x genes: 128 MiB
@@ -73,6 +83,12 @@ class Survey:
         Counts of every gene in every group of cells, ``(b, g)``; None without groups.
     rounded
         Values that differed from whole numbers by round-off, and are taken as those.
+    estimates
+        Fractions that were taken as the nearest whole numbers, as was asked for.
+    before
+        Sum of all values before that, of all genes, if it was asked for.
+    after
+        Sum of all values after it, of all genes.
     """
 
     genes_of_cells: np.ndarray
@@ -86,6 +102,9 @@ class Survey:
     kept: sparse.csr_matrix | None
     of_groups: np.ndarray | None = None
     rounded: int = 0
+    estimates: int = 0
+    before: float = 0.0
+    after: float = 0.0
 
     @property
     def counts(self) -> sparse.csr_matrix:
@@ -122,6 +141,7 @@ def survey(
     summarise: bool = True,
     keep: bool = False,
     groups: np.ndarray | None = None,
+    estimates: bool = False,
 ) -> Survey:
     """Look at every value of a matrix of any kind, once.
 
@@ -139,6 +159,8 @@ def survey(
         Return the counts, too; else no more of them is in memory than a piece.
     groups
         Group of every cell, ``(n,)``, to sum counts over; None has none.
+    estimates
+        Take fractions for the nearest whole numbers, unless they look like a function of counts.
 
     Raises
     ------
@@ -151,6 +173,8 @@ def survey(
         for rows in _pieces(whole):
             piece, rounded = settled(rows if keep else canonical(rows))
             seen.rounded += rounded
+            if estimates:
+                piece = seen.nearest(piece)
             chosen = piece if columns is None else piece[:, columns]
             seen.add(piece, chosen)
             if seen.tallies and stop_at_fault:
@@ -158,9 +182,9 @@ def survey(
             if keep and columns is not None and not seen.tallies:
                 seen.kept.append(_narrowed(chosen))
         if keep and columns is None and not seen.tallies:
-            seen.kept.append(
-                _narrowed(settled(whole)[0] if seen.rounded else whole)
-            )  # not piece by piece: it shares its indices
+            # Not piece by piece: it shares its indices.
+            counts = settled(whole)[0] if seen.rounded else whole
+            seen.kept.append(_narrowed(nearest(counts) if seen.fractions else counts))
     return seen.survey()
 
 
@@ -200,12 +224,27 @@ class _Seen:
         self.cells_of_genes = np.zeros(n_genes, dtype=np.int64)
         self.rows, self.stored, self.largest = 0, 0, 0
         self.rounded = 0
+        self.fractions: dict[FaultKind, Tally] = {}
+        self.before, self.after = 0.0, 0.0
         self.tallies: dict[FaultKind, Tally] = {}
         self.traces: list[Traces] = []
         self.totals: list[np.ndarray] = []
         self.groups = _Groups(groups, n_genes) if _is_small(groups, n_genes) else None
         self.summary = _Summary(n_genes) if summarise else None
         self.kept: list[sparse.csr_matrix] = []
+
+    def nearest(self, piece: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Return the next rows with whole numbers for fractions, which are remembered."""
+        fractions = fractions_of(piece.data)
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.before += float(piece.data.sum(dtype=np.float64))
+        if len(fractions):
+            self.fractions = added(self.fractions, tally(piece, fractions, self.rows))
+            self.traces.append(_traces(piece, wrong_values(piece.data)))
+            piece = nearest(piece)
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.after += float(piece.data.sum(dtype=np.float64))
+        return piece
 
     def add(self, piece: sparse.csr_matrix, chosen: sparse.csr_matrix) -> None:
         """Add the next rows, of all genes and of those asked for."""
@@ -226,19 +265,25 @@ class _Seen:
         self.rows += piece.shape[0]
 
     def survey(self) -> Survey:
+        traces = Traces.joined(self.traces) if self.traces else None
+        if self.fractions and traces is not None and not are_estimates(traces, self.rows):
+            self.tallies = added(self.tallies, self.fractions)
         is_sound = not self.tallies
         return Survey(
             np.concatenate(self.genes_of_cells),
             self.cells_of_genes,
             self.stored,
             self.tallies,
-            Traces.joined(self.traces) if self.traces else None,
+            traces,
             np.concatenate([*self.totals, np.zeros(0)]),
             self.largest,
             self.summary.summary() if is_sound and self.summary is not None else None,
             _stacked(self.kept) if is_sound and self.kept else None,
             None if self.groups is None else self.groups.sums,
             self.rounded,
+            sum(found.number for found in self.fractions.values()),
+            self.before,
+            self.after,
         )
 
 

@@ -21,6 +21,7 @@ class FaultKind(StrEnum):
 ROUND_OFF = 2e-6  # relative error of float32 after a division or a logarithm and back
 MOST_OFF = 1e-2  # however large the count
 KINDS = tuple(FaultKind)
+FRACTION = KINDS.index(FaultKind.NON_INTEGER)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,25 @@ def settled(rows: sparse.csr_matrix) -> tuple[sparse.csr_matrix, int]:
     rows.data[wrong[near]] = np.abs(nearest[near])
     rows.eliminate_zeros()
     return rows, int(near.sum())
+
+
+def nearest(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return rows whose fractions are the nearest whole numbers, and all else is as it was."""
+    if not len(fractions := fractions_of(rows.data)):
+        return rows
+    rows = rows.copy()
+    rows.data[fractions] = np.rint(rows.data[fractions])
+    rows.eliminate_zeros()
+    return rows
+
+
+def fractions_of(values: np.ndarray) -> np.ndarray:
+    """Return the positions of the values whose only fault is that they are not whole."""
+    if values.dtype.kind != "f":
+        return np.zeros(0, dtype=np.int64)
+    wrong = wrong_values(values)
+    found: np.ndarray = wrong[_kinds(values[wrong].astype(np.float64)) == FRACTION]
+    return found
 
 
 def tally(rows: sparse.csr_matrix, wrong: np.ndarray, start: int) -> dict[FaultKind, Tally]:

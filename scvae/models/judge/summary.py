@@ -106,6 +106,8 @@ def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
         taken = [f"{name!r} ({kinds.get(name, 'category')})" for name in covariates.others]
         rows.append(("covariates", ", ".join(taken)))
     place = where_named(origin.layer) + (" or adata.raw.X" if origin.layer == RAW else "")
+    if origin.counts == "rounded":
+        place += ", rounded to whole numbers"
     return [*rows, ("counts", f"{place}, {record.counts}" if record.counts else place)]
 
 

@@ -38,9 +38,16 @@ def describe(description: Description) -> dict[str, Any]:
     return {
         "architecture": dataclasses.asdict(architecture),
         "embedding": dataclasses.asdict(embedding),
-        "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
+        "origin": _origin_as_json(origin),
         "record": record.to_json(),
     }
+
+
+def _origin_as_json(origin: Origin) -> dict[str, Any]:
+    fields = {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()}
+    if origin.counts == "whole":  # as always, before there was a choice
+        del fields["counts"]
+    return fields
 
 
 def read_description(content: Any) -> Description:
@@ -91,7 +98,8 @@ def _is_of(kind: Any, value: Any, least: int) -> bool:
 
 def _origin(fields: Any) -> Origin:
     names = ("genes", "covariates", "layer", "library_size", "batch_shares")
-    values = _exactly(fields, names, "origin")
+    counts = fields.get("counts") if isinstance(fields, dict) else None
+    values = _exactly(fields, names if counts is None else (*names, "counts"), "origin")
     genes, layer, shares = values["genes"], values["layer"], values["batch_shares"]
     if not _are_names(genes):
         raise ValueError("origin.genes are not names, each once")
@@ -101,7 +109,10 @@ def _origin(fields: Any) -> Origin:
         raise ValueError("origin.batch_shares are not numbers of 0 or more")
     if not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise ValueError(f"origin.batch_shares add up to {sum(shares)}")
-    return Origin(genes, _covariates(values["covariates"]), layer, values["library_size"], shares)
+    if counts not in (None, "rounded"):
+        raise ValueError(f"origin has counts={shown(counts)}")
+    read = _covariates(values["covariates"])
+    return Origin(genes, read, layer, values["library_size"], shares, counts or "whole")
 
 
 def _covariates(fields: Any) -> Covariates:

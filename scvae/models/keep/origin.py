@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scvae.choices import CountKind
 from scvae.data.read.covariates import Covariates
 
 
@@ -23,6 +24,8 @@ class Origin:
         "observed", "latent", or the column of adata.obs with total counts.
     batch_shares
         Share of the training cells in every batch, ``(b,)``.
+    counts
+        "whole", or "rounded" where fractions are taken as the nearest whole numbers.
     """
 
     genes: list[str]
@@ -30,3 +33,4 @@ class Origin:
     layer: str | None
     library_size: str
     batch_shares: list[float]
+    counts: CountKind = "whole"
