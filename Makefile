@@ -12,11 +12,15 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/python tutorials/demo.py
 
+# Tests in a process a core, at most four: most of them keep one core busy, whatever there is.
+# ARGS goes to pytest, as in: make test ARGS=--durations=40
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # The newest release of everything that this Python can install, in a set-up of its own, and the
 # tests that meet data: what the constraints hide is seen here first. anndata may not allow the

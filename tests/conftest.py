@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from anndata import AnnData
 
 import scvae
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: a core is each one's, and its children's
+    os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

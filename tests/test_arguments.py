@@ -226,7 +226,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("model.embed", {"return_std": 1}), ("model.log_likelihood", {"return_error": "yes"}),
     ("model.normalized", {"library_size": 0}), ("model.normalized", {"library_size": "1e4"}),
     ("model.normalized", {"genes": 3}), ("model.normalized", {"out": "file"}),
-    ("model.normalized", {"out": np.empty((150, 12), int)}),
+    ("model.normalized", {"out": np.zeros((150, 12), int)}),
     ("model.normalized", {"out": np.broadcast_to(np.float32(0), (150, 12))}),
     ("model.predictive_check", {"max_cells": 2.5}), ("model.save", {"path": 3}),
     ("load", {"path": None}), ("load", {"device": 0}),
