@@ -141,6 +141,7 @@ class Kept(logging.Handler):
 def test_what_takes_long_is_told_and_what_does_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
     monkeypatch.setattr(kernels.logger, "handlers", [kept])
+    monkeypatch.setattr(kernels.logger, "propagate", False)  # late, to those of the next test
     with told_after(3600.0, "never said"):
         pass
     with told_after(0.0, COMPILING):
