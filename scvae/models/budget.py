@@ -37,8 +37,17 @@ def split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, T
             "column of adata.obs: validation=0.1"
         )
     held_out = _number_held_out(float(validation), n)
-    order = torch.randperm(n, generator=generator_of("split", seed))
+    order = _order(n, seed)
     return order[held_out:], order[:held_out]
+
+
+def held_out_of(n: int, n_held_out: int, seed: int) -> Tensor:
+    """Return the rows that a fit of this seed holds out, if it holds out so many of `n`."""
+    return _order(n, seed)[:n_held_out]
+
+
+def _order(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=generator_of("split", seed))
 
 
 def _number_held_out(share: float, n: int) -> int:
