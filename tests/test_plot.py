@@ -228,6 +228,16 @@ def test_labels_go_where_they_are_asked_to(ax):
     assert len(ax.texts) == 2
 
 
+def test_no_legend_leaves_the_colours_alone() -> None:
+    ax, bare = (Figure().subplots() for _ in range(2))
+    for axes, legend in ((ax, "beside"), (bare, "none")):
+        plot.scatter(axes, np.eye(2), np.array(["a long name", "b"]), legend=legend)
+    assert bare.get_legend() is None
+    assert not bare.texts
+    colours = [axes.collections[0].get_facecolors() for axes in (ax, bare)]
+    np.testing.assert_array_equal(*colours)
+
+
 def test_many_categories_are_counted_instead_of_listed(ax):
     labels = np.array([f"sample {i}" for i in range(200)])
     plot.scatter(ax, np.random.default_rng(0).normal(size=(200, 2)), labels, title="sample")

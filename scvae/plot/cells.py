@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Legend = Literal["auto", "beside", "on"]
-LEGENDS: tuple[Legend, ...] = ("auto", "beside", "on")
+Legend = Literal["auto", "beside", "on", "none"]
+LEGENDS: tuple[Legend, ...] = ("auto", "beside", "on", "none")
 
 MISSING = "#d9d9d9"
 PANEL = (5.2, 3.9)  # inches; two panels side by side are 1,560 pixels wide
@@ -64,8 +64,8 @@ def umap(
     key
         Slot of the embedding.
     legend
-        "beside" the panel, "on" the clusters, or "auto": on the clusters if no label is longer
-        than three characters, as the numbers of Leiden clusters.
+        "beside" the panel, "on" the clusters, "none", or "auto": on the clusters if no label is
+        longer than three characters, as the numbers of Leiden clusters.
     recompute
         Compute neighbours and UMAP even if ``obsm["X_umap"]`` could be drawn.
     seed
@@ -171,7 +171,7 @@ def scatter(
     if _is_number(series):
         _draw_numbers(ax, points, series.to_numpy(dtype=np.float64, na_value=np.nan))
     else:
-        _draw_categories(ax, points, _categorical(series), legend)
+        _draw_categories(ax, points, categorical(series), legend)
     return ax
 
 
@@ -222,7 +222,7 @@ def _is_number(values: pd.Series) -> bool:
     return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
 
 
-def _categorical(values: pd.Series) -> pd.Categorical:
+def categorical(values: pd.Series) -> pd.Categorical:
     """Return categories as strings, those without cells left out, in the order they came in."""
     if not isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(str).where(values.notna()).astype("category")
@@ -259,6 +259,8 @@ def _draw_categories(ax: Axes, points: np.ndarray, values: pd.Categorical, legen
     labels = list(values.categories)
     colors = [PALETTE[i % len(PALETTE)] for i in range(len(labels))]
     draw(ax, points, np.array([*colors, MISSING])[values.codes])  # code -1 takes the last
+    if legend == "none":
+        return
     if (values.codes < 0).any():
         labels, colors = [*labels, "missing"], [*colors, MISSING]
     short = max(map(len, labels), default=0) <= SHORT_LABEL

@@ -144,7 +144,7 @@ def fit_check(
     panels = own_axes((12.0, 4.3), len(CHECKED)) if given is None else given
     for ax, (name, label, is_log) in zip(panels, CHECKED, strict=True):
         observed, predicted = (table[f"{which}_{name}"] for which in ("observed", "predicted"))
-        _draw_check(ax, observed.to_numpy(), predicted.to_numpy(), label, is_log)
+        draw_check(ax, observed.to_numpy(), predicted.to_numpy(), label, is_log)
     save(figure_of(panels[0]), path)
     return panels
 
@@ -183,12 +183,12 @@ def _window(held: History) -> tuple[float, float]:
     return float(after.min()) - margin, float(both.max()) + margin
 
 
-def _draw_check(
+def draw_check(
     ax: Axes, observed: np.ndarray, predicted: np.ndarray, label: str, is_log: bool
 ) -> None:
     """Draw a point a gene, and the line of identity."""
     above = (observed > 0) & (predicted > 0)
-    correlation, ratio = _agreement(observed[above], predicted[above], is_log)
+    correlation, ratio = agreement(observed[above], predicted[above], is_log)
     title = f"{label}\ncorrelation {correlation:.3f}, median ratio {ratio:.3f}"
     low, high = _square_limits(np.concatenate([observed, predicted]), is_log)
     off = int(((observed <= 0) | (predicted <= 0)).sum()) if is_log else 0
@@ -206,7 +206,7 @@ def _draw_check(
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _agreement(observed: np.ndarray, predicted: np.ndarray, is_log: bool) -> tuple[float, float]:
+def agreement(observed: np.ndarray, predicted: np.ndarray, is_log: bool) -> tuple[float, float]:
     """Return Pearson's correlation on the panel's scale, and the median of predicted / observed."""
     if len(observed) == 0:
         return math.nan, math.nan
