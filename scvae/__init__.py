@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scvae.models.fit import fit
     from scvae.models.load import load
     from scvae.models.model import Model
+    from scvae.reporting.write import report
     from scvae.simulation import simulate
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "fit",
     "load",
     "plot",
+    "report",
     "simulate",
 ]
 
@@ -50,6 +52,7 @@ _HOME = {
     "fit": "scvae.models.fit",
     "Model": "scvae.models.model",
     "load": "scvae.models.load",
+    "report": "scvae.reporting.write",
     "simulate": "scvae.simulation",
 }
 _MODULES = ("analysis", "core", "datasets", "plot")

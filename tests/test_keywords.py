@@ -17,6 +17,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fit": scvae.fit,
     "check": scvae.check,
     "simulate": scvae.simulate,
+    "report": scvae.report,
 }
 
 
@@ -37,6 +38,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         ("check", {"labels_key": "type"}, "'labels_key'; here it is label: label='type'"),
         ("check", {"max_epochs": 3}, "it takes adata, batch, covariates"),
         ("simulate", {"cells": 5}, "n_cells: n_cells=5"),
+        ("report", {"label_key": "type"}, "'label_key'; here it is labels: labels='type'"),
     ],
 )  # fmt: skip
 def test_the_right_name_is_said(verb: str, given: dict[str, Any], said: str) -> None:

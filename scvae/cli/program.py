@@ -15,6 +15,7 @@ from scvae.cli.fit import FIT
 from scvae.cli.info import INFO
 from scvae.cli.options import Parser
 from scvae.cli.remedies import Shell, as_options
+from scvae.cli.report import REPORT
 from scvae.errors import ScvaeError
 
 ABOUT = "Learn what each cell is from its counts: a variational autoencoder for h5ad files."
@@ -23,6 +24,7 @@ examples:
   scvae fit in.h5ad -o out.h5ad --batch donor --model model.scvae
   scvae check in.h5ad --batch donor
   scvae embed model.scvae new.h5ad -o new-embedded.h5ad
+  scvae report model.scvae in.h5ad -o report.html --labels cell_type
   scvae info model.scvae
 """
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -74,6 +76,7 @@ def shell_of(a: argparse.Namespace) -> Shell:
         "fit": f"scvae fit {cells} {output}",
         "check": f"scvae check {cells}",
         "embed": f"scvae embed {model} {cells} {output}",
+        "report": f"scvae report {model} {cells} {output}",
     }
     return Shell(a.name, a.options, files, cells)
 
@@ -83,7 +86,7 @@ def parser() -> Parser:
     whole.add_argument("--version", action="version", version=f"scvae {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     options: dict[str, dict[str, str]] = {}
-    for command in (FIT, CHECK, EMBED, INFO):
+    for command in (FIT, CHECK, EMBED, REPORT, INFO):
         about = f"{command.about[0].upper()}{command.about[1:]}."
         own = commands.add_parser(
             command.name, help=command.about, description=about, epilog=command.example

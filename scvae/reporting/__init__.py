@@ -1,0 +1,1 @@
+"""A report of a fit in one HTML file: what was measured, its pictures, its page."""
