@@ -153,6 +153,18 @@ def test_a_report_of_nothing_but_noise_would_be_small_enough() -> None:
     assert (12 * square + wide) * 4 / 3 + 2e5 < MOST_BYTES
 
 
+def test_the_few_cells_of_a_rare_type_keep_their_colour() -> None:
+    rng = np.random.default_rng(0)
+    names = pd.Series([f"type {i:02}" for i in range(24)] + ["type 00"] * 4_000)
+    points = np.concatenate(
+        [np.column_stack([np.arange(3, 27), np.zeros(24)]), rng.random((4_000, 2))]
+    )
+    pixels = imread(BytesIO(pictures.cells(points, names)))[..., :3]
+    drawn = {tuple(p) for p in np.round(255 * pixels.reshape(-1, 3)).astype(int).tolist()}
+    for colour, _ in pictures.colours(names):
+        assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in drawn
+
+
 # -- its numbers ---------------------------------------------------------------------------------
 
 

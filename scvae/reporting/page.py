@@ -24,7 +24,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 p.soft, figcaption, .legend, footer { color: var(--soft); font-size: .875rem; }
 p.look { border-left: 4px solid var(--look); background: #fdf6ee; padding: .4rem .75rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(14.5rem, 1fr));
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr));
   gap: .75rem; margin: 1.25rem 0 0; }
 .card { border: 1px solid var(--line); border-left: 4px solid var(--soft); border-radius: 4px;
   padding: .6rem .8rem; background: var(--fill); break-inside: avoid; }
@@ -38,7 +38,7 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem 1.1rem .3rem 0;
   border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
-tbody th { font-weight: 500; color: var(--soft); }
+tbody th { font-weight: 500; color: var(--soft); white-space: nowrap; }
 table.numbers td, table.numbers thead th + th { text-align: right;
   font-variant-numeric: tabular-nums; white-space: nowrap; padding-left: .6rem; }
 table.numbers tr.sum td, table.numbers tr.sum th { font-weight: 700; color: var(--ink); }
@@ -59,7 +59,8 @@ figcaption b { color: var(--ink); }
   margin-right: .35rem; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 footer { margin-top: 2.5rem; border-top: 2px solid var(--line); padding-top: .75rem; }
 @media (max-width: 36rem) { body { padding: 1rem .9rem 2rem; } .row { grid-template-columns: 1fr; }
-  .cards { grid-template-columns: 1fr; } th, td { padding-right: .7rem; } }
+  .cards { grid-template-columns: 1fr; } th, td { padding-right: .7rem; }
+  tbody th { white-space: normal; } }
 @media print { @page { margin: 14mm; } html { font-size: 9.5pt; }
   body { max-width: none; padding: 0; font-size: 1rem; }
   h2, h3 { break-after: avoid; } p { orphans: 3; widows: 3; } tr { break-inside: avoid; }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SQUARE, WIDE = (4.0, 4.0), (6.4, 3.8)  # inches
 DPI = 130
-COLOURS = 128  # of a picture: seven bits a pixel, so that a page of noise has less than 5 MB
+SHADES, GREYS = (1.0, 0.75, 0.5, 0.25), 32  # of every colour towards white; from black to white
 MOST_IN_LEGEND, LONGEST_NAME = 60, 100
 GREY = "#d9d9d9"
 
@@ -38,14 +38,27 @@ def picture(draw: Callable[[Axes], object], size: tuple[float, float] = SQUARE) 
 
 
 def _packed(png: BytesIO) -> bytes:
-    """Return a PNG in few colours."""
+    """Return a PNG in the colours that we draw with, and shades of them: a byte a pixel.
+
+    So a page of noise has less than 5 MB, and the few cells of a rare type keep their colour."""
     from PIL import Image
 
-    packed = BytesIO()
+    packed, ours = BytesIO(), Image.new("P", (1, 1))
+    ours.putpalette(_colours().tobytes())
     with Image.open(png) as image:
-        few = image.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT)
+        few = image.convert("RGB").quantize(palette=ours, dither=Image.Dither.NONE)
         few.save(packed, format="png", optimize=True)
     return packed.getvalue()
+
+
+def _colours() -> np.ndarray:
+    """Return 256 colours of our pictures, bytes ``(256, 3)``; the last are white again."""
+    full = np.array([[int(name[i : i + 2], 16) for i in (1, 3, 5)] for name in PALETTE])
+    shades = [255 - share * (255 - full) for share in SHADES]
+    greys = np.repeat(np.linspace(0, 255, GREYS)[:, None], 3, axis=1)
+    found = np.round(np.concatenate([*shades, greys])).astype(np.uint8)
+    rest = np.full((256 - len(found), 3), 255, dtype=np.uint8)
+    return np.concatenate([found, rest])
 
 
 def cells(points: np.ndarray, values: pd.Series, legend: Legend = "none") -> bytes:

@@ -14,7 +14,7 @@ from scvae.reporting.measure import HARMONY, OWN, PCA, RESOLUTION, Measured, agr
 if TYPE_CHECKING:
     from scvae.models.model import Model
 
-STATES = {"converged": "good", "stopped early": "good", "unknown": ""}
+STATES = {"converged": "good", "unknown": ""}
 NAMES = {OWN: "scvae", PCA: "PCA", HARMONY: "Harmony on PCA"}
 SCORES = (
     *("biology", "k-means NMI", "k-means ARI", "Leiden NMI", "Leiden ARI", "silhouette"),
@@ -56,14 +56,13 @@ def _head(model: Model, found: Measured) -> str:
 
 
 def _at_a_glance(model: Model, found: Measured) -> str:
-    ended = model.summary().convergence
     levels = [finding.level for finding in found.findings]
     errors, warnings = levels.count("error"), levels.count("warning")
     state = "bad" if errors else "look" if warnings else "good"
     value, kind = found.likelihood.value, _kind(found)
     items = [
         ("Data", f"{_count(errors, 'error')}, {_count(warnings, 'warning')}", "check-up", state),
-        ("Training", ended.verdict, _steps(model), STATES.get(ended.verdict, "look")),
+        ("Training", *_ended(model)),
         (f"log p(x), {kind} cells", _value(value), f"nats per cell, {value.n_cells:,} cells", ""),
     ]
     for name in SUMS:
@@ -78,9 +77,13 @@ def _at_a_glance(model: Model, found: Measured) -> str:
     return page.cards(items)
 
 
-def _steps(model: Model) -> str:
-    history = model.record.history
-    return f"{history.step[-1]:,} steps" if history and history.step else "not recorded"
+def _ended(model: Model) -> tuple[str, str, str]:
+    """Return how training ended, after how many steps, and the state of the box."""
+    verdict, history = model.summary().convergence.verdict, model.record.history
+    steps = f"{history.step[-1]:,} steps" if history and history.step else "not recorded"
+    if verdict == "stopped early":
+        verdict, steps = "converged", f"stopped early, {steps}"
+    return verdict, steps, STATES.get(verdict, "look")
 
 
 def _versus(found: Measured, name: str) -> tuple[str, str]:
@@ -201,7 +204,7 @@ def _predictions(found: Measured) -> str:
         page.paragraph(
             f"Counts of {found.n_predicted:,} {kind} beside counts that the model draws for the "
             "same cells, a point a gene. A model of the right law has its points about the line; "
-            "the ratio is predicted over observed."
+            "the ratio is predicted over observed. Genes without a count on a side are on the edge."
         ),
         page.row(*figures),
     )
