@@ -7,7 +7,7 @@ import dataclasses
 
 from scvae.cli.console import printable, tell
 from scvae.cli.inputs import of_data, read
-from scvae.cli.options import Command, Parser, add_data, add_input, adder
+from scvae.cli.options import Command, Parser, add_data, add_input, add_validation, adder
 from scvae.cli.remedies import as_options
 from scvae.errors import DataError
 
@@ -17,7 +17,7 @@ example:
 
 The exit code is 1 if `scvae fit` would refuse the cells.
 """
-NAMES = ("batch", "covariates", "layer", "genes", "library_size", "counts", "label")
+NAMES = ("batch", "covariates", "layer", "genes", "library_size", "counts", "validation", "label")
 
 
 def run(a: argparse.Namespace) -> None:
@@ -40,6 +40,7 @@ def run(a: argparse.Namespace) -> None:
 def add_options(parser: Parser) -> None:
     add_input(parser)
     add_data(parser.add_argument_group("data"))
+    add_validation(parser)
     adder(parser)("--label", metavar="COLUMN", help="column of obs with labels of the cells")
 
 

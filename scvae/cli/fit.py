@@ -18,7 +18,9 @@ from scvae.cli.options import (
     add_device,
     add_input,
     add_output,
+    add_validation,
     adder,
+    share,
 )
 from scvae.cli.outputs import (
     check_h5ad,
@@ -169,8 +171,8 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--max-steps", type=int, metavar="N", help="training steps at most; by cells if left out")
     add("--batch-size", type=int, metavar="N", help="cells of a minibatch; by cells if left out")
     add("--learning-rate", type=float, metavar="RATE", help="peak of the learning rate")
-    add("--validation", type=_share, metavar="SHARE", help="cells held out, or a column of obs")
-    add("--align", type=_share, metavar="SHARE", help="of the batches' rest to take out, 0 to 1")
+    add_validation(group)
+    add("--align", type=share, metavar="SHARE", help="of the batches' rest to take out, 0 to 1")
     add("--robust", action="store_true", help="hide genes in training; for cells that lack some")
     add("--checkpoint", metavar="FOLDER", help="write down how far it is; the same call goes on")
     add("--seed", type=_seed, metavar="N", help="of everything random")
@@ -183,14 +185,6 @@ def _seed(text: str) -> int:
     if not 0 <= seed < 2**32:
         raise argparse.ArgumentTypeError(f"{seed} is not between 0 and {2**32 - 1}")
     return seed
-
-
-def _share(text: str) -> float | str:
-    """Return a number, or the name of a column."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _add_results(group: argparse._ArgumentGroup) -> None:

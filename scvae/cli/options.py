@@ -78,6 +78,19 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     add("--counts", choices=COUNTS, help="whole; or rounded, for estimates that are fractions")
 
 
+def add_validation(group: argparse._ActionsContainer) -> None:
+    add = adder(group)
+    add("--validation", type=share, metavar="SHARE", help="cells held out, or a column of obs")
+
+
+def share(text: str) -> float | str:
+    """Return a number, or the name of a column."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def add_layer(group: argparse._ActionsContainer) -> None:
     add = adder(group)
     add("--layer", help="layer with raw counts; X if left out")

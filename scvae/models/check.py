@@ -18,6 +18,8 @@ from scvae.arguments import check_choice, check_names
 from scvae.choices import COUNTS, CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.faults import explain
+from scvae.data.checkup.held_out import unseen_groups
+from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
 from scvae.data.read.choice import look
@@ -30,7 +32,7 @@ from scvae.data.read.source import fitted_place, genes_of, matrix_of, where_name
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
 from scvae.keywords import named
-from scvae.models.budget import RunSize, usual_run
+from scvae.models.budget import VALIDATION, RunSize, split, usual_run
 from scvae.models.device import pick_device
 from scvae.models.pace import seconds_of_run
 from scvae.models.prepare import DEMANDS, FEWEST_CELLS
@@ -53,6 +55,7 @@ def check(
     genes: str | Sequence[str] | None = None,
     library_size: str = "observed",
     counts: CountKind = "whole",
+    validation: float | str = VALIDATION,
     label: str | None = None,
 ) -> Report:
     """Look at everything that `scvae.fit` would read, and report what is wrong or odd.
@@ -66,7 +69,7 @@ def check(
     ----------
     adata
         Cells x genes with raw counts, as for `scvae.fit`.
-    batch, covariates, layer, genes, library_size, counts
+    batch, covariates, layer, genes, library_size, counts, validation
         As for `scvae.fit`.
     label
         Column of adata.obs with labels, such as cell types, which should not go together with the
@@ -94,12 +97,14 @@ def check(
         findings.attempt(Kind.CELLS_AND_GENES, demand, adata)
         if not is_anndata(adata):
             return Report(tuple(findings.all))
+    findings.all += turned(adata)
     columns = findings.attempt(Kind.GENES, choose_genes, adata, genes, layer)
     if columns is not None or genes is None:
         names = genes_of(adata, layer)
         names = names if columns is None else names[columns]
         findings.attempt(Kind.GENES, check_one_kind, adata, names)
     encoded = _learn(adata.obs, batch, covariates, findings)
+    _check_held_out(adata, encoded, validation, findings)
     label = None if label is None else findings.attempt(Kind.LABEL, _check_label, adata.obs, label)
     groups = encoded.codes if encoded.covariates.batch is not None else None
     place, seen = _choose(adata, layer, columns, groups, counts, findings)
@@ -165,6 +170,17 @@ def _learn(
         if findings.attempt(Kind.COVARIATES, learn_covariates, obs, None, [name]) and name != batch
     ]
     return learn_covariates(obs, batch if alone else None, good)
+
+
+def _check_held_out(
+    adata: AnnData, encoded: Encoded, validation: float | str, findings: _Findings
+) -> None:
+    """Find what is wrong with the cells held out, as `fit` holds them out with its own seed."""
+    if adata.n_obs < FEWEST_CELLS:
+        return
+    rows = findings.attempt(Kind.HELD_OUT, split, adata, validation, 0)
+    if rows is not None:
+        findings.all += unseen_groups(encoded, rows[1].numpy(), validation)
 
 
 def _check_label(obs: pd.DataFrame, label: str) -> str:

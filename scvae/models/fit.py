@@ -225,6 +225,7 @@ def fit(
     counts = check_choice("counts", counts, COUNTS)
     prepared = prepare(adata, batch, covariates, layer, genes, library_size, counts)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(adata, validation, seed))
+    prepared = prepared.told(held_out_rows.cpu().numpy(), validation)
     size = batch_size_of(batch_size, len(train_rows))
     architecture = _sized(asked, prepared, library_size)
     schedule = schedule_of(max_steps, len(train_rows), size, learning_rate, early_stopping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,9 +13,11 @@ from scipy import sparse
 
 from scvae.choices import CountKind
 from scvae.data.checkup.examine import examine
+from scvae.data.checkup.held_out import unseen_groups
+from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Kind, warning_texts
 from scvae.data.read.choice import look
-from scvae.data.read.covariates import Covariates, learn_covariates
+from scvae.data.read.covariates import Covariates, Encoded, learn_covariates
 from scvae.data.read.features import check_one_kind
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
@@ -30,7 +33,14 @@ if TYPE_CHECKING:
 
 FEWEST_CELLS = 10
 ALOUD = frozenset(
-    {Kind.SILENT_GENES, Kind.COVARIATES, Kind.CONTROLS, Kind.ABSENT_GENES, Kind.ESTIMATES}
+    {
+        Kind.SILENT_GENES,
+        Kind.COVARIATES,
+        Kind.CONTROLS,
+        Kind.ABSENT_GENES,
+        Kind.ESTIMATES,
+        Kind.MULTIPLES,
+    }
 )  # findings that `fit` says while it reads
 
 
@@ -53,6 +63,14 @@ class Prepared:
         """Counts of the fitted genes, ``(n, g)``."""
         return self.seen.counts
 
+    def told(self, held_out: np.ndarray, validation: object) -> Prepared:
+        """Warn of groups that are held out as a whole, and return this with the warnings."""
+        encoded = Encoded(self.covariates, self.design, self.codes)
+        texts = warning_texts(unseen_groups(encoded, held_out, validation))
+        for text in texts:
+            warn(text)
+        return dataclasses.replace(self, warnings=[*self.warnings, *texts])
+
 
 def prepare(
     adata: AnnData,
@@ -66,6 +84,8 @@ def prepare(
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
     for demand in DEMANDS:
         demand(adata)
+    if is_turned := warning_texts(turned(adata)):
+        warn(*is_turned)
     columns = choose_genes(adata, genes, layer)
     names = genes_of(adata, layer)
     names = names if columns is None else names[columns]
@@ -89,7 +109,7 @@ def prepare(
         encoded.codes,
         library,
         choice.layer,
-        ([] if choice.note is None else [choice.note]) + warning_texts(findings),
+        [*is_turned, *([] if choice.note is None else [choice.note]), *warning_texts(findings)],
         counts,
     )
 

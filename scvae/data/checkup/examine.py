@@ -10,7 +10,8 @@ from scvae.data.checkup.report import Finding, Kind, listed
 from scvae.data.read.covariates import Encoded
 from scvae.data.read.features import CONTROLS, are_controls
 from scvae.data.read.source import where_named
-from scvae.data.read.survey import CountSummary, Survey
+from scvae.data.read.summary import CountSummary
+from scvae.data.read.survey import Survey
 
 MUCH = 0.1  # of all counts, lost or won by rounding
 EXTREME = 100  # times the median, or the median over it: library sizes that one cell does not have
@@ -146,7 +147,7 @@ def _odd_counts(
         *_lone_peaks(summary, totals, genes, layer),
         *_totals(totals, cells, place),
         *_even_totals(totals, place),
-        *_multiples(summary.factors, survey.genes_of_cells, cells, place),
+        *_multiples(summary, survey.genes_of_cells, cells, layer, place),
     ]
 
 
@@ -252,10 +253,24 @@ def _even_totals(totals: np.ndarray, place: str) -> list[Finding]:
 
 
 def _multiples(
-    factors: np.ndarray, genes_of_cells: np.ndarray, cells: pd.Index, place: str
+    summary: CountSummary,
+    genes_of_cells: np.ndarray,
+    cells: pd.Index,
+    layer: str | None,
+    place: str,
 ) -> list[Finding]:
+    factors, k = summary.factors, summary.divisor
     scaled = np.flatnonzero(factors > 1)
     full = int((genes_of_cells > 0).sum())
+    if k > 1 and full >= ENOUGH:
+        whole = "adata.raw[:, adata.var_names].X" if "adata.raw" in place else where_named(layer)
+        text = (
+            f"All values of {place} are multiples of {k:,}: counts times a constant, or reads that "
+            f"were counted {k:,} times, whose noise is not that of counts. Divide: "
+            f"adata.layers['counts'] = {whole} / {k}. Fit those: "
+            "scvae.fit(adata, layer='counts')"
+        )
+        return [Finding("warning", Kind.MULTIPLES, text)]
     if len(scaled) <= full / 2:
         return []
     first = scaled[0]

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     """What a finding is about; the value is how a table shows it."""
 
     CELLS_AND_GENES = "cells and genes"
+    ORIENTATION = "rows and columns"
     GENES = "genes"
     COVARIATES = "covariates"
     LABEL = "label"
@@ -33,6 +34,8 @@ class Kind(StrEnum):
     CONTROLS = "control features"
     ABSENT_GENES = "absent genes"
     SILENT_GENES = "silent genes"
+    HELD_OUT = "held-out groups"
+    MULTIPLES = "multiples"
     IDENTICAL_GENES = "identical genes"
     LONE_COUNTS = "lone counts"
     TOTAL_COUNTS = "total counts"

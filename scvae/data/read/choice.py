@@ -311,4 +311,9 @@ def _not_counts(
             f"{problem}. Estimates of counts (of {ESTIMATORS}) are taken as the nearest whole "
             f"numbers by {fitted if call == CALL else kept}."
         )
+    if (divisor := seen.divided_by) is not None:
+        return DataError(
+            f"{problem}. All are whole numbers divided by {divisor:,g}: adata.layers['counts'] = "
+            f"np.rint({place} * {divisor:g}), then {call}, layer='counts')."
+        )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")

@@ -10,9 +10,11 @@ from scipy import sparse
 SAME_SUM = 1e-3  # relative spread of the sums that normalisation to one total leaves
 SAME_VALUE = 1e-5  # relative error of a float32 that went through a logarithm and back
 ENOUGH = 3  # cells that a pattern must hold in
+SAMPLE_VALUES = 2**16  # of a piece
 SAMPLE = 256  # cells of a piece in which ties are counted, which takes sorting
 FEW_TIES = 0.1  # share of the fractions: a function of counts leaves more, all ones being alike
 PARTS = 60  # of a read, which may be shared among 2 to 6 genes
+MOST, ONES = 0.9, 0.1  # of the cells that were divided; of the values that are one count
 MANY_WHOLE = 0.2  # share of the values of a cell whose fractions were written in two decimals
 
 
@@ -40,6 +42,8 @@ class Traces:
     fractions, ties
         Values that are not whole, and those of them that are there again in the same cell and are
         no plain parts of a read; of the first cells alone.
+    values
+        The values of the first cells.
     """
 
     sums: np.ndarray
@@ -49,6 +53,7 @@ class Traces:
     varied: np.ndarray
     fractions: np.ndarray
     ties: np.ndarray
+    values: np.ndarray
 
     @classmethod
     def of(cls, rows: sparse.csr_matrix) -> Traces:
@@ -64,6 +69,7 @@ class Traces:
             _multiples(exp, indptr),
             largest > smallest * (1 + SAME_VALUE),
             *_ties(rows[:SAMPLE]),
+            x[:SAMPLE_VALUES],
         )
 
     @classmethod
@@ -112,7 +118,9 @@ def are_estimates(traces: Traces, n_cells: int) -> bool:
     estimates are hardly ever alike, but for reads that are shared among a few genes in equal parts.
     """
     fractions, ties = int(traces.fractions.sum()), int(traces.ties.sum())
-    return fractions > 0 and ties <= FEW_TIES * fractions and recognise(traces, n_cells) is None
+    if not fractions > 0 or ties > FEW_TIES * fractions:
+        return False
+    return recognise(traces, n_cells) is None and divided_by(traces, n_cells) is None
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,25 @@ def recognise(traces: Traces, n_cells: int) -> Normalisation | None:
         if total is not None or scaled:
             return Normalisation(logarithm, total, scaled)
     return None
+
+
+def divided_by(traces: Traces, n_cells: int) -> float | None:
+    """Return the one number that counts were divided by, if there is one: by 1,000, say.
+
+    Parameters
+    ----------
+    n_cells
+        As for `recognise`.
+    """
+    was = recognise(traces, n_cells)
+    if len(traces.sums) < MOST * n_cells or (was and (was.logarithm or was.total is not None)):
+        return None
+    unit = float(traces.values.min())
+    ratio = traces.values / unit
+    are_whole = bool((np.abs(ratio - np.rint(ratio)) <= SAME_VALUE * ratio).all())
+    ones, twos = (float(np.mean((ratio > k - 0.5) & (ratio < k + 0.5))) for k in (1, 2))
+    is_one_count = unit < 1 and ones >= max(ONES, twos / 2)  # no decimals, no shares of reads
+    return float(f"{1 / unit:.6g}") if are_whole and is_one_count else None
 
 
 def _same(sums: np.ndarray) -> float | None:
