@@ -96,6 +96,14 @@ def test_variances_are_drawn_towards_their_prior_as_far_as_it_is_known() -> None
     assert same == pytest.approx(1, rel=0.15)
 
 
+def test_one_donor_alone_does_not_make_an_effect() -> None:
+    counts, design = two_arms(500, 4, seed=0)
+    counts[7] = [11, 8, 4, 2, 2, 415, 2, 4]
+    full = glm.fit(counts, design, np.ones(8))
+    null = glm.fit_means(counts, design[:, :1], np.ones(8), full.dispersion)
+    assert glm.f_test(full, counts, design, 1, null).p[7] > 0.05
+
+
 def test_p_is_uniform_where_nothing_differs_and_intervals_hold_the_truth() -> None:
     counts, design = two_arms(4000, 4, seed=5, effect=0.7)
     full = glm.fit(counts, design, np.ones(8))
@@ -112,6 +120,22 @@ def test_rates_of_false_discovery_are_those_of_the_step_up() -> None:
     p = np.array([0.001, 0.01, 0.03, np.nan, 0.5])
     assert glm.adjust(p)[[0, 1, 2, 4]] == pytest.approx([0.004, 0.02, 0.04, 0.5])
     assert np.isnan(glm.adjust(p)[3])
+
+
+def test_what_permutations_find_as_well_is_not_found() -> None:
+    rng = RNG(0)
+    heavy = stats.norm.sf(np.abs(rng.standard_t(3, size=(40, 500)))) * 2  # too small, far out
+    arrangements = [(heavy[i], list(np.delete(heavy, i, axis=0))) for i in range(40)]
+    found = [(glm.adjust_by_permutations(p, rest) < 0.05).any() for p, rest in arrangements]
+    assert np.mean(found) <= 0.05
+    assert np.mean([(glm.adjust(p) < 0.05).any() for p in heavy]) > 0.5
+    p, rest = rng.random(500), list(rng.random((40, 500)))
+    p[:50] *= 1e-6
+    both = glm.adjust_by_permutations(p, rest)
+    assert (both[:50] < 0.05).all()
+    assert (both >= glm.adjust(p)).all()
+    assert (np.diff(both[np.argsort(p)]) >= 0).all()
+    assert glm.adjust_by_permutations(p, []) == pytest.approx(glm.adjust(p))
 
 
 # -- design --------------------------------------------------------------------------------------

@@ -7,7 +7,15 @@ import pandas as pd
 from scipy import stats
 
 from scvae.analysis.design import Design, make_design, permutations
-from scvae.analysis.glm import Tested, adjust, f_test, fit, fit_means, size_factors
+from scvae.analysis.glm import (
+    Tested,
+    adjust,
+    adjust_by_permutations,
+    f_test,
+    fit,
+    fit_means,
+    size_factors,
+)
 from scvae.analysis.samples import Samples
 
 LEAST_COUNTS, COUNTED = 15, 5  # a gene is tested with so many counts in all, so many in half
@@ -53,13 +61,7 @@ def compare_group(
     null: dict[str, object] = {"group": name, "paired": design.paired, "replicates": len(own)}
     if reason:
         notes += [reason] if replicate else []
-        nothing: dict[str, object] = {
-            "found": 0,
-            "permutations": 0,
-            "null_found": np.nan,
-            "null_share": np.nan,
-        }
-        return table, null | nothing, notes
+        return table, null | NO_NULL, notes
     null |= _add_test(table, summed.counts[own], design, min_effect, most, rng)
     return table.sort_values("p", kind="stable", na_position="last"), null, notes
 
@@ -133,14 +135,8 @@ def _add_test(
     counted = (sums >= COUNTED).sum(axis=0) >= max(2, len(sums) // 2)
     rows = np.flatnonzero(counted & (sums.sum(axis=0) >= LEAST_COUNTS))
     counts, size = sums[:, rows].T, size_factors(sums)
-    nothing: dict[str, object] = {
-        "found": 0,
-        "permutations": 0,
-        "null_found": np.nan,
-        "null_share": np.nan,
-    }
     if not len(rows):
-        return nothing
+        return NO_NULL
     tested = tested_arm(counts, design, size)
     p = np.full(len(table), np.nan)
     p[rows] = tested.p
@@ -153,19 +149,16 @@ def _add_test(
     values = {"lfc": lfc, "lfc_low": lfc - half, "lfc_high": lfc + half}
     for name, value in (values | {"probability": beyond[0] + beyond[1]}).items():
         table.loc[rows, name] = value
-    table["p"], table["fdr"] = p, adjust(p)
-    found, share = [], []
-    for arm in permutations(design, most, rng):
-        again = tested_arm(counts, design.permuted(arm), size)
-        found.append(int((adjust(again.p) < FDR).sum()))
-        share.append(float((again.p < 0.05).mean()))
-    if not found:
-        return NO_NULL | {"found": int((table["fdr"] < FDR).sum())}
-    return {
-        "found": int((table["fdr"] < FDR).sum()),
-        "permutations": len(found),
-        "null_found": float(np.mean(found)),
-        "null_share": float(np.mean(share)),
+    arms = permutations(design, most, rng)
+    again = [tested_arm(counts, design.permuted(arm), size).p for arm in arms]
+    table["p"], table["fdr"] = p, adjust_by_permutations(p, again)
+    found: dict[str, object] = {"found": int((table["fdr"] < FDR).sum())}
+    if not again:
+        return NO_NULL | found
+    return found | {
+        "permutations": len(again),
+        "null_found": float(np.mean([(adjust(p) < FDR).sum() for p in again])),
+        "null_share": float(np.mean([(p < 0.05).mean() for p in again])),
     }
 
 
