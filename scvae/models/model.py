@@ -25,8 +25,10 @@ from scvae.data.read.genes import check_unique
 from scvae.errors import ConfigError, DataError
 from scvae.keywords import named_methods
 from scvae.modalities.rna import KIND
+from scvae.models.budget import VALIDATION
 from scvae.models.draw import draw
 from scvae.models.embedding import Embedding
+from scvae.models.extend import STEPS, extended
 from scvae.models.fitted import Fitted
 from scvae.models.judge.evidence import MeanLogLikelihood, evidence, mean_over_cells
 from scvae.models.judge.predictive import PredictiveCheck
@@ -141,6 +143,60 @@ class Model(Fitted):
         dataset = self._read(adata, layer, "model.embed(adata", partial=True, batch=batch)
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
+
+    def extend(
+        self,
+        adata: AnnData,
+        *,
+        batch: str | None = None,
+        layer: str | None = None,
+        max_steps: int = STEPS,
+        validation: float | str = VALIDATION,
+        seed: int = 0,
+    ) -> Model:
+        """Return a model that also knows the batches of further cells; all it knew stays as it is.
+
+        New rows of V, a row a batch in every layer W x + V s + b, climb the evidence lower bound of
+        these cells from the mean over the old (see `scvae.models.extend`); all else is frozen. So
+        are cells of the old batches: the new model embeds them to the same bits. Categories of
+        other covariates that are new are learned likewise.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes, or some of them, and its batch column.
+        batch
+            Name of that column; None takes the model's.
+        layer
+            Where the counts are; None looks where they were in the fit, then in X.
+        max_steps
+            Steps at most. Training stops when the bound of held-out cells no longer rises.
+        validation
+            Share of the cells held out for it, or a boolean column of adata.obs that marks them.
+        seed
+            Of the cells held out, the order of the others, and the latent noise.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no batches, or no batch or category of `adata` is new.
+        DataError
+            If `adata` lacks a column, or a new batch has one cell.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
+        >>> query = scvae.simulate(n_cells=100, n_genes=50, seed=1)
+        >>> query.obs["batch"] = "run_9"
+        >>> wider = model.extend(query, max_steps=20)
+        >>> wider.batches, wider.embed(query).shape
+        (['batch_0', 'batch_1', 'run_9'], (100, 30))
+        """
+        options = batch, layer, max_steps, validation, seed
+        parts = extended(self, self.embedding, self.record, adata, *options)
+        return Model(parts.vae, parts.embedding, parts.architecture, parts.origin, parts.record)
 
     def embed_dataset(self, dataset: Dataset) -> np.ndarray:
         """Return the embedding of cells that were already read, float32 ``(n, d)``."""
