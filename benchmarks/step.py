@@ -22,8 +22,8 @@ from torch import Generator
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
-from scvae.modalities.rna import Statistics
-from scvae.models.network import Architecture, build_vae
+from scvae.modalities.rna import Rna, Statistics
+from scvae.models.network import Architecture, Facts, build_vae
 from scvae.train.loop import Step
 from scvae.train.optimizer import optimizer_of
 
@@ -34,9 +34,12 @@ def prepared(n_genes: int) -> tuple[VAE, Dataset]:
     n = len(library)
     design, codes = np.zeros((n, 0), np.float32), np.zeros(n, np.int64)
     dataset = Dataset.build(counts, design, codes, library, "cpu")
-    architecture = Architecture(n_genes, likelihood="zinb", encode_covariates=False)
+    rna = Rna(n_genes, likelihood="zinb")
+    architecture = Architecture({"rna": rna}, encode_covariates=False)
     statistics_ = Statistics(torch.zeros(n_genes), torch.ones(1), torch.ones(1))
-    return build_vae(architecture, statistics_, Generator().manual_seed(0)), dataset
+    loc, scale = {"rna": statistics_.library_loc}, {"rna": statistics_.library_scale}
+    facts = Facts({"rna": statistics_}, loc, scale)
+    return build_vae(architecture, facts, Generator().manual_seed(0)), dataset
 
 
 def parts(vae: VAE, dataset: Dataset, steps: int) -> dict[str, float]:

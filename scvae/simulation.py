@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,14 +13,14 @@ from scipy import sparse
 from scvae.arguments import check_seed, check_whole, is_number, refuse
 from scvae.errors import ConfigError
 from scvae.keywords import named
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from scvae.simulation_kinds import check_kinds, measured
 
 # Sizes of what is drawn, and usual values of them.
 SIZES = {"n_cells": 1000, "n_genes": 500, "n_types": 4, "n_batches": 2, "n_latent": 4}
+SIZES_OF_OTHERS = {"n_proteins": 20, "n_regions": 500}
 MAY_BE_ZERO = ("library_spread", "batch_effect", "dropout", "seed")
 OF_MEANS = ("library_size", "library_spread", "batch_effect", "inverse_dispersion")
+NOT_OF_RNA = ("AnnData", "modalities", "missing", *SIZES_OF_OTHERS)
 LARGEST_COUNT = 2**24  # up to which float32 knows every whole number
 
 
@@ -36,8 +37,12 @@ def simulate(
     batch_effect: float = 0.3,
     inverse_dispersion: float = 2.0,
     dropout: float = 0.0,
+    modalities: str | Sequence[str] | None = None,
+    n_proteins: int = 20,
+    n_regions: int = 500,
+    missing: float = 0.0,
     seed: int = 0,
-) -> AnnData:
+) -> Any:
     r"""Draw counts of known cell types, batches and library sizes from the model's own law.
 
     .. math::
@@ -62,15 +67,25 @@ def simulate(
         Median of r; its logarithm has deviation 0.5 over the genes.
     dropout
         Probability :math:`\pi` of a count replaced by zero.
+    modalities
+        Some of "rna", "protein", "chromatin", of the same latent vectors: the cells are then a
+        MuData. Proteins are of a background or, by the latent vector, of a foreground; fragments
+        of regions are Poisson.
+    n_proteins, n_regions
+        Of other kinds.
+    missing
+        Share of the cells that were not measured in a kind, for each; none lacks all.
     seed
         Of all draws.
 
     Returns
     -------
-    AnnData
+    AnnData or MuData
         X: counts, CSR float32. ``obs``: cell_type, batch, library_size. ``var``:
         inverse_dispersion. ``obsm["z"]``: latent vectors. ``layers["expression"]``: the true
-        shares :math:`\rho` (float32). ``uns["truth"]``: the arguments.
+        shares :math:`\rho` (float32). ``uns["truth"]``: the arguments. Of proteins,
+        ``layers["foreground"]`` and ``layers["mean"]``, ``var``: log background and log fold of
+        the foreground; of chromatin, ``layers["accessibility"]``, the true shares.
 
     Raises
     ------
@@ -85,7 +100,11 @@ def simulate(
     """
     from anndata import AnnData
 
-    arguments = _checked({name: value for name, value in locals().items() if name != "AnnData"})
+    given = {name: value for name, value in locals().items() if name not in NOT_OF_RNA}
+    sizes = {"n_proteins": n_proteins, "n_regions": n_regions}
+    sizes = {name: check_whole(name, n, SIZES_OF_OTHERS[name]) for name, n in sizes.items()}
+    kinds, missing = check_kinds("rna" if modalities is None else modalities, missing)
+    arguments = _checked(given)
     n_cells, n_genes, n_types, n_batches, n_latent = (arguments[name] for name in SIZES)
     library_size, library_spread, batch_effect = (arguments[name] for name in OF_MEANS[:3])
     inverse_dispersion, dropout = (arguments[name] for name in ("inverse_dispersion", "dropout"))
@@ -101,7 +120,7 @@ def simulate(
         counts = _draw_counts(rng, library[:, None] * rho, r, arguments)
     counts *= rng.random(counts.shape) >= dropout
     _fill_empty(counts, rho)
-    return AnnData(
+    made = AnnData(
         sparse.csr_matrix(counts.astype(np.float32)),
         obs=pd.DataFrame(
             {
@@ -116,6 +135,9 @@ def simulate(
         layers={"expression": rho.astype(np.float32)},
         uns={"truth": arguments},
     )
+    if modalities is None:
+        return made
+    return measured(made, kinds, sizes["n_proteins"], sizes["n_regions"], missing, seed)
 
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:

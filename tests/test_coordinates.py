@@ -213,7 +213,7 @@ def test_they_are_learned_from_cells_of_every_batch(
     design, codes = encoded.design, encoded.codes
     dataset = Dataset.build(adata.X, design, codes, library, "cpu")
     typical = torch.from_numpy(covariates.typical(design.mean(0)))
-    fit_coordinates(model.vae, dataset, rows, typical, seeded(0))
+    fit_coordinates(model.vae, model.views, dataset, rows, typical, 3, seeded(0))
     used = torch.cat(seen).numpy()
     assert len(used) == 40
     assert adata.obs["batch"].iloc[used].value_counts(normalize=True).min() > 0.2

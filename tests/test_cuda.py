@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from cells import architecture_of_rna, facts_of_rna
 from scipy import sparse
 from test_distributions import ALL, Build, every, single
 from torch import Generator, Tensor
@@ -21,7 +22,7 @@ import scvae
 from scvae.core.rows import nb_log_prob, zinb_log_prob
 from scvae.data.hold.cells import Dataset
 from scvae.modalities.rna import Statistics
-from scvae.models.network import Architecture, build_vae
+from scvae.models.network import build_vae
 from scvae.train.loop import Step, fastest
 from scvae.train.optimizer import optimizer_of
 
@@ -32,6 +33,7 @@ needs_triton = pytest.mark.skipif(
 
 INTERPRETED = """
 import torch
+from cells import architecture_of_rna, facts_of_rna
 from scvae.core.kernels import cuda
 from scvae.core.kernels.run import run
 
@@ -106,9 +108,9 @@ def test_the_graph_takes_the_steps_that_are_taken_one_by_one() -> None:
     adata = scvae.simulate(n_cells=520, n_genes=60)
     weights = []
     for form in (lambda step: step, fastest):
-        architecture = Architecture(n_genes=60, prior="mixture")
+        architecture = architecture_of_rna(60, prior="mixture")
         statistics = Statistics(torch.zeros(60), torch.ones(1), torch.ones(1))
-        vae = build_vae(architecture, statistics, seeded(0)).to("cuda").train()
+        vae = build_vae(architecture, facts_of_rna(statistics), seeded(0)).to("cuda").train()
         dataset = on_the_gpu(adata)
         step = form(Step(vae, optimizer_of(vae), 0.01, seeded(1, "cuda")))
         rows = torch.arange(520, device="cuda")

@@ -35,11 +35,6 @@ def collection() -> Any:
     return AnnCollection([adata[:50].copy(), adata[50:].copy()], join_vars="inner")
 
 
-def modalities(*names: str) -> Any:
-    mudata = pytest.importorskip("mudata")
-    return mudata.MuData({name: AnnData(X, obs=cells().obs) for name in names})
-
-
 def lazily() -> Any:
     """Return an AnnData whose tables are not in memory, as read_lazy opens them."""
     pytest.importorskip("dask")
@@ -54,9 +49,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "raw": (lambda: cells().raw, "adata is a Raw; .*: adata = adata.raw.to_adata()"),
     "a collection": (collection, "AnnCollection; .*: adata = collection[:].to_adata()"),
     "part of it": (lambda: collection()[:40], "View; .*: adata = view.to_adata()"),
-    "genes and proteins": (lambda: modalities("prot", "rna"), "MuData; .*: adata = mdata['rna']"),
-    "one of a kind": (lambda: modalities("a"), "adata = mdata['a']"),
-    "unknown kinds": (lambda: modalities("a", "b"), "the one of the genes; it holds ['a', 'b']"),
     "a path": (lambda: "a.h5ad", "adata is a str; .*: adata = anndata.read_h5ad('a.h5ad')"),
     "a path of 10x": (lambda: Path("a.h5"), "adata = scanpy.read_10x_h5('a.h5')"),
     "a path of zarr": (lambda: "a.zarr/", "adata = anndata.read_zarr('a.zarr/')"),

@@ -9,16 +9,15 @@ from anndata import AnnData
 
 import scvae
 from scvae.analysis import interpret, loadings
-from scvae.models.coordinates import log_composition
 
 
 def test_loadings_make_the_coordinates(trained: tuple[AnnData, scvae.Model]) -> None:
     adata, model = trained
-    axes, decoder = model.embedding.coordinates, model.decoder
+    axes, (view,) = model.embedding.coordinates, model.views
     with torch.no_grad():
         z = model.vae.encode(model.read(adata).cells(torch.arange(50))).mean
-        expression = log_composition(decoder, z, axes.covariates, axes.genes).numpy()
-        coordinates = axes(decoder, z).numpy()
+        expression = view.profile(z, axes.covariates.expand(len(z), -1), axes.genes).numpy()
+        coordinates = axes([view], z).numpy()
     weights = loadings(model)
     seen = [
         (adata.var_names if i < adata.n_vars else ["(other genes)"])[i] for i in axes.genes.tolist()

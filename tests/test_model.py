@@ -162,13 +162,13 @@ def test_the_standard_deviation_is_that_of_embedded_posterior_samples(fitted: Fi
     mean, std = model.embed(adata, return_std=True)
     assert (mean.shape, std.shape, std.dtype) == ((150, 5), (150, 5), np.float32)
     assert (std > 0).all()
-    seen, decoder, narrow = cells(model, adata), model.vae.likelihood, 0.005
+    seen, views, narrow = cells(model, adata), model.views, 0.005
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         q = model.vae.encode(seen)
         embedded = torch.stack(
             [
-                model.embedding.mean(decoder, q.loc + narrow * q.scale * noise, seen.batch)
+                model.embedding.mean(views, q.loc + narrow * q.scale * noise, seen.batch)
                 for noise in torch.randn(2000, *q.loc.shape, generator=draw)
             ]
         )

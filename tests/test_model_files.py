@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import FILES, fitted_cells
+from cells import FILES, architecture_of_rna, fitted_cells
 from container import Container
 from safetensors.torch import load_file
 from torch import Generator, Tensor
@@ -35,7 +35,7 @@ from scvae.models.keep.weights import (
     expected_shapes,
     weight_shapes,
 )
-from scvae.models.network import Architecture, blank_vae
+from scvae.models.network import Architecture, blank_vae, views_of
 
 FORMATS = range(1, FORMAT + 1)
 RECENT = FILES / f"format_{FORMAT}.scvae"
@@ -84,23 +84,24 @@ def test_a_model_of_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outside", [False, True])
 def test_what_format_3_decoded_of_all_genes_is_decoded_still(outside: bool) -> None:
-    a = Architecture(n_genes=7, n_latent=3, n_hidden=4, outside=outside)
-    decoder, draw = (
-        blank_vae(a, Generator().manual_seed(0)).eval().likelihood,
-        Generator().manual_seed(1),
-    )
+    a = architecture_of_rna(7, n_latent=3, n_hidden=4, outside=outside)
+    (view,) = views_of(blank_vae(a, Generator().manual_seed(0)).eval(), a)
+    decoder, draw = view.decoder, Generator().manual_seed(1)
     assert isinstance(decoder, Decoder)
     loadings, z = torch.randn(7, 3, generator=draw), torch.randn(9, 3, generator=draw)
     rest = {"centre": torch.zeros(3), "covariates": torch.zeros(0)}
     tensors = {f"{EMBEDDING}coordinates.{name}": t for name, t in rest.items()}
     tensors[f"{EMBEDDING}coordinates.loadings"] = loadings
-    content = {"architecture": vars(a), "embedding": {"coordinates": "expression", "clusters": 0}}
+    content = {
+        "architecture": {"outside": outside},
+        "embedding": {"coordinates": "expression", "clusters": 0},
+    }
     tensors, content = migrate_3_to_4(tensors, content)
     assert content["embedding"]["genes"] == 7 + outside
     found = Embedding.of("expression", {n.removeprefix(EMBEDDING): t for n, t in tensors.items()})
     with torch.no_grad():
         expected = torch.log1p(1e4 * decoder.expression(z, torch.zeros(9, 0))) @ loadings
-    torch.testing.assert_close(found.mean(decoder, z, torch.zeros(9, dtype=torch.long)), expected)
+    torch.testing.assert_close(found.mean([view], z, torch.zeros(9, dtype=torch.long)), expected)
 
 
 def test_the_first_format_is_of_its_time() -> None:
@@ -145,7 +146,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 def test_a_migration_to_3_takes_the_weights_of_covariates_apart(
     n_covariates: int, encode_covariates: bool
 ) -> None:
-    a = Architecture(
+    a = architecture_of_rna(
         5,
         n_covariates=n_covariates,
         n_layers=2,
@@ -170,7 +171,8 @@ def test_a_migration_to_3_takes_the_weights_of_covariates_apart(
 def test_expected_shapes_are_those_of_the_network(n_batches: int) -> None:
     for chosen in itertools.product(*CHOICES.values()):
         variant = dict(zip(CHOICES, chosen, strict=True))
-        a = Architecture(11, n_batches, n_batches + 2, n_latent=3, n_hidden=5, **variant)
+        sizes = {"n_batches": n_batches, "n_covariates": n_batches + 2}
+        a = architecture_of_rna(11, n_latent=3, n_hidden=5, **sizes, **variant)
         tensors = blank_vae(a, Generator()).state_dict()
         built = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         axes = {f"{EMBEDDING}coordinates.axes": (3, 3)}
@@ -180,7 +182,8 @@ def test_expected_shapes_are_those_of_the_network(n_batches: int) -> None:
 
 def test_the_tensors_of_a_network_by_hand() -> None:
     """Other names or shapes than these need a new format."""
-    a = Architecture(11, 2, 4, n_latent=3, n_hidden=5, n_layers=2, likelihood="zinb", outside=True)
+    sizes = {"n_batches": 2, "n_covariates": 4, "n_latent": 3, "n_hidden": 5, "n_layers": 2}
+    a = architecture_of_rna(11, **sizes, likelihood="zinb", outside=True)
     norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (5,))
     layers = {
         f"{part}.hidden.{name}": shape
@@ -209,8 +212,9 @@ def test_the_tensors_of_a_network_by_hand() -> None:
 
 
 def test_shapes_take_no_memory() -> None:
-    a = Architecture(LARGEST_SIZE, n_latent=LARGEST_SIZE, n_hidden=LARGEST_SIZE, n_layers=2)
-    shapes = weight_shapes(dataclasses.replace(a, outside=True, latent_library=True))
+    sizes = {"n_latent": LARGEST_SIZE, "n_hidden": LARGEST_SIZE, "n_layers": 2}
+    a = architecture_of_rna(LARGEST_SIZE, **sizes, outside=True, latent_library=True)
+    shapes = weight_shapes(a)
     assert shapes["posterior.head.linear.weight"] == (2 * LARGEST_SIZE + 2, LARGEST_SIZE)
 
 
@@ -267,25 +271,30 @@ def without(*place: str) -> Callable[[Any], None]:
     return change
 
 
-NETWORK = ("n_genes", "n_batches", "n_covariates", "n_latent", "n_hidden", "n_layers")
+def of_rna(*place: str, value: Any) -> Callable[[Any], None]:
+    return at("architecture", "parts", "rna", *place, value=value)
+
+
+SIZES = (10**9, 2**28, 2**62, 2**64, -1, 0, True, 8.0, "8", None, [8])
+NETWORK = ("n_batches", "n_covariates", "n_latent", "n_hidden", "n_layers")
 HUGE = [
     (at("architecture", name, value=value), f"{name}|has shape|layers would need more")
     for name in NETWORK
-    for value in (10**9, 2**28, 2**62, 2**64, -1, 0, True, 8.0, "8", None, [8])
-]
+    for value in SIZES
+] + [(of_rna("n_genes", value=value), "n_genes|has shape|number of features") for value in SIZES]
 LIES: list[tuple[Callable[[Any], Any], str]] = [
     *HUGE,
-    (at("architecture", "likelihood", value="gauss"), "likelihood='gauss'"),
-    (at("architecture", "likelihood", value=["nb"]), r"likelihood=\['nb'\]"),
-    (at("architecture", "likelihood", value="zinb"), "lacks the tensor likelihood.dropout"),
-    (at("architecture", "likelihood", value="poisson"), "unknown tensor"),
-    (at("architecture", "dispersion", value="gene-batch"), "log_inverse_dispersion has shape"),
-    (at("architecture", "dispersion", value="gene-cell"), "lacks the tensor likelihood.log"),
+    (of_rna("likelihood", value="gauss"), "likelihood='gauss'"),
+    (of_rna("likelihood", value=["nb"]), r"likelihood=\['nb'\]"),
+    (of_rna("likelihood", value="zinb"), "lacks the tensor likelihood.dropout"),
+    (of_rna("likelihood", value="poisson"), "unknown tensor"),
+    (of_rna("dispersion", value="gene-batch"), "log_inverse_dispersion has shape"),
+    (of_rna("dispersion", value="gene-cell"), "lacks the tensor likelihood.log"),
     (at("architecture", "prior", value="vamp"), "prior='vamp'"),
     (at("architecture", "prior", value="normal"), "unknown tensor 'prior.of_z"),
-    (at("architecture", "latent_library", value=0), "latent_library=0"),
-    (at("architecture", "latent_library", value=True), "latent_library is True, but"),
-    (at("architecture", "outside", value=True), "outside is True, but"),
+    (of_rna("latent_library", value=0), "latent_library=0"),
+    (of_rna("latent_library", value=True), "latent_library is True, but"),
+    (of_rna("outside", value=True), "outside is True, but"),
     (at("architecture", "encode_covariates", value=False), "unknown tensor 'post"),
     (at("architecture", "dropout", value=0.1), "unknown 'dropout'"),
     (at("architecture", value=[]), "architecture is .*not an object"),
@@ -302,16 +311,24 @@ LIES: list[tuple[Callable[[Any], Any], str]] = [
     (at("embedding", "clusters", value=0), "unknown tensor 'embedding.al"),
     (at("extra", value=1), "unknown 'extra'"),
     (without("record"), "no 'record'"),
-    (without("origin", "layer"), "origin has no 'layer'"),
-    (at("origin", "genes", value=["a"] * 30), "genes are not names, each once"),
-    (at("origin", "genes", 0, value=7), "genes are not names"),
-    (at("origin", "genes", value="a" * 30), "genes are not names"),
-    (at("origin", "genes", value={}), "genes are not names"),
-    (at("origin", "genes", value=["a"]), "n_genes is 30, but"),
-    (at("origin", "layer", value=3), "origin.layer"),
-    (at("origin", "library_size", value=None), "origin.library_size"),
-    (at("origin", "library_size", value="latent"), "latent_library is False, but"),
-    (at("origin", "library_size", value="total"), "outside is False, but"),
+    (without("origin", "parts", "rna", "layer"), "origin.parts.rna has no 'layer'"),
+    (at("origin", "parts", "rna", "names", value=["a"] * 30), "names are not names, each once"),
+    (at("origin", "parts", "rna", "names", 0, value=7), "names are not names"),
+    (at("origin", "parts", "rna", "names", value="a" * 30), "names are not names"),
+    (at("origin", "parts", "rna", "names", value={}), "names are not names"),
+    (at("origin", "parts", "rna", "names", value=["a"]), "number of features of rna is 30, but"),
+    (at("origin", "parts", "rna", "layer", value=3), "rna.layer"),
+    (at("origin", "parts", "rna", "library_size", value=None), "rna.library_size"),
+    (at("origin", "parts", "rna", "library_size", value="latent"), "latent_library is False, but"),
+    (at("origin", "parts", "rna", "library_size", value="total"), "outside is False, but"),
+    (at("origin", "parts", "rna", "place", value=3), "rna.place"),
+    (at("origin", "parts", value={}), "origin.parts is"),
+    (at("origin", "parts", value={"guides": {}}), "origin.parts is"),
+    (at("architecture", "parts", value={"guides": {}}), "architecture.parts is"),
+    (at("architecture", "parts", value=[]), "architecture.parts is"),
+    (at("architecture", "parts", value={"protein": {"n_proteins": 30}}), "networks of"),
+    (at("architecture", "fusion", value="sum"), "fusion='sum'"),
+    (at("record", "alone", value=-1.0), "a alone of the wrong kind"),
     (at("origin", "batch_shares", value=[1.0]), "number of batch_shares is 1"),
     (at("origin", "batch_shares", value=[2.0, -1.0]), "batch_shares are not numbers"),
     (at("origin", "batch_shares", value=[0.0, 0.0]), "batch_shares add up to 0"),
@@ -414,7 +431,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "too many": (lambda tensors: tensors.update(w=torch.ones(1)), "unknown tensor 'w'"),
     "without loadings": (lambda tensors: tensors.pop(LOADINGS), f"lacks the tensor {LOADINGS}"),
     "turned": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].t()}), "has shape"),
-    "gene beyond": (lambda tensors: tensors[GENES].add_(1), "number 30, but there are 30 genes"),
+    "gene beyond": (lambda tensors: tensors[GENES].add_(1), "number 30, but there are 30 features"),
     "gene below": (lambda tensors: tensors[GENES].sub_(1), "not finite, or outside 0"),
     "double": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].double()}), "float64"),
     "whole": (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT].long()}), "int64"),

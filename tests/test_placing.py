@@ -107,7 +107,7 @@ def test_every_kind_of_model_scores_and_embeds_the_unseen(
 ) -> None:
     adata = simulated.copy()
     model = scvae.fit(adata, batch="batch", max_steps=3, n_latent=3, progress=False, **options)
-    dataset = model._read(adata, None, "model.embed(adata", batch="new")
+    dataset = model.read_for(adata, None, "model.embed(adata", batch="new")
     cells = dataset.cells(torch.arange(5))
     with torch.no_grad():
         terms = model.vae.terms(cells, generator=torch.Generator().manual_seed(0))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from anndata import AnnData
+from cells import architecture_of_rna
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
 import scvae
 from scvae.data.read import survey as survey_module
-from scvae.models.network import Architecture
-from scvae.models.prepare import Prepared, prepare, statistics_of
+from scvae.data.read.several import sources_of
+from scvae.models.prepare import Prepared, facts_of, prepare
 
 law = settings(deadline=None, derandomize=True, max_examples=30)
 
 
 def prepared(adata: AnnData, genes: list[str] | None = None, total: str = "observed") -> Prepared:
-    return prepare(adata, "batch", None, None, genes, total)
+    return prepare(sources_of(adata), "batch", None, None, genes, total)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -35,9 +36,10 @@ def test_the_network_starts_from_the_sums_of_training_cells(data: st.DataObject)
     rows = np.array(data.draw(st.permutations(range(40)))[: data.draw(st.integers(2, 39))])
     read = prepared(adata, genes, total)
     outside = total == "total"
-    a = Architecture(len(read.genes), n_batches=read.covariates.n_batches, outside=outside)
-    statistics = statistics_of(read, rows, a)
-    shares = counts[rows][:, [int(name) for name in read.genes]].sum(axis=0) + 1
+    n_batches = read.covariates.n_batches
+    a = architecture_of_rna(len(read.first.names), n_batches=n_batches, outside=outside)
+    statistics = facts_of(read, rows, a).of_kinds["rna"]
+    shares = counts[rows][:, [int(name) for name in read.first.names]].sum(axis=0) + 1
     if outside:
         rest = adata.obs["total"].to_numpy()[rows].sum() - shares.sum()
         shares = np.append(shares, max(rest, 1.0))
@@ -57,5 +59,5 @@ def test_no_count_is_summed_twice_on_the_way(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(survey_module, "row_sums", row_sums)
     read = prepared(adata)
-    assert read.library is read.seen.totals
+    assert read.first.library is read.first.seen.totals
     assert summed == [200]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from cells import architecture_of_rna, facts_of_rna
 from scipy import stats
 from torch import Generator, Tensor
 from torch.distributions import LogNormal, kl_divergence
@@ -20,7 +21,7 @@ from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells
 from scvae.modalities.modality import amount_in_batches
 from scvae.modalities.rna import Rna, Statistics
-from scvae.models.network import Architecture, build_vae
+from scvae.models.network import build_vae
 
 N, G, B, D = 30, 12, 3, 2
 
@@ -36,7 +37,7 @@ def statistics(outside: bool = False) -> Statistics:
 
 def build(seed: int = 0, **arguments: Any) -> VAE:
     """Return an untrained model that treats every cell by itself, as after training."""
-    a = Architecture(
+    a = architecture_of_rna(
         **{
             "n_genes": G,
             "n_batches": B,
@@ -47,7 +48,8 @@ def build(seed: int = 0, **arguments: Any) -> VAE:
             **arguments,
         }
     )
-    return build_vae(a, statistics(a.outside), Generator().manual_seed(seed)).eval()
+    facts = facts_of_rna(statistics(a.rna.outside))
+    return build_vae(a, facts, Generator().manual_seed(seed)).eval()
 
 
 @pytest.fixture
@@ -309,8 +311,10 @@ def test_the_memory_of_an_average_does_not_grow_with_the_batches() -> None:
     largest = []
     for n_batches in (2, 40):
         stated = Statistics(torch.zeros(200), torch.zeros(n_batches), torch.ones(n_batches))
-        a = Architecture(200, n_batches, n_batches, n_latent=D, n_hidden=8)
-        decoder = build_vae(a, stated, Generator().manual_seed(0)).eval().likelihood
+        a = architecture_of_rna(
+            200, n_batches=n_batches, n_covariates=n_batches, n_latent=D, n_hidden=8
+        )
+        decoder = build_vae(a, facts_of_rna(stated), Generator().manual_seed(0)).eval().likelihood
         with Largest() as mode:
             z, s = torch.zeros(N, D), torch.zeros(N, n_batches)
             amount_in_batches(a.rna, decoder, z, s, range(n_batches), n_batches)

@@ -167,7 +167,7 @@ def compare(
             "animals or cultures: compare(..., replicate='donor')"
         )
     notes += _confounded(model, obs, condition, arm)
-    dataset = model.read(adata, layer=layer)
+    dataset = model.read_rna(adata, layer)
     summed = sum_samples(csr(dataset), group, unit, arm)
     amounts = mean_amounts(model, dataset, summed, batch, samples, seed)
     columns = _covariates(obs, check_names("covariates", covariates, ["sex"]), summed)

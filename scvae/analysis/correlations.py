@@ -80,7 +80,7 @@ def correlations(
     columns = positions_of("genes", genes, model.origin.genes, model.device)
     if len(columns.unique()) < 2 or len(columns.unique()) < len(columns):
         raise ConfigError("genes must be two different ones at least: genes=['CD3D', 'CD3E']")
-    dataset = model.read(adata, layer=layer)
+    dataset = model.read_rna(adata, layer)
     if len(dataset) < FEWEST_CELLS:
         raise ConfigError(f"adata has {len(dataset)} cells; correlations need {FEWEST_CELLS}.")
     size = dataset.log_library.cpu().numpy().astype(float)

@@ -118,7 +118,7 @@ def doublets(
     """
     key_added, seed = check_name("key_added", key_added, "doublet", or_none=True), check_seed(seed)
     allowed = _check_rate("false_positive_rate", false_positive_rate, 0.01)
-    dataset, rng = model.read(adata, layer=layer), np.random.default_rng(seed)
+    dataset, rng = model.read_rna(adata, layer), np.random.default_rng(seed)
     codes = dataset.batch.cpu().numpy()
     rate = (
         _usual_rate(codes)

@@ -85,7 +85,7 @@ def markers(
     group = names_of(adata.obs, groups, "groups")
     home = check_name("batch", batch, "donor", or_none=True) or model.origin.covariates.batch
     unit = names_of(adata.obs, home, "batch") if home else np.full(len(group), "all", dtype=object)
-    dataset = model.read(adata, layer=layer)
+    dataset = model.read_rna(adata, layer)
     arm = np.where(_is_large(group, unit, min_cells), 0, -1)
     summed = sum_samples(csr(dataset), group, unit, arm)
     kept = sorted(set(summed.table["group"]))

@@ -105,7 +105,7 @@ def null_batch(
         check_seed(seed),
     )
     rows = _one_batch(model, adata, max_cells, seed)
-    counts = csr(model.read(adata[rows], layer=layer)).astype(np.float32)
+    counts = csr(model.read_rna(adata[rows], layer)).astype(np.float32)
     is_second = np.random.default_rng(seed).random(len(rows)) < 0.5
     fake = np.where(is_second, "b", "a")
     cells = _bare(model, counts, adata.obs.iloc[rows], fake)
@@ -159,12 +159,14 @@ def _bare(model: Model, counts: Any, obs: pd.DataFrame, fake: np.ndarray) -> Ann
 
 def _options(model: Model, n_cells: int) -> dict[str, Any]:
     """Return the arguments of `scvae.fit` that make a model like this one."""
-    a, record = model.architecture, model.record
-    names = ("n_latent", "n_hidden", "n_layers", "likelihood", "encode_covariates", "prior")
+    a, rna, record = model.architecture, model.architecture.rna, model.record
+    assert rna is not None
+    names = ("n_latent", "n_hidden", "n_layers", "encode_covariates", "prior")
     options = {name: getattr(a, name) for name in names}
     steps = int((record.schedule or {}).get("steps", usual_run(n_cells).steps))
     return options | {
-        "dispersion": a.dispersion,
+        "likelihood": rna.likelihood,
+        "dispersion": rna.dispersion,
         "library_size": model.origin.library_size,
         "align": 1.0 if record.align is None else record.align,
         "max_steps": min(steps, usual_run(n_cells).steps),

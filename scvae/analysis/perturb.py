@@ -113,7 +113,7 @@ def perturb(
     least = check_whole("min_cells", min_cells, 10)
     arm, _, _ = arms_of(adata.obs, check_name("condition", condition, "stim"), levels)
     group = names_of(adata.obs, groups, "groups")
-    dataset = model.read(adata, layer=layer)
+    dataset = model.read_rna(adata, layer)
     summed = sum_samples(csr(dataset), group, np.full(len(group), "all", dtype=object), arm)
     place = {(row.group, row.arm): i for i, row in enumerate(summed.table.itertuples())}
     cells = summed.table["cells"].to_numpy()

@@ -28,16 +28,18 @@ def run(a: argparse.Namespace) -> None:
 
 def facts_of(model: Model) -> dict[str, Any]:
     """Return what `scvae info` tells; None where the file does not say."""
+    from scvae.models.judge.words import FEATURES, laws
+
     a, origin, record = model.architecture, model.origin, model.record
     history, held_out = record.history, record.held_out
     summary = model.summary()
     return {
-        "genes": a.n_genes,
+        **{FEATURES[kind]: part.n_features for kind, part in a.parts.items()},
         "latents": a.n_latent,
         "hidden_layers": a.n_layers,
         "hidden_width": a.n_hidden,
-        "likelihood": a.likelihood,
-        "dispersion": a.dispersion,
+        "likelihood": ", ".join(laws(a).values()),
+        "dispersion": None if a.rna is None else a.rna.dispersion,
         "prior": a.prior,
         "library_size": origin.library_size,
         "layer": origin.layer or "X",

@@ -147,17 +147,8 @@ class VAE(nn.Module):
 
         Raises TypeError where gradients are wanted and the posterior has none to give."""
         q = self.encode(batch)
-        if torch.is_grad_enabled() and not is_differentiable(q):
-            raise TypeError(
-                f"The posterior is a {type(q).__name__}, whose samples have no gradient. "
-                "Train it by score_function_elbo(vae, batch); to evaluate, use torch.no_grad()."
-            )
-        if not isinstance(q, Mixture):
-            # The very samples: a flow keeps what each of them was made of, for its log-density.
-            return self.terms_at(drawn(q, samples, generator), q, batch)
-        z, log_weights = strata(q, samples, generator)
-        log_share = (log_weights - math.log(samples)).expand(z.shape[:-1])
-        return self.terms_at(z.flatten(0, 1), q, batch, log_share.flatten(0, 1))
+        z, log_share = draws_of(q, samples, generator)
+        return self.terms_at(z, q, batch, log_share)
 
     def enumerated(self, batch: Minibatch) -> Terms:
         """Return the terms of the bound at every state of a discrete z, each with its probability.
@@ -235,3 +226,21 @@ class VAE(nn.Module):
         if len(batch) != 1:
             raise ValueError(f"n={n} samples for {len(batch)} rows: give {n} rows, or 1 for all")
         return batch[torch.zeros(n, dtype=torch.int64, device=batch.device)]
+
+
+def draws_of(
+    q: Any, samples: int, generator: Generator | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return draws of z from a posterior, ``(k, n, d)``, and the logarithms of their shares in a
+    mean over it, ``(k, n)``, or None where all count the same; see `VAE.terms`."""
+    if torch.is_grad_enabled() and not is_differentiable(q):
+        raise TypeError(
+            f"The posterior is a {type(q).__name__}, whose samples have no gradient. "
+            "Train it by score_function_elbo(vae, batch); to evaluate, use torch.no_grad()."
+        )
+    if not isinstance(q, Mixture):
+        # The very samples: a flow keeps what each of them was made of, for its log-density.
+        return drawn(q, samples, generator), None
+    z, log_weights = strata(q, samples, generator)
+    log_share = (log_weights - math.log(samples)).expand(z.shape[:-1])
+    return z.flatten(0, 1), log_share.flatten(0, 1)

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Generator, Tensor, nn
+from torch.nn.functional import linear
 
 from scvae.choices import CountKind
 from scvae.core.distributions import Detected, Gaussian, Poisson, Shares
 from scvae.core.heads import GAUSSIAN, Head
+from scvae.core.logarithms import scaled_log1p
 from scvae.core.networks import WideLinear
 from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 Likelihood = Literal["poisson", "bernoulli"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("poisson", "bernoulli")
 KIND = "chromatin"
+PER = 1e4  # fragments per cell in log(1 + f)
 FEWEST = 10  # threes and fours from which reads are told from fragments
 
 
@@ -98,7 +101,7 @@ class Chromatin:
         if self.likelihood == "bernoulli":
             fragments = fragments.copy()
             fragments.data = (fragments.data > 0).astype(fragments.data.dtype)
-        return Part(fragments, sizes)
+        return Part(fragments, sizes, layer=choice.layer)
 
     def encoder(
         self, shape: Shape, facts: Statistics | None, generator: Generator | None
@@ -124,6 +127,22 @@ class Chromatin:
         """Return the accessibility of every region, its share of fragments, ``(..., n, g)``."""
         assert isinstance(decoder, Decoder)
         return decoder.accessibility(z, s)
+
+    def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
+        """Return log(1 + fragments per 10,000); of some regions, per 10,000 of theirs."""
+        assert isinstance(decoder, Decoder)
+        if features is None:
+            return logs(decoder.accessibility(z, s))
+        return logs(decoder.composition(z, s, features))
+
+    def measured(self, cells: Cells) -> Tensor:
+        """Return log(1 + fragments per 10,000) as they were measured, ``(n, g)``."""
+        return torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
+
+
+def logs(shares: Tensor) -> Tensor:
+    """Return log(1 + fragments per 10,000) of shares."""
+    return scaled_log1p(shares, shares.new_full((1,), PER))
 
 
 def are_reads(values: np.ndarray) -> bool:
@@ -195,6 +214,12 @@ class Decoder(nn.Module):
     def accessibility(self, z: Tensor, s: Tensor) -> Tensor:
         """Return the share of the fragments of every region, ``(..., n, g)``."""
         return torch.softmax(self.share(self.hidden(z[..., : self.n_latent], s)), dim=-1)
+
+    def composition(self, z: Tensor, s: Tensor, regions: Tensor) -> Tensor:
+        """Return the shares of some regions in what these have together, ``(n, k)``."""
+        h = self.hidden(z[..., : self.n_latent], s)
+        weight, bias = self.share.weight[regions], self.share.bias[regions]
+        return torch.softmax(linear(h, weight, bias), dim=-1)
 
     def forward(self, z: Tensor, cells: Cells) -> Poisson | Detected:
         logits = self.share(self.hidden(z[..., : self.n_latent], cells.s))

@@ -83,11 +83,14 @@ class Part:
     observed
         True for the features that the data have, ``(g,)``; None for all. The counts of the others
         are zeros that nobody measured.
+    layer
+        Where the counts were; None is X.
     """
 
     counts: sparse.csr_matrix
     size: np.ndarray
     observed: np.ndarray | None = None
+    layer: str | None = None
 
 
 class Modality(Protocol):
@@ -154,6 +157,20 @@ class Modality(Protocol):
         s
             Covariates, ``(n, c)``.
         """
+
+    def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
+        """Return the logarithm of decoded amounts, on a scale on which cells are compared.
+
+        Parameters
+        ----------
+        decoder, z, s
+            As for `amount`.
+        features
+            Numbers of those wanted, ``(k,)``; None takes all, ``(..., n, g)``.
+        """
+
+    def measured(self, cells: Any) -> Tensor:
+        """Return the same of the counts of cells, ``(n, g)``."""
 
 
 def seen(cells: Batch, values: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Protein:
         columns = match_genes(adata, list(names))
         choice = look(adata, layer, columns, summarise=False, counts=counts, call=call, home=home)
         found = choice.require()
-        return Part(found.counts, np.maximum(found.totals, 1.0))
+        return Part(found.counts, np.maximum(found.totals, 1.0), layer=choice.layer)
 
     def encoder(
         self, shape: Shape, facts: Statistics | None, generator: Generator | None
@@ -111,12 +111,32 @@ class Protein:
         assert isinstance(decoder, Decoder)
         return decoder.amount(z, s, background)
 
+    def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
+        """Return log(1 + mean count of foreground)."""
+        amount = torch.log1p(self.amount(decoder, z, s))
+        return amount if features is None else amount[..., features]
+
+    def measured(self, cells: Batch) -> Tensor:
+        """Return log(1 + y), ``(n, g)``."""
+        return torch.log1p(seen(cells, cells.x))
+
     def foreground(self, decoder: nn.Module, z: Tensor, cells: Batch) -> Tensor:
         """Return the probability that every count is of the foreground, ``(..., n, g)``."""
         assert isinstance(decoder, Decoder)
         y = seen(cells, cells.x)
         found: Tensor = decoder(z, cells).log_responsibilities(y)[..., NODES:, :].exp().sum(-2)
         return found
+
+
+@dataclass(frozen=True)
+class Background(Protein):
+    """Proteins whose amount is the mean count of background and foreground together."""
+
+    def amount(
+        self, decoder: nn.Module, z: Tensor, s: Tensor, *, background: bool = True
+    ) -> Tensor:
+        """Return the mean count, ``(..., n, g)``."""
+        return super().amount(decoder, z, s, background=background)
 
 
 @dataclass(frozen=True)

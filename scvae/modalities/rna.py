@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 KIND = "rna"
 NO_SHARE = -1e4  # logit of a gene that was not observed: e to it is 0, and differences are numbers
+PER = 1e4  # counts per cell in log(1 + x)
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Rna:
             place = f"np.rint({place})"
         library = library_sizes(adata, survey.totals, size, place)
         if observed.all():
-            return Part(survey.counts, library)
-        return Part(in_their_places(survey.counts, observed), library, observed)
+            return Part(survey.counts, library, layer=choice.layer)
+        return Part(in_their_places(survey.counts, observed), library, observed, choice.layer)
 
     def encoder(
         self, shape: Shape, facts: Statistics | None, generator: Generator | None
@@ -129,6 +130,22 @@ class Rna:
         """Return the share of the library of every gene, rho, ``(..., n, g)``."""
         assert isinstance(decoder, Decoder)
         return decoder.expression(z, s)
+
+    def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
+        """Return log(1 + counts per 10,000); of some genes, per 10,000 counts of theirs."""
+        assert isinstance(decoder, Decoder)
+        if features is None:
+            return logs(decoder.expression(z, s))
+        return logs(decoder.composition(z, s, features))
+
+    def measured(self, cells: Cells) -> Tensor:
+        """Return log(1 + counts per 10,000) as they were measured, ``(n, g)``."""
+        return torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
+
+
+def logs(shares: Tensor) -> Tensor:
+    """Return log(1 + counts per 10,000) of shares."""
+    return scaled_log1p(shares, shares.new_full((1,), PER))
 
 
 @dataclass(frozen=True)

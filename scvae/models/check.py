@@ -7,7 +7,7 @@ the number of cells, its memory and its steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -28,11 +28,13 @@ from scvae.data.read.features import check_one_kind
 from scvae.data.read.forms import is_anndata
 from scvae.data.read.genes import choose_genes
 from scvae.data.read.library import check_not_empty, library_sizes
+from scvae.data.read.several import is_several
 from scvae.data.read.source import fitted_place, genes_of, matrix_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
 from scvae.keywords import named
 from scvae.models.budget import VALIDATION, RunSize, split, usual_run
+from scvae.models.check_several import check_several
 from scvae.models.device import pick_device
 from scvae.models.pace import seconds_of_run
 from scvae.models.prepare import DEMANDS, FEWEST_CELLS
@@ -51,7 +53,9 @@ def check(
     *,
     batch: str | None = None,
     covariates: str | Sequence[str] | None = None,
-    layer: str | None = None,
+    modalities: str | Mapping[str, str] | None = None,
+    measured: Mapping[str, str] | None = None,
+    layer: str | Mapping[str, str] | None = None,
     genes: str | Sequence[str] | None = None,
     library_size: str = "observed",
     counts: CountKind = "whole",
@@ -68,8 +72,8 @@ def check(
     Parameters
     ----------
     adata
-        Cells x genes with raw counts, as for `scvae.fit`.
-    batch, covariates, layer, genes, library_size, counts, validation
+        Cells x genes with raw counts, or MuData, as for `scvae.fit`.
+    batch, covariates, modalities, measured, layer, genes, library_size, counts, validation
         As for `scvae.fit`.
     label
         Column of adata.obs with labels, such as cell types, which should not go together with the
@@ -92,7 +96,32 @@ def check(
     >>> scvae.check(adata).errors[0].text[:79]
     "adata.X has negative values (first: -1 at cell 'cell_3', gene 'gene_2'). The co"
     """
-    counts, findings = check_choice("counts", counts, COUNTS), _Findings()
+
+    counts = check_choice("counts", counts, COUNTS)
+    more = validation, label
+
+    def of_rna(adata: AnnData, layer: str | None) -> Report:
+        return _check_rna(adata, batch, covariates, layer, genes, library_size, counts, *more)
+
+    if is_several(adata, modalities, split=genes is None):
+        asked = (modalities, measured, layer, batch, covariates, counts)
+        return check_several(adata, *asked, of_rna)
+    return of_rna(adata, layer)  # type: ignore[arg-type]
+
+
+def _check_rna(
+    adata: AnnData,
+    batch: str | None,
+    covariates: str | Sequence[str] | None,
+    layer: str | None,
+    genes: str | Sequence[str] | None,
+    library_size: str,
+    counts: CountKind,
+    validation: float | str,
+    label: str | None,
+) -> Report:
+    """Do as `check` of an AnnData of genes."""
+    findings = _Findings()
     for demand in DEMANDS:
         findings.attempt(Kind.CELLS_AND_GENES, demand, adata)
         if not is_anndata(adata):

@@ -1,4 +1,4 @@
-r"""The coordinates of the embedding: principal components of decoded expression.
+r"""The coordinates of the embedding: principal components of decoded amounts.
 
 The prior makes every latent direction equally wide, whether it moves a thousand genes or three; it
 whitens. Distances between posterior means then count noise as much as cell types. Coordinates are
@@ -17,24 +17,30 @@ so that squared distances are those of decoded expression per gene, but for the 
 components leave out. The covariates :math:`s_0` are the most common batch and categories, and the
 mean of every number: cells differ by z alone. S are the genes of whose variance the model explains
 the largest shares; the others would add little but time, which then depends on the genes no more.
+
+Of several kinds of measurement, :math:`\phi` has features of all, each kind by its own amounts
+(`Modality.profile`) and divided by the root of the number of its features, so that the kind with
+the most of them does not drown the others:
+
+.. math:: c(z) = V^T \big(w_m (\phi_m(z) - \bar\phi_m) / \sqrt{|S_m|}\big)_m
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.logarithms import scaled_log1p
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.modalities.rna import Decoder
+from scvae.data.hold.several import CellParts, Datasets
+from scvae.modalities.kinds import View
 
-PER = 1e4  # counts per cell in log(1 + x)
-MOST_GENES = 1024  # in S
+MOST_GENES = 1024  # in S, of every kind
 MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
 FEWEST_CELLS = 4096  # of which they are taken where there are so many genes that these would be few
 CHUNK_VALUES = 2**20  # cells x genes decoded at once
@@ -49,9 +55,10 @@ class Coordinates:
     Attributes
     ----------
     genes
-        Numbers of the genes that are decoded, in order, ``(k,)``.
+        Numbers of the features that are decoded, in order, ``(k,)``: those of the second kind
+        follow those of the first.
     loadings
-        Weight of each of them in every component, divided by the gene's deviation, ``(k, d)``.
+        Weight of each of them in every component, divided by the feature's deviation, ``(k, d)``.
     centre
         The mean of decoded expression in these components, ``(d,)``.
     covariates
@@ -63,10 +70,12 @@ class Coordinates:
     centre: Tensor
     covariates: Tensor
 
-    def __call__(self, decoder: Decoder, z: Tensor) -> Tensor:
+    def __call__(self, views: Sequence[View], z: Tensor) -> Tensor:
         """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
-        expression = log_composition(decoder, z, self.covariates, self.genes)
-        return expression @ self.loadings - self.centre
+        s = self.covariates.expand(len(z), -1)
+        each = zip(views, by_kind(self.genes, views), strict=True)
+        found = [view.profile(z, s, genes) for view, genes in each if len(genes)]
+        return _beside(found) @ self.loadings - self.centre
 
 
 @dataclass(frozen=True)
@@ -81,68 +90,115 @@ class LinearCoordinates:
 
     axes: Tensor
 
-    def __call__(self, decoder: Decoder, z: Tensor) -> Tensor:
+    def __call__(self, views: Sequence[View], z: Tensor) -> Tensor:
         """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
         return z[:, : len(self.axes)] @ self.axes
 
 
-def log_expression(decoder: Decoder, z: Tensor, covariates: Tensor) -> Tensor:
-    """Return log(1 + counts per 10,000) decoded from z ``(n, d)`` at covariates ``(c,)``."""
-    return _logs(decoder.expression(z, covariates.expand(len(z), -1)))
+def by_kind(features: Tensor, views: Sequence[View]) -> list[Tensor]:
+    """Return the numbers of features among those of their own kind, in order, a tensor a kind."""
+    if len(views) == 1:
+        return [features]
+    found, start = [], 0
+    for view in views:
+        stop = start + view.width
+        found.append(features[(features >= start) & (features < stop)] - start)
+        start = stop
+    return found
 
 
-def log_composition(decoder: Decoder, z: Tensor, covariates: Tensor, genes: Tensor) -> Tensor:
-    """Return the same of some genes alone, per 10,000 counts of theirs, ``(n, k)``."""
-    return _logs(decoder.composition(z, covariates.expand(len(z), -1), genes))
+def _beside(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
-def _logs(shares: Tensor) -> Tensor:
-    return scaled_log1p(shares, shares.new_full((1,), PER))
-
-
-def encoded(vae: VAE, dataset: Dataset, rows: Tensor) -> Iterator[tuple[Cells, Tensor]]:
+def encoded(
+    vae: VAE, dataset: Dataset | Datasets, rows: Tensor, views: Sequence[View], d: int
+) -> Iterator[tuple[Cells | CellParts, Tensor]]:
     """Yield the given cells, a bounded number at a time, with their posterior means ``(n, d)``."""
-    decoder = vae.likelihood
-    assert isinstance(decoder, Decoder)
-    for cells in dataset.minibatches(rows, max(2, CHUNK_VALUES // decoder.n_genes)):
-        yield cells, vae.encode(cells).loc[:, : decoder.n_latent]
+    n_features = sum(view.modality.n_features for view in views)
+    for cells in dataset.minibatches(rows, max(2, CHUNK_VALUES // n_features)):
+        yield cells, vae.encode(cells).mean[:, :d]
 
 
 @torch.no_grad()
 def fit_coordinates(
-    vae: VAE, dataset: Dataset, rows: Tensor, covariates: Tensor, generator: Generator
+    vae: VAE,
+    views: Sequence[View],
+    dataset: Dataset | Datasets,
+    rows: Tensor,
+    covariates: Tensor,
+    d: int,
+    generator: Generator,
 ) -> Coordinates:
     """Return the coordinates of a trained model, from as many of the given rows as fit in memory.
 
     Parameters
     ----------
+    views
+        Every kind of measurement with its decoder.
     rows
         Numbers of the cells to learn from.
     covariates
         What every cell is decoded with, ``(c,)``.
+    d
+        Number of latents.
     """
-    decoder = vae.likelihood
-    assert isinstance(decoder, Decoder)
-    n_genes = decoder.n_genes
+    n_features = sum(view.modality.n_features for view in views)
     order = torch.randperm(len(rows), generator=generator, device=generator.device)
-    chosen = rows[order[: max(MOST_VALUES // n_genes, FEWEST_CELLS)].to(rows.device)]
-    latent = []
-    sums = torch.zeros(2, 2, n_genes, dtype=torch.float64, device=generator.device)
-    for cells, z in encoded(vae, dataset, chosen):
-        measured = torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
-        both = torch.stack([measured, log_expression(decoder, z, covariates)])
-        sums += torch.stack([both.sum(1), both.square().sum(1)]).double()
+    chosen = rows[order[: max(MOST_VALUES // n_features, FEWEST_CELLS)].to(rows.device)]
+    latent, spreads = [], [_Spread.none(view, generator.device) for view in views]
+    for cells, z in encoded(vae, dataset, chosen, views, d):
+        s = covariates.expand(len(z), -1)
+        parts = cells.parts if isinstance(cells, CellParts) else (cells,)
+        for spread, view, part in zip(spreads, views, parts, strict=True):
+            spread.add(view, part, z, s)
         latent.append(z)
-    deviation, decoded = _deviations(sums, len(chosen))
-    deviation = deviation.clamp(min=SMALLEST_DEVIATION)
-    genes = _first(decoded / deviation, MOST_GENES)
-    parts = torch.cat(latent).split(max(2, CHUNK_VALUES // len(genes)))
-    expression = torch.cat([log_composition(decoder, z, covariates, genes) for z in parts])
-    mean = expression.mean(0)
-    scaled = expression.sub_(mean).div_(deviation[genes])  # in place: nothing is larger
-    components = principal_components(scaled, decoder.n_latent, generator)
-    loadings = components / (deviation[genes, None] * math.sqrt(len(genes)))
-    return Coordinates(genes, loadings, mean @ loadings, covariates)
+    chosen_of = [spread.chosen() for spread in spreads]
+    n_chosen = sum(len(genes) for genes, _ in chosen_of)
+    blocks = torch.cat(latent).split(max(2, CHUNK_VALUES // n_chosen))
+    means, scaled = [], []
+    for view, (genes, deviation) in zip(views, chosen_of, strict=True):
+        amounts = torch.cat([view.profile(z, covariates.expand(len(z), -1), genes) for z in blocks])
+        means.append(amounts.mean(0))
+        scaled.append(amounts.sub_(means[-1]).div_(deviation))  # in place: nothing is larger
+    roots = [math.sqrt(block.shape[1]) for block in scaled]
+    if len(views) > 1:
+        scaled = [block.div_(root) for block, root in zip(scaled, roots, strict=True)]
+    components = principal_components(_beside(scaled), d, generator)
+    each = zip(components.split([len(g) for g, _ in chosen_of]), roots, chosen_of, strict=True)
+    loadings = torch.cat([block / (dev[:, None] * root) for block, root, (_, dev) in each])
+    starts = itertools.accumulate((view.width for view in views[:-1]), initial=0)
+    genes = torch.cat([genes + k for (genes, _), k in zip(chosen_of, starts, strict=True)])
+    return Coordinates(genes, loadings, _beside(means) @ loadings, covariates)
+
+
+@dataclass
+class _Spread:
+    """Sums over cells of the amounts of one kind, measured and decoded, and of their squares."""
+
+    n: int
+    sums: Tensor
+
+    @classmethod
+    def none(cls, view: View, device: torch.device) -> _Spread:
+        n_features = view.modality.n_features
+        return cls(0, torch.zeros(2, 2, n_features, dtype=torch.float64, device=device))
+
+    def add(self, view: View, cells: Cells, z: Tensor, s: Tensor) -> None:
+        """Count the cells that were measured."""
+        if cells.present is not None:
+            there = cells.present.nonzero()[:, 0]
+            cells, z, s = cells[there], z[there], s[there]
+        both = torch.stack([view.modality.measured(cells), view.profile(z, s)])
+        self.sums += torch.stack([both.sum(1), both.square().sum(1)]).double()
+        self.n += len(z)
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """Return the features whose variance is explained best, and their deviations, ``(k,)``."""
+        deviation, decoded = _deviations(self.sums, max(self.n, 1))
+        deviation = deviation.clamp(min=SMALLEST_DEVIATION)
+        genes = _first(decoded / deviation, MOST_GENES)
+        return genes, deviation[genes]
 
 
 def _deviations(sums: Tensor, n: int) -> Tensor:

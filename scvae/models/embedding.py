@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,8 @@ from torch.func import jvp
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
-from scvae.modalities.rna import Decoder
+from scvae.data.hold.several import Datasets
+from scvae.modalities.kinds import View
 from scvae.models.alignment import Alignment, fit_alignment
 from scvae.models.coordinates import (
     Coordinates,
@@ -22,6 +24,7 @@ from scvae.models.coordinates import (
     encoded,
     fit_coordinates,
 )
+from scvae.models.network import Architecture, views_of
 
 Kind = Literal["expression", "latent"]
 COORDINATES: dict[Kind, type[Coordinates] | type[LinearCoordinates]] = {
@@ -65,28 +68,30 @@ class Embedding:
     alignment: Alignment | None = None
 
     @torch.no_grad()
-    def mean(self, decoder: Decoder, z: Tensor, batch: Tensor) -> Tensor:
+    def mean(self, views: Sequence[View], z: Tensor, batch: Tensor) -> Tensor:
         """Return the embedding of latent vectors ``(n, d)`` of cells of batches ``(n,)``."""
-        return self._of(decoder, z, batch)
+        return self._of(views, z, batch)
 
     @torch.no_grad()
-    def deviation(self, decoder: Decoder, z: Tensor, scale: Tensor, batch: Tensor) -> Tensor:
+    def deviation(self, views: Sequence[View], z: Tensor, scale: Tensor, batch: Tensor) -> Tensor:
         r"""Return the standard deviation of the embedding of z ~ N(z, diag(scale^2)), ``(n, d)``.
 
         By the delta method: :math:`\sqrt{\sum_j (\partial e_k/\partial z_j)^2 \sigma_j^2}`, exact
         where the map is linear over the width of the posterior.
         """
         variance = torch.zeros((), device=z.device, dtype=z.dtype)
-        with evaluating(decoder):
+        with contextlib.ExitStack() as stack:
+            for view in views:
+                stack.enter_context(evaluating(view.decoder))
             for j in range(z.shape[1]):
                 along = torch.zeros_like(z)
                 along[:, j] = scale[:, j]
-                slope = jvp(lambda at: self._of(decoder, at, batch), (z,), (along,))[1]
+                slope = jvp(lambda at: self._of(views, at, batch), (z,), (along,))[1]
                 variance = variance + slope.square()
         return variance.sqrt()
 
-    def _of(self, decoder: Decoder, z: Tensor, batch: Tensor) -> Tensor:
-        x = self.coordinates(decoder, z)
+    def _of(self, views: Sequence[View], z: Tensor, batch: Tensor) -> Tensor:
+        x = self.coordinates(views, z)
         return x if self.alignment is None else self.alignment(x, batch)
 
     def to(self, device: torch.device) -> Embedding:
@@ -130,10 +135,10 @@ class Embedding:
 @torch.no_grad()
 def fit_embedding(
     vae: VAE,
-    dataset: Dataset,
+    a: Architecture,
+    dataset: Dataset | Datasets,
     rows: Tensor,
     covariates: Tensor,
-    n_batches: int,
     strength: float,
     generator: Generator,
 ) -> tuple[Embedding, list[float]]:
@@ -148,12 +153,12 @@ def fit_embedding(
     strength
         Share of what is left of the batches to take out, 0 to 1; 0 fits no alignment.
     """
-    decoder = vae.likelihood
-    assert isinstance(decoder, Decoder)
-    coordinates = fit_coordinates(vae, dataset, rows, covariates, generator)
+    views, n_batches = views_of(vae, a), a.n_batches
+    coordinates = fit_coordinates(vae, views, dataset, rows, covariates, a.n_latent, generator)
     if n_batches < 2 or strength == 0:
         return Embedding(coordinates), [0.0] * n_batches
-    x = torch.cat([coordinates(decoder, z) for _, z in encoded(vae, dataset, rows)])
+    each = encoded(vae, dataset, rows, views, a.n_latent)
+    x = torch.cat([coordinates(views, z) for _, z in each])
     batch = dataset.batch[rows]
     alignment = fit_alignment(x, batch, n_batches, generator, strength)
     return Embedding(coordinates, alignment), alignment.moved(x, batch)

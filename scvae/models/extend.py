@@ -61,6 +61,11 @@ def extended(
 ) -> Parts:
     """Return the parts of the extended model; as `scvae.models.model.Model.extend` says."""
     max_steps, seed = check_whole("max_steps", max_steps, STEPS), check_seed(seed)
+    if len(model.modalities) > 1:
+        raise ConfigError(
+            f"The model is of {[*model.modalities]}; only a model of one kind of measurement can "
+            "be extended. model.embed(adata, batch='new') embeds cells of a new batch as it is."
+        )
     known = model.origin.covariates
     _check_batch(known.batch, batch)
     check_anndata(adata)
@@ -71,7 +76,8 @@ def extended(
             "there is nothing to learn, model.embed(adata) embeds its cells."
         )
     fitted = _widened(model, wide)
-    dataset = fitted._read(adata, layer, "model.extend(adata", partial=True)
+    dataset = fitted.read_for(adata, layer, "model.extend(adata", partial=True)
+    assert isinstance(dataset, Dataset)
     rows, held_out = (part.to(model.device) for part in split(adata, validation, seed))
     _tell_library(fitted, dataset, wide)
     _learn(fitted.vae, dataset, rows, held_out, wide, max_steps, seed)
@@ -225,9 +231,10 @@ def _aligned(
         coordinates = dataclasses.replace(coordinates, covariates=typical)
     if alignment is None or not wide.n_new_batches:
         return Embedding(coordinates, alignment), [0.0] * wide.n_new_batches
-    rows, decoder = torch.arange(len(dataset), device=fitted.device), fitted.decoder
+    rows, views = torch.arange(len(dataset), device=fitted.device), fitted.views
     with evaluating(fitted.vae):
-        x = torch.cat([coordinates(decoder, z) for _, z in encoded(fitted.vae, dataset, rows)])
+        each = encoded(fitted.vae, dataset, rows, views, fitted.architecture.n_latent)
+        x = torch.cat([coordinates(views, z) for _, z in each])
     aligned = with_new_batches(alignment, x, dataset.batch, wide.n_new_batches)
     return Embedding(coordinates, aligned), aligned.moved(x, dataset.batch)[-wide.n_new_batches :]
 

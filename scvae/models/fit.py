@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,28 +28,34 @@ from scvae.arguments import (
 from scvae.choices import (
     COUNTS,
     DISPERSIONS,
+    FUSIONS,
     LIKELIHOODS,
     PRIORS,
     CountKind,
     Dispersion,
+    Fusion,
     LatentPrior,
     Likelihood,
 )
 from scvae.data.hold.cells import Dataset
+from scvae.data.hold.several import Datasets
 from scvae.data.read.library import FROM_COUNTS
+from scvae.data.read.several import sources_of
 from scvae.errors import warn
 from scvae.keywords import named
+from scvae.modalities.rna import Rna
 from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
 from scvae.models.device import pick_device
 from scvae.models.embedding import fit_embedding
 from scvae.models.judge.held_out import measure_held_out
 from scvae.models.keep.checkpoint import Checkpoint
-from scvae.models.keep.origin import Origin
+from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.keep.record import Record
+from scvae.models.kinds import check_arguments_of_rna, check_bounds
 from scvae.models.model import Model
 from scvae.models.network import Architecture
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
-from scvae.models.prepare import Prepared, batch_shares, prepare
+from scvae.models.prepare import Prepared, batch_shares, prepare, spec_of
 from scvae.models.progress import progress as progress_of
 from scvae.train.deterministic import deterministic_algorithms
 
@@ -63,7 +69,9 @@ def fit(
     *,
     batch: str | None = None,
     covariates: str | Sequence[str] | None = None,
-    layer: str | None = None,
+    modalities: str | Mapping[str, str] | None = None,
+    measured: Mapping[str, str] | None = None,
+    layer: str | Mapping[str, str] | None = None,
     genes: str | Sequence[str] | None = None,
     library_size: str = "observed",
     counts: CountKind = "whole",
@@ -74,6 +82,9 @@ def fit(
     n_layers: int = 1,
     encode_covariates: bool = True,
     prior: LatentPrior = "mixture",
+    fusion: Fusion = "product",
+    alone: float = 1.0,
+    weights: Mapping[str, float] | None = None,
     align: bool | float = True,
     robust: bool = False,
     validation: float | str = VALIDATION,
@@ -102,13 +113,24 @@ def fit(
     Parameters
     ----------
     adata
-        Cells x genes with raw counts: sparse or dense, of any number type, a view, or backed.
+        Cells x genes with raw counts: sparse or dense, of any number type, a view, or backed. Or a
+        MuData with RNA, surface proteins, chromatin, or some of them; cells may lack any (see
+        `scvae.data.read.several`).
     batch
         Column of adata.obs with the batch to correct for.
     covariates
         Further columns to correct for: categories, or numbers, which are standardised.
+    modalities
+        Which kind is where, as in ``{"rna": "gex", "protein": "ADT", "chromatin": "peaks"}``:
+        modalities of a MuData, types of features in ``adata.var["feature_types"]``, or slots of
+        ``adata.obsm`` beside the genes in X. "protein" or "chromatin" alone says what an AnnData
+        holds. None goes by their names, saying what is not plain.
+    measured
+        What marks what was measured of a kind, as in ``{"protein": "has_adt"}``: a boolean column
+        of obs or, of proteins, a boolean layer. Cells that a modality of a MuData lacks are known.
     layer
-        Layer with raw counts. None takes X or, if X holds none, a layer that does, with a warning.
+        Layer with raw counts, or one a kind. None takes X or, if X holds none, a layer that does,
+        with a warning.
     genes
         Boolean column of adata.var (such as "highly_variable") or gene names; None takes all.
     library_size
@@ -130,6 +152,14 @@ def fit(
     prior
         "mixture": 50 Gaussians that are learned with everything else, because cells come in groups;
         or "normal", N(0, I). The KL of a mixture is estimated from the latent samples.
+    fusion
+        How the encoders of several kinds become one posterior: "product", "mixture", or
+        "mixture-of-products" (see `scvae.core.fusion`).
+    alone
+        Weight of the bounds by which the encoder of every kind learns to stand alone, beside the
+        bound of all (see `scvae.core.joint.joint_and_single_bounds`).
+    weights
+        Of the log-likelihoods of kinds while training, as in ``{"protein": 2.0}``; 1 if left out.
     align
         Take out of the embedding what the network left of the batches, cluster by cluster (see
         `scvae.models.alignment`): True, False, or the share of it, between 0 and 1. It changes
@@ -205,14 +235,18 @@ def fit(
     (200, 30)
     """
     asked = Architecture(
-        n_genes=1,  # what follows from the data comes later
+        {},  # what follows from the data comes later
         n_latent=check_whole("n_latent", n_latent, 30),
         n_hidden=check_whole("n_hidden", n_hidden, 128),
         n_layers=check_whole("n_layers", n_layers, 1),
-        likelihood=check_choice("likelihood", likelihood, LIKELIHOODS),
-        dispersion=check_choice("dispersion", dispersion, DISPERSIONS),
         encode_covariates=check_switch("encode_covariates", encode_covariates, True),
         prior=check_choice("prior", prior, PRIORS),
+        fusion=check_choice("fusion", fusion, FUSIONS),
+    )
+    rna = Rna(
+        n_genes=1,
+        likelihood=check_choice("likelihood", likelihood, LIKELIHOODS),
+        dispersion=check_choice("dispersion", dispersion, DISPERSIONS),
     )
     strength, robust = _strength(align), check_switch("robust", robust, True)
     _check_training(batch_size, max_steps, early_stopping)
@@ -222,14 +256,20 @@ def fit(
     folder = None if checkpoint is None else check_path("checkpoint", checkpoint, "checkpoint")
     key_added = check_name("key_added", key_added, "X_scvae")
     _warn_of_view(adata)
+    sources = sources_of(adata, modalities, measured, split=genes is None)
+    alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
+    check_arguments_of_rna(sources, genes, library_size, robust)
     counts = check_choice("counts", counts, COUNTS)
-    prepared = prepare(adata, batch, covariates, layer, genes, library_size, counts)
-    train_rows, held_out_rows = (rows.to(chosen) for rows in split(adata, validation, seed))
+    prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts)
+    train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources.obs, validation, seed))
     prepared = prepared.told(held_out_rows.cpu().numpy(), validation)
     size = batch_size_of(batch_size, len(train_rows))
-    architecture = _sized(asked, prepared, library_size)
+    architecture = _sized(asked, rna, prepared, library_size)
     schedule = schedule_of(max_steps, len(train_rows), size, learning_rate, early_stopping)
-    plan = Plan(prepared, architecture, schedule, train_rows, held_out_rows, size, seed, robust)
+    plan = Plan(
+        *(prepared, architecture, schedule, train_rows, held_out_rows, size, seed),
+        *(robust, alone, weights),
+    )
     kept = None if folder is None else Checkpoint(folder, plan.digest)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with progress_of(schedule.steps, progress) as report:
@@ -242,7 +282,7 @@ def fit(
 
 def _warn_of_view(adata: AnnData) -> None:
     """Say where the embedding of a view goes: a view made in the call has no name to find it by."""
-    if getattr(adata, "is_view", False) and not adata.isbacked:
+    if getattr(adata, "is_view", False) and not getattr(adata, "isbacked", False):
         warn(
             "adata is a view: the embedding is written to the view, which becomes an AnnData of "
             "its own, and not to the AnnData that it was taken from. Where the view has no name it "
@@ -251,15 +291,21 @@ def _warn_of_view(adata: AnnData) -> None:
         )
 
 
-def _sized(asked: Architecture, prepared: Prepared, library_size: str) -> Architecture:
+def _sized(asked: Architecture, rna: Rna, prepared: Prepared, library_size: str) -> Architecture:
     """Return what was asked for, of the size of the data."""
+    sizes = {kind: len(part.names) for kind, part in prepared.parts.items()}
+    parts: dict[str, Any] = {kind: spec_of(kind, n) for kind, n in sizes.items() if kind != "rna"}
+    if "rna" in sizes:
+        latent, outside = library_size == "latent", library_size not in FROM_COUNTS
+        of_rna = dataclasses.replace(
+            rna, n_genes=sizes["rna"], latent_library=latent, outside=outside
+        )
+        parts = {"rna": of_rna, **parts}
     return dataclasses.replace(
         asked,
-        n_genes=len(prepared.genes),
+        parts=parts,
         n_batches=prepared.covariates.n_batches,
         n_covariates=prepared.covariates.width,
-        latent_library=library_size == "latent",
-        outside=library_size not in FROM_COUNTS,
     )
 
 
@@ -267,18 +313,28 @@ def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> 
     """Return the trained model with its embedding and record."""
     read, rows, dataset = plan.prepared, plan.train_rows, trained.dataset
     shares = batch_shares(read, rows.cpu().numpy())
-    origin = Origin(read.genes, read.covariates, read.layer, library_size, shares, read.counted)
+    parts = _part_origins(read, library_size)
+    origin = Origin(parts, read.covariates, shares, read.counted)
     embedding, moved = fit_embedding(
         trained.vae,
+        plan.architecture,
         dataset,
         rows,
         _typical(read, dataset, rows),
-        plan.architecture.n_batches,
         strength,
         generator_of("embedding", plan.seed, dataset.device),
     )
     record = _record(plan, trained, strength, moved)
     return Model(trained.vae, embedding, plan.architecture, origin, record)
+
+
+def _part_origins(prepared: Prepared, library_size: str) -> dict[str, PartOrigin]:
+    """Return where the counts of every kind came from."""
+    sizes = {kind: library_size if kind == "rna" else "observed" for kind in prepared.parts}
+    return {
+        kind: PartOrigin(part.names, part.layer, sizes[kind], part.place)
+        for kind, part in prepared.parts.items()
+    }
 
 
 # -- choices -----------------------------------------------------------------------------------
@@ -313,7 +369,7 @@ def _strength(align: bool | float) -> float:
 # -- reporting and writing ---------------------------------------------------------------------
 
 
-def _typical(prepared: Prepared, dataset: Dataset, rows: Tensor) -> Tensor:
+def _typical(prepared: Prepared, dataset: Dataset | Datasets, rows: Tensor) -> Tensor:
     """Return the covariates that every cell is embedded with, ``(c,)``."""
     mean = dataset.s[rows].mean(0).cpu().numpy()
     return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
@@ -330,7 +386,9 @@ def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -
         n_held_out=len(plan.held_out_rows),
         final_beta=history.beta[-1],
         elbo_held_out=history.best,
-        held_out=measure_held_out(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE),
+        held_out=measure_held_out(
+            *(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE, plan.architecture.n_latent)
+        ),
         history=history,
         device=str(dataset.device),
         counts="streamed from host memory" if dataset.is_streamed else "on the device",
@@ -339,6 +397,8 @@ def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -
         versions={**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
         align=strength,
         moved=moved,
+        alone=plan.alone if len(plan.architecture.parts) > 1 else None,
+        weights=plan.weights or None,
     )
 
 
@@ -355,6 +415,7 @@ def _uns(model: Model) -> dict[str, Any]:
             "layer": origin.layer or "X",
             "library_size": origin.library_size,
             "rounded": True if origin.counts == "rounded" else None,
+            "modalities": {kind: part.place for kind, part in origin.parts.items()},
         }
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,21 @@ from scvae.arguments import check_choice, check_switch, check_whole, shown
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.data.read.genes import check_unique
-from scvae.data.read.source import is_raw
+from scvae.data.hold.several import CellParts, Datasets
 from scvae.errors import ConfigError
+from scvae.modalities.kinds import View
 from scvae.modalities.modality import Modality, amount_in_batches
-from scvae.modalities.rna import KIND, Decoder
+from scvae.modalities.rna import KIND
 from scvae.models.keep.origin import Origin
-from scvae.models.network import Architecture
-from scvae.models.placing import CLOSEST, closest, encode
+from scvae.models.network import Architecture, views_of
+from scvae.models.placing import CLOSEST, closest
 from scvae.models.query import check_out, codes_of, draws, rows_of
+from scvae.models.reading import read_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+Layer = str | Mapping[str, str] | None
 CHUNK_VALUES = 2**20  # dense values of one inference minibatch: 4 MiB of float32, cached
 
 
@@ -54,7 +56,7 @@ class Fitted:
     @property
     def modalities(self) -> dict[str, Modality]:
         """Kinds of measurement that the model was fitted on, by name."""
-        return self.architecture.modalities
+        return dict(self.architecture.parts)
 
     @property
     def batches(self) -> list[str]:
@@ -62,20 +64,23 @@ class Fitted:
         return self.origin.covariates.batches
 
     @property
-    def decoder(self) -> Decoder:
-        """The decoder of RNA, of which the embedding is made."""
-        decoder = self.vae.likelihood
-        assert isinstance(decoder, Decoder)
-        return decoder
+    def views(self) -> tuple[View, ...]:
+        """Every kind with its decoder, of which the embedding is made."""
+        return views_of(self.vae, self.architecture)
+
+    def view(self, kind: str) -> View:
+        """Return one kind with its decoder."""
+        return dict(zip(self.modalities, self.views, strict=True))[kind]
 
     def chunk(self, samples: int = 1) -> int:
         """Return of how many cells so many draws may be decoded at once."""
-        n_features = sum(part.n_features for part in self.modalities.values())
-        return max(1, CHUNK_VALUES // (n_features * samples))
+        return max(1, CHUNK_VALUES // (self.architecture.n_features * samples))
 
     # -- verbs that every analysis is made of ------------------------------------------------
 
-    def read(self, adata: AnnData, *, layer: str | None = None, partial: bool = False) -> Dataset:
+    def read(
+        self, adata: AnnData, *, layer: Layer = None, partial: bool = False
+    ) -> Dataset | Datasets:
         """Return the cells of `adata` as the network sees them, to be asked more than once.
 
         Parameters
@@ -101,12 +106,25 @@ class Fitted:
         200
         """
         partial = check_switch("partial", partial, True)
-        return self._read(adata, layer, "model.read(adata", partial=partial)
+        return self.read_for(adata, layer, "model.read(adata", partial=partial)
+
+    def read_rna(self, adata: AnnData, layer: str | None) -> Dataset:
+        """Return the cells of `adata` for an analysis that is of RNA alone.
+
+        Raises ConfigError where the model is of several kinds, or of others."""
+        if [*self.modalities] != [KIND]:
+            raise ConfigError(
+                f"This analysis is of RNA alone, but the model is of {[*self.modalities]}. Fit the "
+                "RNA: scvae.fit(mdata['rna'])"
+            )
+        dataset = self.read_for(adata, layer, "model.read(adata")
+        assert isinstance(dataset, Dataset)
+        return dataset
 
     def over(
         self,
-        dataset: Dataset,
-        function: Callable[[Cells], Tensor | None],
+        dataset: Dataset | Datasets,
+        function: Callable[[Any], Tensor | None],
         *,
         samples: int = 1,
         out: Any = None,
@@ -141,7 +159,7 @@ class Fitted:
         >>> scale.shape == (200, model.architecture.n_latent)
         True
         """
-        if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, Dataset | Datasets):
             raise ConfigError(
                 f"dataset={shown(dataset)}, but it must be what model.read(adata) returned."
             )
@@ -165,10 +183,10 @@ class Fitted:
 
     def amount(
         self,
-        data: AnnData | Dataset,
-        modality: str = KIND,
+        data: AnnData | Dataset | Datasets,
+        modality: str | None = None,
         *,
-        layer: str | None = None,
+        layer: Layer = None,
         samples: int | None = None,
         batch: str | Sequence[str] = "average",
         seed: int = 0,
@@ -182,7 +200,7 @@ class Fitted:
         data
             An AnnData, or what `read` returned.
         modality
-            Kind of measurement, one of ``model.modalities``.
+            Kind of measurement, one of ``model.modalities``; None takes the first.
         layer
             Of an AnnData, as for `read`.
         samples
@@ -206,60 +224,50 @@ class Fitted:
         >>> model.amount(adata, samples=3, batch="batch_0").shape
         (200, 3, 50)
         """
-        modality = check_choice("modality", modality, tuple(self.modalities))
+        kind = self.kind_of(modality)
         k, generator = draws(1 if samples is None else samples, seed, self.device)
         codes = codes_of(batch, self.batches)
 
-        def amounts(cells: Cells) -> Tensor:
+        def amounts(cells: Cells | CellParts) -> Tensor:
             q = self.vae.encode(cells)
             if samples is None:
-                return self.amount_of(q.mean, cells, codes, modality)
+                return self.amount_of(q.mean, cells, codes, kind)
             z = q.sample((k,), generator=generator)
-            return self.amount_of(z, cells, codes, modality).movedim(0, 1)
+            return self.amount_of(z, cells, codes, kind).movedim(0, 1)
 
         dataset = (
             data
-            if isinstance(data, Dataset)
-            else self._read(data, layer, "model.amount(adata", partial=True)
+            if isinstance(data, Dataset | Datasets)
+            else self.read_for(data, layer, "model.amount(adata", partial=True)
         )
         found: np.ndarray = self.over(dataset, amounts, samples=k)
         return found
 
-    def amount_of(self, z: Tensor, cells: Cells, batches: list[int], kind: str) -> Tensor:
-        """Return the amount of latents ``(..., n, d)``, as these batches would have it."""
-        part, n = self.modalities[kind], self.architecture.n_batches
-        return amount_in_batches(part, self.vae.likelihood, z, cells.s, batches, n)
+    def kind_of(self, modality: str | None) -> str:
+        """Return a kind of measurement of the model; None is the first."""
+        kinds = tuple(self.modalities)
+        return kinds[0] if modality is None else check_choice("modality", modality, kinds)
 
-    def _read(
+    def amount_of(
+        self, z: Tensor, cells: Cells | CellParts, batches: list[int], kind: str
+    ) -> Tensor:
+        """Return the amount of latents ``(..., n, d)``, as these batches would have it."""
+        view, n = self.view(kind), self.architecture.n_batches
+        return amount_in_batches(view.modality, view.decoder, z, cells.s, batches, n)
+
+    def read_for(
         self,
         adata: AnnData,
-        layer: str | None,
+        layer: Layer,
         call: str,
         *,
         partial: bool = False,
         batch: str | None = None,
-    ) -> Dataset:
+    ) -> Dataset | Datasets:
         """Return the cells of `adata`, for the user's `call`; all or a part of the genes, each of
         its own batch or as `batch` says (see `scvae.models.placing`)."""
-        origin = self.origin
-        check_unique(adata)
-        is_there = origin.layer in adata.layers or is_raw(adata, origin.layer)
-        home = origin.layer if is_there else None
-        part = self.architecture.rna.read(
-            adata,
-            origin.genes,
-            home if layer is None else layer,
-            origin.library_size,
-            counts=origin.counts,
-            call=call,
-            home=home,
-            partial=partial,
-        )
-        known = encode(origin.covariates, adata.obs, batch)
-        dataset = Dataset.build(
-            *(part.counts, known.design, known.codes, part.size, self.device),
-            observed=part.observed,
-        )
+        given = (adata, self.architecture, self.origin, layer, call, self.device)
+        dataset, obs = read_cells(*given, partial=partial, batch=batch)
         if batch != CLOSEST or batch in self.batches:
             return dataset
-        return closest(self.vae, dataset, adata.obs, origin.covariates, self.chunk())
+        return closest(self.vae, dataset, obs, self.origin.covariates, self.chunk())

@@ -12,32 +12,40 @@ from torch import Generator, Tensor
 
 from scvae.arguments import (
     check_path,
-    check_positive,
     check_seed,
     check_switch,
     check_whole,
     encodable,
 )
+from scvae.core.inference import moments
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.data.read.genes import check_unique
-from scvae.errors import ConfigError, DataError
+from scvae.data.hold.several import CellParts, Datasets
+from scvae.errors import ConfigError
 from scvae.keywords import named_methods
-from scvae.modalities.rna import KIND
 from scvae.models.budget import VALIDATION
+from scvae.models.contributions import contributions
+from scvae.models.denoised import denoised, foreground, intervals
 from scvae.models.draw import draw
 from scvae.models.embedding import Embedding
 from scvae.models.extend import STEPS, extended
-from scvae.models.fitted import Fitted
-from scvae.models.judge.evidence import MeanLogLikelihood, evidence, mean_over_cells
-from scvae.models.judge.predictive import PredictiveCheck
+from scvae.models.fitted import Fitted, Layer
+from scvae.models.judge.evidence import (
+    MeanLogLikelihood,
+    conditional_evidence,
+    evidence,
+    mean_over_cells,
+)
+from scvae.models.judge.predictive import predictive_table
 from scvae.models.judge.summary import Summary, summarise
+from scvae.models.judge.words import described
 from scvae.models.keep.files import Parts, write_model
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
 from scvae.models.network import Architecture
-from scvae.models.query import check_out, code_of, codes_of, draws, positions_of
+from scvae.models.query import code_of, draws
+from scvae.models.reading import check_named
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,7 +88,7 @@ class Model(Fitted):
         a, covariates = self.architecture, self.origin.covariates
         given = [f"batch={covariates.batch!r} ({a.n_batches})"] if covariates.batch else []
         return encodable(
-            f"scvae.Model({a.n_genes} genes -> {a.n_latent} latents, {a.likelihood}, "
+            f"scvae.Model({described(a)}, "
             + ", ".join([*given, f"library_size={self.origin.library_size!r}"])
             + f", {self.device})"
         )
@@ -91,7 +99,7 @@ class Model(Fitted):
         self,
         adata: AnnData,
         *,
-        layer: str | None = None,
+        layer: Layer = None,
         batch: str | None = None,
         return_std: bool = False,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -140,7 +148,7 @@ class Model(Fitted):
         (100, 30)
         """
         return_std = check_switch("return_std", return_std, True)
-        dataset = self._read(adata, layer, "model.embed(adata", partial=True, batch=batch)
+        dataset = self.read_for(adata, layer, "model.embed(adata", partial=True, batch=batch)
         mean = self.embed_dataset(dataset)
         return (mean, self._deviations(dataset)) if return_std else mean
 
@@ -198,27 +206,27 @@ class Model(Fitted):
         parts = extended(self, self.embedding, self.record, adata, *options)
         return Model(parts.vae, parts.embedding, parts.architecture, parts.origin, parts.record)
 
-    def embed_dataset(self, dataset: Dataset) -> np.ndarray:
+    def embed_dataset(self, dataset: Dataset | Datasets) -> np.ndarray:
         """Return the embedding of cells that were already read, float32 ``(n, d)``."""
-        d, decoder = self.architecture.n_latent, self.decoder
+        d, views = self.architecture.n_latent, self.views
 
-        def mean(cells: Cells) -> Tensor:
-            return self.embedding.mean(decoder, self.vae.encode(cells).loc[:, :d], cells.batch)
+        def mean(cells: Cells | CellParts) -> Tensor:
+            return self.embedding.mean(views, self.vae.encode(cells).mean[:, :d], cells.batch)
 
         return self.over(dataset, mean)
 
-    def _deviations(self, dataset: Dataset) -> np.ndarray:
+    def _deviations(self, dataset: Dataset | Datasets) -> np.ndarray:
         """Return the posterior standard deviation of the embedding of all cells, ``(n, d)``."""
-        d, decoder = self.architecture.n_latent, self.decoder
+        d, views = self.architecture.n_latent, self.views
 
-        def deviation(cells: Cells) -> Tensor:
-            q = self.vae.encode(cells)
-            return self.embedding.deviation(decoder, q.loc[:, :d], q.scale[:, :d], cells.batch)
+        def deviation(cells: Cells | CellParts) -> Tensor:
+            q = moments(self.vae.encode(cells))
+            return self.embedding.deviation(views, q.loc[:, :d], q.scale[:, :d], cells.batch)
 
         return self.over(dataset, deviation)
 
     def elbo(
-        self, adata: AnnData, *, layer: str | None = None, samples: int = 10, seed: int = 0
+        self, adata: AnnData, *, layer: Layer = None, samples: int = 10, seed: int = 0
     ) -> np.ndarray:
         """Return the evidence lower bound of every cell, in nats, ``(n,)``.
 
@@ -234,14 +242,16 @@ class Model(Fitted):
         def bound(cells: Cells) -> Tensor:
             return elbo(self.vae.terms(cells, samples, generator))[:, None]
 
-        dataset = self._read(adata, layer, "model.elbo(adata", partial=True)
+        dataset = self.read_for(adata, layer, "model.elbo(adata", partial=True)
         return self.over(dataset, bound, samples=samples)[:, 0]
 
     def log_likelihood(
         self,
         adata: AnnData,
         *,
-        layer: str | None = None,
+        layer: Layer = None,
+        modality: str | None = None,
+        given: str | None = None,
         samples: int = 100,
         seed: int = 0,
         return_error: bool = False,
@@ -262,6 +272,10 @@ class Model(Fitted):
             Cells with raw counts of the model's genes.
         layer
             Where the counts are; None looks where they were in the fit, then in X.
+        modality, given
+            Of a model of several kinds, the one whose counts alone are asked about, and another
+            that is known: log p(x_modality | x_given). None takes all kinds together. NaN where a
+            cell was not measured in them.
         samples
             Draws k of z from the posterior of every cell.
         seed
@@ -290,12 +304,14 @@ class Model(Fitted):
         return_error = check_switch("return_error", return_error, True)
         if return_error and samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._read(adata, layer, "model.log_likelihood(adata", partial=True)
-        value, error = evidence(self, dataset, samples, generator)
+        dataset = self.read_for(adata, layer, "model.log_likelihood(adata", partial=True)
+        value, error = conditional_evidence(
+            *(self, dataset, samples, generator), modality=modality, given=given
+        )
         return (value, error) if return_error else value
 
     def mean_log_likelihood(
-        self, adata: AnnData, *, layer: str | None = None, samples: int = 100, seed: int = 0
+        self, adata: AnnData, *, layer: Layer = None, samples: int = 100, seed: int = 0
     ) -> MeanLogLikelihood:
         """Return the mean of log p(x) over cells, in nats per cell, with its standard errors.
 
@@ -319,7 +335,7 @@ class Model(Fitted):
         samples, generator = draws(samples, seed, self.device, usual=100)
         if samples < 2:
             raise ConfigError(f"samples={samples}, but an error needs at least two: samples=100")
-        dataset = self._read(adata, layer, "model.mean_log_likelihood(adata", partial=True)
+        dataset = self.read_for(adata, layer, "model.mean_log_likelihood(adata", partial=True)
         half = samples // 2
         first, second = (evidence(self, dataset, half, generator)[0] for _ in range(2))
         return mean_over_cells(first, second)
@@ -328,25 +344,42 @@ class Model(Fitted):
         self,
         adata: AnnData,
         *,
-        layer: str | None = None,
+        layer: Layer = None,
+        modality: str | None = None,
         batch: str = "average",
         genes: Sequence[str] | None = None,
         library_size: float = 1e4,
+        background: bool = False,
+        return_interval: float | None = None,
+        samples: int = 200,
+        seed: int = 0,
         out: Any = None,
     ) -> Any:
         r"""Return denoised expression: :math:`\rho_{ng}` times a library size, cells x genes.
 
+        Or the mean foreground count of proteins, or the accessibility of regions times a library
+        size. Of cells that were not measured in this kind it is imputed, from all others.
+
         Parameters
         ----------
         adata
-            Cells with raw counts of the model's genes.
+            Cells with raw counts of the model's genes; or a MuData.
+        modality
+            Kind of measurement, one of ``model.modalities``; None takes the first.
         batch
             As if every cell came from this batch; "average" takes the mean over all batches
             (batch-corrected expression), "own" leaves every cell in its batch.
         genes
-            Names of the genes to return; None returns all that the model knows.
+            Names of the genes (proteins, regions) to return; None returns all of the model.
         library_size
-            Total that the counts of a cell are scaled to.
+            Total that the counts of a cell are scaled to; not those of proteins.
+        background
+            Of proteins, the mean count of background and foreground together.
+        return_interval
+            Also return the bounds between which this share of counts lies that the model draws for
+            a cell of its own batch and size, in counts: two more tables.
+        samples, seed
+            Draws of counts for these bounds, and their seed.
         out
             Array ``(n, g)`` to fill instead, a few thousand rows at a time, for more cells than
             memory holds: a numpy.memmap, or a dataset of h5py or zarr.
@@ -354,31 +387,79 @@ class Model(Fitted):
         Returns
         -------
         pandas.DataFrame
-            float32, rows as in `adata`, columns as in `genes`; or `out`, if it was given.
+            float32, rows as in `adata`, columns as in `genes`; or `out`, if it was given. With
+            `return_interval`, this, lower bounds, and upper bounds.
 
         Raises
         ------
         ConfigError
             If `out` has another shape.
         """
-        check_unique(adata)
-        columns = positions_of("genes", genes, self.origin.genes, self.device)
-        total = check_positive("library_size", library_size, "1e4")
-        codes = codes_of(batch if isinstance(batch, str) else str(batch), self.batches)
+        check_named(adata)
+        table = denoised(
+            *(self, adata, layer),
+            modality=modality,
+            batch=batch,
+            genes=genes,
+            library_size=library_size,
+            background=background,
+            out=out,
+        )
+        if return_interval is None:
+            return table
+        asked = (modality, genes, return_interval, samples, seed)
+        return table, *intervals(self, adata, layer, *asked)
 
-        def expression(cells: Cells) -> Tensor:
-            z = self.vae.encode(cells).mean
-            return self.amount_of(z, cells, codes, KIND)[:, columns] * total
+    def foreground(
+        self, adata: AnnData, *, layer: Layer = None, samples: int = 10, seed: int = 0
+    ) -> pd.DataFrame:
+        r"""Return the probability that a protein's count is of its foreground, cells x proteins.
 
-        shape = (adata.n_obs, len(columns))
-        if out is not None:
-            check_out(out, shape)
-        dataset = self._read(adata, layer, "model.normalized(adata", partial=True)
-        values = self.over(dataset, expression, out=out)
-        if out is not None:
-            return out
-        names = [self.origin.genes[i] for i in columns.tolist()]
-        return pd.DataFrame(values, index=adata.obs_names.copy(), columns=names)
+        .. math:: E_{q(z_n)}[P(v_{nt} = 1 \mid y_{nt}, z)]
+
+        NaN where a protein was not measured. For the law see `scvae.modalities.protein`.
+
+        Parameters
+        ----------
+        adata
+            Cells as for `embed`.
+        samples, seed
+            Draws of z of every cell, and their seed.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no proteins.
+        """
+        check_named(adata)
+        return foreground(self, adata, layer, samples, seed)
+
+    def contributions(self, adata: AnnData, *, layer: Layer = None) -> pd.DataFrame:
+        r"""Return what part of every cell's posterior comes from each kind of measurement.
+
+        .. math:: c_{nm} = \frac1d \sum_k \frac{\sigma_{nmk}^{-2}}{1 + \sum_{m'}
+                  \sigma_{nm'k}^{-2}}
+
+        The share of the precision of its encoder, in the mean over latents; what is left is of the
+        prior. A row adds up to 1, and a kind that was not measured has 0.
+
+        Parameters
+        ----------
+        adata
+            Cells as for `embed`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a cell, a column a kind, and "prior".
+
+        Raises
+        ------
+        ConfigError
+            If the model is of one kind alone.
+        """
+        check_named(adata)
+        return contributions(self, adata, layer)
 
     def sample(self, n: int, *, batch: str | None = None, seed: int = 0) -> AnnData:
         """Draw `n` new cells from the model: z from the prior, then library, then counts.
@@ -421,7 +502,8 @@ class Model(Fitted):
         self,
         adata: AnnData,
         *,
-        layer: str | None = None,
+        layer: Layer = None,
+        modality: str | None = None,
         samples: int = 1,
         max_cells: int = 5_000,
         seed: int = 0,
@@ -441,6 +523,8 @@ class Model(Fitted):
             Cells with raw counts of the model's genes; best such as were not trained on.
         layer
             Where the counts are; None looks where they were in the fit, then in X.
+        modality
+            Kind of measurement to check; None takes the first.
         samples
             Draws of every cell; statistics are averaged over them, not taken of all together.
         max_cells
@@ -468,33 +552,25 @@ class Model(Fitted):
         >>> model.predictive_check(adata).shape
         (50, 6)
         """
+        call = "model.predictive_check(adata"
         return self.predictive_table(
-            adata, layer, samples, max_cells, seed, call="model.predictive_check(adata"
+            adata, layer, samples, max_cells, seed, modality=modality, call=call
         )
 
     def predictive_table(
         self,
         adata: AnnData,
-        layer: str | None,
+        layer: Layer,
         samples: int,
         max_cells: int,
         seed: int,
         *,
+        modality: str | None = None,
         call: str,
     ) -> pd.DataFrame:
         """Do as `predictive_check`, in the name of the user's `call` of what calls this."""
-        check_unique(adata)
-        samples, generator = draws(samples, seed, self.device)
-        max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
-        if min(adata.n_obs, max_cells) < 1:
-            raise DataError(f"{adata.n_obs} cells, max_cells={max_cells}: nothing to compare.")
-        if adata.n_obs > max_cells:
-            chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
-            adata = adata[np.sort(chosen)]
-        dataset = self._read(adata, layer, call)
-        check = PredictiveCheck(self.vae, len(self.origin.genes), generator, samples)
-        self.over(dataset, check.add, samples=samples)
-        return check.table(self.origin.genes)
+        given = (layer, modality, samples, max_cells, seed)
+        return predictive_table(self, adata, *given, call=call)
 
     # -- files -------------------------------------------------------------------------------
 

@@ -3,25 +3,39 @@ r"""The network of a model: what fixes its shapes, its prior, and how it is buil
 .. math:: z_n \sim N(0, I) \text{ or a mixture of Gaussians}
 
 The prior is that of all kinds of measurement of a cell. The logarithm of a library size that is
-inferred is one more, independent coordinate of it.
+inferred is one more, independent coordinate of it. A model of one kind has its encoder and decoder;
+of several, one of each, with the encoders' Gaussians fused over the kinds that a cell has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from scvae.choices import Dispersion, LatentPrior, Likelihood
+from scvae.choices import Fusion, LatentPrior
 from scvae.core.distributions import Gaussian, Mixture
+from scvae.core.fusion import mixture_of_experts, mixture_of_products, product_of_experts
+from scvae.core.joint import Fuse, Fused, Joint
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells
-from scvae.modalities.modality import Modality, Shape, of_batch
-from scvae.modalities.rna import Rna, Statistics
+from scvae.data.hold.several import CellParts
+from scvae.modalities.chromatin import Chromatin
+from scvae.modalities.kinds import View
+from scvae.modalities.modality import Shape, of_batch
+from scvae.modalities.protein import Protein
+from scvae.modalities.rna import Rna
 
 PRIOR_COMPONENTS = 50
+FUSE: dict[Fusion, Fuse] = {
+    "product": product_of_experts,
+    "mixture": mixture_of_experts,
+    "mixture-of-products": mixture_of_products,
+}
 
 
 @dataclass(frozen=True)
@@ -30,37 +44,30 @@ class Architecture:
 
     Attributes
     ----------
-    n_genes, n_batches, n_covariates
-        Genes fitted, batches, and width of the covariates.
+    parts
+        Kinds of measurement, by name, in the order of `scvae.modalities.kinds.KINDS`.
+    n_batches, n_covariates
+        Batches, and width of the covariates.
     n_latent, n_hidden, n_layers
-        Latent dimensions, width and number of hidden layers of encoder and decoder.
-    likelihood
-        "zinb", "nb" or "poisson".
-    dispersion
-        Inverse dispersion per "gene", per "gene-batch" or per "gene-cell".
-    latent_library
-        Whether the library size is inferred, with a prior per batch, instead of observed.
-    outside
-        Whether the observed library size also counts transcripts of genes that are not fitted;
-        the decoder then has one more share, of all of those together.
+        Latent dimensions, width and number of hidden layers of encoders and decoders.
     encode_covariates
-        Whether the encoder sees the covariates, too.
+        Whether the encoders see the covariates, too.
     prior
         "normal", or a learned "mixture" of Gaussians.
+    fusion
+        How what several kinds say of a cell becomes one posterior: "product", "mixture", or
+        "mixture-of-products" (see `scvae.core.fusion`).
     """
 
-    n_genes: int
+    parts: dict[str, Rna | Protein | Chromatin]
     n_batches: int = 1
     n_covariates: int = 0
     n_latent: int = 10
     n_hidden: int = 128
     n_layers: int = 1
-    likelihood: Likelihood = "nb"
-    dispersion: Dispersion = "gene"
-    latent_library: bool = False
-    outside: bool = False
     encode_covariates: bool = True
     prior: LatentPrior = "normal"
+    fusion: Fusion = "product"
 
     @property
     def shape(self) -> Shape:
@@ -75,20 +82,26 @@ class Architecture:
         )
 
     @property
-    def rna(self) -> Rna:
-        """RNA counts, of this likelihood."""
-        return Rna(
-            n_genes=self.n_genes,
-            likelihood=self.likelihood,
-            dispersion=self.dispersion,
-            latent_library=self.latent_library,
-            outside=self.outside,
-        )
+    def rna(self) -> Rna | None:
+        """RNA, if it is among the kinds."""
+        found = self.parts.get("rna")
+        assert found is None or isinstance(found, Rna)
+        return found
 
     @property
-    def modalities(self) -> dict[str, Modality]:
-        """Kinds of measurement, by name."""
-        return {self.rna.kind: self.rna}
+    def n_genes(self) -> int:
+        """Genes fitted."""
+        return 0 if self.rna is None else self.rna.n_genes
+
+    @property
+    def n_features(self) -> int:
+        """Features of all kinds together."""
+        return sum(part.n_features for part in self.parts.values())
+
+    @property
+    def latent_library(self) -> bool:
+        """Whether the library size is inferred, as one more latent."""
+        return self.rna is not None and self.rna.latent_library
 
 
 class Prior(nn.Module):
@@ -105,10 +118,17 @@ class Prior(nn.Module):
             if a.prior == "normal"
             else MixtureOfGaussians(a.n_latent, PRIOR_COMPONENTS, generator=generator)
         )
-        for name in ("library_loc", "library_scale"):
-            self.register_buffer(name, torch.zeros(a.n_batches, dtype=torch.float32))
+        for kind in a.parts:
+            loc, scale = size_names(kind)
+            self.register_buffer(loc, torch.zeros(a.n_batches, dtype=torch.float32))
+            self.register_buffer(scale, torch.zeros(a.n_batches, dtype=torch.float32))
 
-    def forward(self, cells: Cells) -> Gaussian | Mixture:
+    def sizes(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the log size of the cells of every batch, ``(b,)``."""
+        loc, scale = (getattr(self, name) for name in size_names(kind))
+        return loc, scale
+
+    def forward(self, cells: Cells | CellParts) -> Gaussian | Mixture:
         p = self.of_z(cells)
         if not self.latent_library:
             return p
@@ -123,6 +143,12 @@ class Prior(nn.Module):
         return Mixture(p.logits, _beside(components, loc[:, None], scale[:, None]))
 
 
+def size_names(kind: str) -> tuple[str, str]:
+    """Return the names of the buffers with the sizes of the cells of a kind."""
+    start = "library" if kind == "rna" else f"{kind}_size"
+    return f"{start}_loc", f"{start}_scale"
+
+
 def _beside(p: Gaussian, loc: Tensor, scale: Tensor) -> Gaussian:
     """Return `p` with one more, independent coordinate."""
     extra = p.loc[..., :1]
@@ -132,23 +158,58 @@ def _beside(p: Gaussian, loc: Tensor, scale: Tensor) -> Gaussian:
     )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the untrained network is told of the training data.
+
+    Attributes
+    ----------
+    of_kinds
+        What every kind wants to know, by its name.
+    size_loc, size_scale
+        Mean and deviation of the log size of the cells of every batch, ``(b,)``, by kind.
+    """
+
+    of_kinds: Mapping[str, Any]
+    size_loc: Mapping[str, Tensor]
+    size_scale: Mapping[str, Tensor]
+
+
 def blank_vae(a: Architecture, generator: Generator | None = None) -> VAE:
     """Return a model that was told nothing of any data."""
-    return _built(a, None, generator)
+    return _built(a, {}, generator)
 
 
 @torch.no_grad()
-def build_vae(a: Architecture, statistics: Statistics, generator: Generator) -> VAE:
+def build_vae(a: Architecture, facts: Facts, generator: Generator) -> VAE:
     """Return the untrained model; `generator` is the one source of its initial weights."""
-    vae = _built(a, statistics, generator)
+    vae = _built(a, facts.of_kinds, generator)
     prior = vae.prior
     assert isinstance(prior, Prior)
-    prior.library_loc.copy_(statistics.library_loc)
-    prior.library_scale.copy_(statistics.library_scale)
+    for kind in a.parts:
+        loc, scale = prior.sizes(kind)
+        loc.copy_(facts.size_loc[kind])
+        scale.copy_(facts.size_scale[kind])
     return vae
 
 
-def _built(a: Architecture, facts: Statistics | None, generator: Generator | None) -> VAE:
+def widths_of(a: Architecture) -> list[int]:
+    """Return how many features of every kind the decoder knows: with all genes not fitted as one
+    more, where it has a share for them."""
+    return [View(part, nn.Identity()).width for part in a.parts.values()]
+
+
+def views_of(vae: VAE, a: Architecture) -> tuple[View, ...]:
+    """Return every kind with its decoder, in the order of the architecture."""
+    joint = vae.likelihood
+    decoders = joint.likelihoods if isinstance(joint, Joint) else [joint]
+    return tuple(View(part, d) for part, d in zip(a.parts.values(), decoders, strict=True))
+
+
+def _built(a: Architecture, facts: Mapping[str, Any], generator: Generator | None) -> VAE:
     prior = Prior(a, generator)
-    encoder = a.rna.encoder(a.shape, facts, generator)
-    return VAE(prior, encoder, a.rna.decoder(a.shape, facts, generator))
+    encoders = [part.encoder(a.shape, facts.get(k), generator) for k, part in a.parts.items()]
+    decoders = [part.decoder(a.shape, facts.get(k), generator) for k, part in a.parts.items()]
+    if len(encoders) == 1:
+        return VAE(prior, encoders[0], decoders[0])
+    return VAE(prior, Fused(encoders, FUSE[a.fusion]), Joint(decoders))

@@ -12,9 +12,9 @@ from scipy import sparse
 from torch import Generator
 
 from scvae.data.hold.cells import Dataset
-from scvae.modalities.rna import Statistics
+from scvae.modalities.rna import Rna, Statistics
 from scvae.models.budget import RunSize
-from scvae.models.network import Architecture, build_vae
+from scvae.models.network import Architecture, Facts, build_vae
 from scvae.train.loop import Step, fastest
 from scvae.train.optimizer import optimizer_of
 
@@ -41,8 +41,10 @@ def _seconds_of_step(batch_size: int, n_genes: int, device: torch.device) -> flo
     design, codes = np.zeros((batch_size, 0), np.float32), np.zeros(batch_size, np.int64)
     library = np.full(batch_size, 1 + DENSITY * n_genes)
     dataset = Dataset.build(counts, design, codes, library, device)
-    architecture = Architecture(n_genes, n_latent=30, prior="mixture")
-    unknown = Statistics(torch.zeros(n_genes), torch.zeros(1), torch.ones(1))
+    architecture = Architecture({"rna": Rna(n_genes)}, n_latent=30, prior="mixture")
+    loc, scale = torch.zeros(1), torch.ones(1)
+    of_rna = Statistics(torch.zeros(n_genes), loc, scale)
+    unknown = Facts({"rna": of_rna}, {"rna": loc}, {"rna": scale})
     vae = build_vae(architecture, unknown, Generator().manual_seed(0)).to(device)
     step = fastest(Step(vae, optimizer_of(vae), 0.01, Generator(device).manual_seed(0)))
     rows, times = torch.arange(batch_size, device=device), []

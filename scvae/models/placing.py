@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from torch.nn.functional import one_hot
 from scvae.arguments import shown
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.several import CellParts, Datasets
 from scvae.data.read.covariates import Covariates, Encoded, names_of_cells
 from scvae.data.read.unseen import encode_unseen
 from scvae.errors import ConfigError
@@ -44,7 +46,9 @@ def encode(covariates: Covariates, obs: pd.DataFrame, batch: str | None) -> Enco
     )
 
 
-def closest(vae: VAE, dataset: Dataset, obs: pd.DataFrame, known: Covariates, size: int) -> Dataset:
+def closest(
+    vae: VAE, dataset: Dataset | Datasets, obs: pd.DataFrame, known: Covariates, size: int
+) -> Dataset | Datasets:
     """Return the cells as of the known batch under which their counts are likeliest.
 
     All cells of a batch of the query go to the same one, that with the largest evidence lower bound
@@ -60,7 +64,7 @@ def closest(vae: VAE, dataset: Dataset, obs: pd.DataFrame, known: Covariates, si
     for group in np.unique(groups):
         rows = torch.from_numpy(np.flatnonzero(groups == group)).to(dataset.device)
         some = rows[:: max(1, len(rows) // MOST_CELLS)][:MOST_CELLS]
-        parts = list(dataset.minibatches(some, size))
+        parts: list[Any] = list(dataset.minibatches(some, size))
         bounds = [
             evaluate(vae, [in_the_batch(cells, code, n_batches) for cells in parts])
             for code in range(n_batches)
@@ -68,10 +72,18 @@ def closest(vae: VAE, dataset: Dataset, obs: pd.DataFrame, known: Covariates, si
         codes[rows] = int(np.argmax(bounds))
     s = dataset.s.clone()
     s[:, :n_batches] = one_hot(codes, n_batches).to(s)
-    return dataclasses.replace(dataset, s=s, batch=codes)
+    return dataset.of_batches(s, codes)
 
 
-def in_the_batch(cells: Cells, code: int, n_batches: int) -> Cells:
+def in_the_batch(cells: Cells | CellParts, code: int, n_batches: int) -> Cells | CellParts:
     """Return the same cells, as of one batch."""
+    if isinstance(cells, CellParts):
+        parts = tuple(as_of(part, code, n_batches) for part in cells.parts)
+        return dataclasses.replace(cells, parts=parts, s=parts[0].s, batch=parts[0].batch)
+    return as_of(cells, code, n_batches)
+
+
+def as_of(cells: Cells, code: int, n_batches: int) -> Cells:
+    """Return the same cells of one kind of measurement, as of one batch."""
     s = in_batch(cells.s, code, n_batches)
     return dataclasses.replace(cells, s=s, batch=torch.full_like(cells.batch, code))

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,18 @@ from numpy.random import SeedSequence
 from torch import Generator, Tensor
 
 from scvae._version import __version__
+from scvae.core.batch import Minibatch
+from scvae.core.joint import joint_and_single_bounds
 from scvae.core.vae import VAE
-from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.cells import Dataset
 from scvae.data.hold.hiding import hiding
+from scvae.data.hold.several import Datasets
 from scvae.errors import ConfigError, warn
 from scvae.models.keep.checkpoint import Checkpoint, digest
 from scvae.models.network import Architecture, build_vae
-from scvae.models.prepare import Prepared, statistics_of
+from scvae.models.prepare import Prepared, PreparedPart, dataset_of, facts_of
 from scvae.train.history import History
-from scvae.train.loop import train
+from scvae.train.loop import Objective, one_bound, train
 from scvae.train.schedule import Schedule
 
 VERSIONS = {"scvae": __version__, "torch": str(torch.__version__)}
@@ -42,6 +46,8 @@ class Plan:
     batch_size: int
     seed: int
     robust: bool = False
+    alone: float = 1.0
+    weights: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -51,15 +57,23 @@ class Plan:
         read; no pass over the counts is made for it.
         """
         read = self.prepared
-        assert read.seen.summary is not None
         return digest(
             dataclasses.asdict(self.architecture),
             dataclasses.asdict(self.schedule),
             [self.batch_size, self.seed, self.train_rows.device.type, VERSIONS, self.robust],
-            [read.genes, read.covariates.to_json(), read.layer],
-            *(read.seen.summary.keys, read.design, read.codes, read.library),
+            [read.covariates.to_json(), self.alone, self.weights],
+            *(read.design, read.codes),
+            *(said for kind, part in read.parts.items() for said in _said(kind, part)),
             *(self.train_rows.cpu().numpy(), self.held_out_rows.cpu().numpy()),
         )
+
+
+def _said(kind: str, part: PreparedPart) -> list[Any]:
+    """Return all that a run depends on of one kind of measurement."""
+    summary, counts = None if part.seen is None else part.seen.summary, part.counts
+    arrays = (counts.data, counts.indices, counts.indptr) if summary is None else (summary.keys,)
+    masks = [mask for mask in (part.present, part.observed) if mask is not None]
+    return [[kind, part.names, part.layer, part.place], *arrays, part.library, *masks]
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class Trained:
     """A trained network, the cells where it was trained, and how that went."""
 
     vae: VAE
-    dataset: Dataset
+    dataset: Dataset | Datasets
     history: History
 
 
@@ -104,13 +118,22 @@ def train_plan(
             if streamed:
                 raise ConfigError(
                     f"The GPU has too little memory for minibatches of {plan.batch_size} cells x "
-                    f"{plan.architecture.n_genes} genes. Nothing was written. Give a smaller one: "
+                    f"{plan.architecture.n_features} features. Nothing was written. Give a smaller "
+                    "one: "
                     f"scvae.fit(adata, batch_size={max(2, plan.batch_size // 2)})"
                 ) from error
         warn("The GPU ran out of memory; training starts again with the counts in host memory.")
         gc.collect()
         torch.cuda.empty_cache()
     raise AssertionError("one of two attempts returns or raises")
+
+
+def _objective(plan: Plan) -> Objective:
+    """Return what a step climbs: the bound, and beside it those of every kind alone."""
+    if len(plan.architecture.parts) == 1:
+        return one_bound
+    weights = [plan.weights.get(kind, 1.0) for kind in plan.architecture.parts]
+    return partial(joint_and_single_bounds, alone=plan.alone, weights=weights)
 
 
 def _execute(
@@ -121,19 +144,18 @@ def _execute(
     report: Callable[[History], None],
 ) -> Trained:
     read = plan.prepared
-    statistics = statistics_of(read, plan.train_rows.cpu().numpy(), plan.architecture)
-    vae = build_vae(plan.architecture, statistics, generator_of("weights", plan.seed)).to(device)
-    dataset = Dataset.build(
-        read.counts, read.design, read.codes, read.library, device, stream=stream
-    )
+    facts = facts_of(read, plan.train_rows.cpu().numpy(), plan.architecture)
+    vae = build_vae(plan.architecture, facts, generator_of("weights", plan.seed)).to(device)
+    dataset = dataset_of(read, device, stream)
     with contextlib.ExitStack() as stack:
         if checkpoint is not None:
             stack.enter_context(checkpoint.naming_itself())
             stack.enter_context(checkpoint.kept_at_the_end())
 
-        def epoch(order: Generator) -> Iterator[Cells]:
-            minibatches = dataset.shuffled(plan.train_rows, plan.batch_size, order)
-            return hiding(minibatches, order) if plan.robust else minibatches
+        def epoch(order: Generator) -> Iterator[Minibatch]:
+            if plan.robust and isinstance(dataset, Dataset):
+                return hiding(dataset.shuffled(plan.train_rows, plan.batch_size, order), order)
+            return dataset.shuffled(plan.train_rows, plan.batch_size, order)
 
         history = train(
             vae,
@@ -145,6 +167,7 @@ def _execute(
             report,
             resume=None if checkpoint is None else checkpoint.read(plan.architecture),
             keep=(lambda run: None) if checkpoint is None else checkpoint.keep,
-            entry_name=lambda entry: read.genes[entry],
+            entry_name=lambda entry: read.first.names[entry],
+            objective=_objective(plan),
         )
     return Trained(vae, dataset, history)

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
+from scvae.arguments import shown
 from scvae.choices import CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.held_out import unseen_groups
 from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Kind, warning_texts
+from scvae.data.hold.cells import Dataset
+from scvae.data.hold.several import Datasets
 from scvae.data.read.choice import look
 from scvae.data.read.covariates import Covariates, Encoded, learn_covariates
 from scvae.data.read.features import check_one_kind
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
+from scvae.data.read.several import Source, Sources
 from scvae.data.read.source import fitted_place, genes_of
 from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey
-from scvae.errors import DataError, warn
-from scvae.modalities.rna import Statistics
-from scvae.models.network import Architecture
+from scvae.errors import ConfigError, DataError, warn
+from scvae.modalities import chromatin, protein
+from scvae.modalities.chromatin import Chromatin
+from scvae.modalities.modality import Modality, Part
+from scvae.modalities.protein import Protein
+from scvae.modalities.rna import Rna, Statistics
+from scvae.models.network import Architecture, Facts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,23 +53,50 @@ ALOUD = frozenset(
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that `fit` reads from the AnnData before it trains."""
+class PreparedPart:
+    """What `fit` reads of one kind of measurement, of all n cells: nothing where one was absent.
 
-    seen: Survey
-    genes: list[str]
+    Attributes
+    ----------
+    names
+        Names of the features.
+    counts
+        ``(n, g)``.
+    library
+        Observed size of every cell, ``(n,)``; a typical one where it was absent.
+    present, observed
+        Which cells, ``(n,)``, and which entries, ``(n, g)``, were measured; None if all were.
+    layer, place
+        Where the counts were, as in `PartOrigin`.
+    seen
+        What was seen of the counts; None of kinds that need no more of it.
+    """
+
+    names: list[str]
+    counts: sparse.csr_matrix
+    library: np.ndarray
+    present: np.ndarray | None
+    observed: np.ndarray | None
+    layer: str | None
+    place: str | None
+    seen: Survey | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that `fit` reads before it trains."""
+
+    parts: dict[str, PreparedPart]
     covariates: Covariates
     design: np.ndarray
     codes: np.ndarray
-    library: np.ndarray
-    layer: str | None
     warnings: list[str]
     counted: CountKind = "whole"
 
     @property
-    def counts(self) -> sparse.csr_matrix:
-        """Counts of the fitted genes, ``(n, g)``."""
-        return self.seen.counts
+    def first(self) -> PreparedPart:
+        """The first kind: RNA, if it is there."""
+        return next(iter(self.parts.values()))
 
     def told(self, held_out: np.ndarray, validation: object) -> Prepared:
         """Warn of groups that are held out as a whole, and return this with the warnings."""
@@ -69,28 +104,76 @@ class Prepared:
         texts = warning_texts(unseen_groups(encoded, held_out, validation))
         for text in texts:
             warn(text)
-        return dataclasses.replace(self, warnings=[*self.warnings, *texts])
+        return replace(self, warnings=[*self.warnings, *texts])
 
 
 def prepare(
-    adata: AnnData,
+    sources: Sources,
     batch: str | None,
     covariates: str | Sequence[str] | None,
-    layer: str | None,
+    layer: str | Mapping[str, str] | None,
     genes: str | Sequence[str] | None,
     library_size: str,
     counts: CountKind = "whole",
 ) -> Prepared:
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
-    for demand in DEMANDS:
-        demand(adata)
+    for source in sources.parts:
+        with source.in_words():
+            for demand in DEMANDS if source.kind == "rna" else DEMANDS_OF_OTHERS:
+                demand(source.adata)
+    parts: dict[str, PreparedPart] = {}
+    told, encoded = [*sources.notes], None
+    for source in sources.parts:
+        where = layer_of(source, sources, layer)
+        with source.in_words():
+            if source.kind == "rna":
+                part, encoded, said = _rna(
+                    sources, source, batch, covariates, where, genes, library_size, counts
+                )
+            else:
+                part, said = read_other(source, sources.n_obs, where, counts)
+        parts[source.kind], told = part, told + said
+    if encoded is None:
+        encoded = learn_covariates(sources.obs, batch, covariates)
+    return Prepared(parts, encoded.covariates, encoded.design, encoded.codes, told, counts)
+
+
+def layer_of(source: Source, sources: Sources, layer: str | Mapping[str, str] | None) -> str | None:
+    """Return the layer that was given for a kind: one name is that of the only kind."""
+    if layer is None or (isinstance(layer, str) and len(sources.parts) == 1):
+        return layer
+    kinds = [part.kind for part in sources.parts]
+    if not isinstance(layer, Mapping) or not layer.keys() <= set(kinds):
+        raise ConfigError(
+            f"layer={shown(layer)}, but there are {kinds}: say whose layer it is, "
+            f"layer={{{kinds[0]!r}: 'counts'}}"
+        )
+    return layer.get(source.kind)
+
+
+def _rna(
+    sources: Sources,
+    source: Source,
+    batch: str | None,
+    covariates: str | Sequence[str] | None,
+    layer: str | None,
+    genes: str | Sequence[str] | None,
+    library_size: str,
+    counts: CountKind,
+) -> tuple[PreparedPart, Encoded, list[str]]:
+    """Return the counts of genes, the covariates of all cells, and what is worth knowing."""
+    adata, n = source.adata, sources.n_obs
     if is_turned := warning_texts(turned(adata)):
         warn(*is_turned)
     columns = choose_genes(adata, genes, layer)
     names = genes_of(adata, layer)
     names = names if columns is None else names[columns]
     check_one_kind(adata, names)
-    encoded = learn_covariates(adata.obs, batch, covariates)
+    whole = learn_covariates(sources.obs, batch, covariates)
+    encoded, obs = whole, sources.obs
+    if source.rows is not None:
+        encoded = replace(whole, design=whole.design[source.rows], codes=whole.codes[source.rows])
+        obs = obs.iloc[source.rows]
     groups = encoded.codes if batch is not None else None
     choice = look(adata, layer, columns, groups=groups, counts=counts)
     seen = choice.require()
@@ -98,19 +181,71 @@ def prepare(
     place = fitted_place(adata, choice.layer, chosen, is_rounded=seen.estimates > 0)
     is_all = chosen is None and choice.layer is None and not seen.estimates
     library = library_sizes(adata, seen.totals, library_size, None if is_all else place)
-    findings = examine(seen, adata.obs, names, encoded, choice.layer, place)
+    findings = examine(seen, obs, names, encoded, choice.layer, place)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warn(text)
-    return Prepared(
+    part = _part(source, n, list(names), Part(seen.counts, library, layer=choice.layer), seen)
+    told = [*is_turned, *([] if choice.note is None else [choice.note]), *warning_texts(findings)]
+    return part, whole, told
+
+
+def read_other(
+    source: Source, n: int, layer: str | None, counts: CountKind
+) -> tuple[PreparedPart, list[str]]:
+    """Return the counts of another kind, and what is worth knowing of them."""
+    names = list(map(str, source.adata.var_names))
+    spec = spec_of(source.kind, len(names))
+    if layer is None:
+        _check_measured(source)
+    call = "scvae.fit(adata"
+    part = spec.read(source.adata, names, layer, "observed", counts=counts, call=call)
+    silent = np.flatnonzero(np.diff(part.counts.tocsc().indptr) == 0)
+    told = []
+    if len(silent):
+        told.append(
+            f"{len(silent)} of {len(names):,} features of {source.kind} have no counts (first: "
+            f"{names[silent[0]]!r}); they are kept and modelled as near zero."
+        )
+        warn(told[0])
+    return _part(source, n, names, part, None), told
+
+
+def _check_measured(source: Source) -> None:
+    """Raise where a matrix has NaN, which does not say whether it was measured."""
+    held: Any = source.adata.X
+    values = held.data if hasattr(held, "toarray") else held
+    wrong = np.isnan(np.asarray(values, dtype=np.float64))
+    if wrong.any():
+        raise DataError(
+            f"adata.X has {int(wrong.sum()):,} NaN. If these were not measured, say so: "
+            "adata.layers['seen'] = ~np.isnan(adata.X), then scvae.fit(adata, "
+            f"measured={{{source.kind!r}: 'seen'}}); else give the counts as they were."
+        )
+
+
+def spec_of(kind: str, n_features: int) -> Modality:
+    """Return a kind of measurement other than RNA, of so many features."""
+    return Protein(n_features) if kind == "protein" else Chromatin(n_features)
+
+
+def _part(
+    source: Source, n: int, names: list[str], part: Part, seen: Survey | None
+) -> PreparedPart:
+    typical = float(np.exp(np.log(part.size).mean())) if len(part.size) else 1.0
+    observed = source.observed
+    if observed is not None and source.rows is not None:
+        of_all = np.zeros((n, observed.shape[1]), dtype=bool)
+        of_all[source.rows] = observed
+        observed = of_all
+    return PreparedPart(
+        names,
+        source.widened(part.counts, n),
+        source.spread(part.size, n, typical),
+        source.present(n),
+        observed,
+        part.layer,
+        source.place,
         seen,
-        list(names),
-        encoded.covariates,
-        encoded.design,
-        encoded.codes,
-        library,
-        choice.layer,
-        [*is_turned, *([] if choice.note is None else [choice.note]), *warning_texts(findings)],
-        counts,
     )
 
 
@@ -132,6 +267,11 @@ def _check_number_of_genes(adata: AnnData) -> None:
         raise DataError(f"adata has {adata.n_vars} genes; a fit needs at least 2.")
 
 
+def _check_any_features(adata: AnnData) -> None:
+    if adata.n_vars < 1:
+        raise DataError("adata has no features; a fit needs at least one.")
+
+
 # What an AnnData must be before anything of it is read; the first makes sure that it is one.
 DEMANDS = (
     check_unique,
@@ -139,33 +279,77 @@ DEMANDS = (
     _check_number_of_cells,
     _check_number_of_genes,
 )
+DEMANDS_OF_OTHERS = (check_unique, _check_number_of_cells, _check_any_features)
 
 
-def statistics_of(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Statistics:
-    """Return shares of the genes and library sizes of the batches, of the training cells."""
-    library = prepared.library[rows]
-    totals = _gene_totals(prepared.seen, rows) + 1.0
-    if a.outside:
-        totals = np.append(totals, max(library.sum() - totals.sum(), 1.0))
-    log_library, codes = np.log(library), prepared.codes[rows]
-    of_batch = [log_library[codes == code] for code in range(a.n_batches)]
+def facts_of(prepared: Prepared, rows: np.ndarray, a: Architecture) -> Facts:
+    """Return what the untrained network is told of the training cells."""
+    kinds: dict[str, Any] = {}
+    locs, scales = {}, {}
+    for kind, part in prepared.parts.items():
+        there = rows if part.present is None else rows[part.present[rows]]
+        sizes = _sizes(part.library[there], prepared.codes[there], a.n_batches)
+        locs[kind], scales[kind] = sizes
+        spec = a.parts[kind]
+        if isinstance(spec, Rna):
+            kinds[kind] = Statistics(_log_share(part, there, spec.outside), *sizes)
+        elif isinstance(spec, Protein):
+            y = part.counts[there].toarray().astype(np.float64)
+            if part.observed is not None:
+                y[~part.observed[there]] = np.nan
+            kinds[kind] = protein.Statistics.of(y, prepared.codes[there], a.n_batches)
+        else:
+            kinds[kind] = chromatin.Statistics.of(part.counts[there], part.library[there])
+    return Facts(kinds, locs, scales)
+
+
+def _sizes(library: np.ndarray, codes: np.ndarray, n_batches: int) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the log size of every batch; without cells, those of all."""
+    log_library = np.log(library)
+    of_batch = [log_library[codes == code] for code in range(n_batches)]
     of_batch = [values if len(values) else log_library for values in of_batch]
-    return Statistics(
-        torch.tensor(np.log(totals / totals.sum()), dtype=torch.float32),
+    return (
         torch.tensor([values.mean() for values in of_batch], dtype=torch.float32),
         torch.tensor([max(values.std(), 0.01) for values in of_batch], dtype=torch.float32),
     )
 
 
-def _gene_totals(seen: Survey, rows: np.ndarray) -> np.ndarray:
+def _log_share(part: PreparedPart, rows: np.ndarray, outside: bool) -> Tensor:
+    """Return the log share of every gene in all counts of the training cells."""
+    totals = _gene_totals(part, rows) + 1.0
+    if outside:
+        totals = np.append(totals, max(part.library[rows].sum() - totals.sum(), 1.0))
+    return torch.tensor(np.log(totals / totals.sum()), dtype=torch.float32)
+
+
+def _gene_totals(part: PreparedPart, rows: np.ndarray) -> np.ndarray:
     """Return the counts of every gene in the training cells, ``(g,)``: all less those held out."""
-    assert seen.summary is not None
-    is_held_out = np.ones(len(seen.totals), dtype=bool)
+    assert part.seen is not None
+    assert part.seen.summary is not None
+    is_held_out = np.ones(part.counts.shape[0], dtype=bool)
     is_held_out[rows] = False
-    return seen.summary.gene_totals - column_sums(seen.counts, np.flatnonzero(is_held_out))
+    return part.seen.summary.gene_totals - column_sums(part.counts, np.flatnonzero(is_held_out))
 
 
 def batch_shares(prepared: Prepared, rows: np.ndarray) -> list[float]:
     """Return the share of every batch in the training cells, ``(b,)``."""
     sizes = np.bincount(prepared.codes[rows], minlength=prepared.covariates.n_batches)
     return [float(share) for share in sizes / sizes.sum()]
+
+
+def dataset_of(prepared: Prepared, device: torch.device, stream: bool | None) -> Dataset | Datasets:
+    """Return the cells where training happens."""
+    parts = [
+        Dataset.build(
+            part.counts,
+            prepared.design,
+            prepared.codes,
+            part.library,
+            device,
+            stream=stream,
+            present=part.present,
+            observed=part.observed,
+        )
+        for part in prepared.parts.values()
+    ]
+    return parts[0] if len(parts) == 1 else Datasets(tuple(parts))

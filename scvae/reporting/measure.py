@@ -210,7 +210,7 @@ def _batches(model: Model, adata: AnnData) -> pd.Series | None:
 def _embeddings(
     model: Model, adata: AnnData, batches: pd.Series | None, asked: Asked, notes: list[str]
 ) -> dict[str, np.ndarray]:
-    dataset = model.read(adata, layer=asked.layer)
+    dataset = model.read_rna(adata, asked.layer)
     found = {OWN: model.embed_dataset(dataset)}
     found[PCA] = principal_components(csr(dataset), asked.seed)
     if batches is None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -26,6 +27,20 @@ from scvae.train.schedule import Schedule
 MOST_ROLLBACKS = 3
 
 
+# What is climbed: of a model, a minibatch, the noise and the KL weight, the terms of the bound, its
+# mean, and the sum that is climbed, which may hold other bounds beside it.
+Objective = Callable[[VAE, Any, Generator, float | Tensor], tuple[Terms, Tensor, Tensor]]
+
+
+def one_bound(
+    vae: VAE, minibatch: Minibatch, noise: Generator, beta: float | Tensor
+) -> tuple[Terms, Tensor, Tensor]:
+    """Return the terms of the ELBO and its mean, which is what is climbed."""
+    terms = vae.terms(minibatch, generator=noise)
+    bound = elbo(terms, beta).mean()
+    return terms, bound, bound
+
+
 @dataclass
 class Step:
     """One step up the mean ELBO of a minibatch.
@@ -42,7 +57,9 @@ class Step:
         Source of the latent noise, on the same device.
     hook
         Called when the gradients are there and no weight was touched yet, with the model,
-        minibatch, terms and bound. What it raises, the step raises.
+        minibatch, terms and what is climbed. What it raises, the step raises.
+    objective
+        What is climbed.
     """
 
     vae: VAE
@@ -50,14 +67,14 @@ class Step:
     weight_decay: float
     noise: Generator
     hook: Callable[[VAE, Minibatch, Terms, Tensor], None] | None = None
+    objective: Objective = one_bound
 
     def __call__(self, minibatch: Minibatch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
         """Take it at a learning rate and a KL weight; return the bound, on the device."""
-        terms = self.vae.terms(minibatch, generator=self.noise)
-        bound = elbo(terms, beta).mean()
-        (-bound).backward()
+        terms, bound, climbed = self.objective(self.vae, minibatch, self.noise, beta)
+        (-climbed).backward()
         if self.hook is not None:
-            self.hook(self.vae, minibatch, terms, bound)
+            self.hook(self.vae, minibatch, terms, climbed)
         self.optimizer.step(rate, self.weight_decay)
         self.optimizer.zero_grad()
         return bound.detach()
@@ -76,6 +93,7 @@ def train(
     resume: State | None = None,
     keep: Callable[[Run], None] = lambda run: None,
     entry_name: Callable[[int], str] = str,
+    objective: Objective = one_bound,
 ) -> History:
     """Maximise the ELBO and leave `vae` with the average weights of the best held-out ELBO.
 
@@ -103,6 +121,8 @@ def train(
         Called after every step with the run, whose `state` it may write down.
     entry_name
         Name of an entry of x, for messages.
+    objective
+        What a step climbs; what is evaluated and kept is by the ELBO.
 
     Raises
     ------
@@ -112,7 +132,7 @@ def train(
     run = Run(vae, epoch, schedule, order, noise)
     if resume is not None:
         run.restore(resume)
-    step = step_of(run)
+    step = step_of(run, objective)
     start = time.perf_counter() - run.history.seconds
     vae.train()
     try:
@@ -127,7 +147,7 @@ def train(
                     report(run.history)
             except NotFiniteError as error:
                 _roll_back(run, error.described(entry_name))
-                step = step_of(run)
+                step = step_of(run, objective)
             else:
                 keep(run)
     except KeyboardInterrupt:
@@ -138,10 +158,10 @@ def train(
     return run.history
 
 
-def step_of(run: Run) -> Step | GraphedStep:
+def step_of(run: Run, objective: Objective = one_bound) -> Step | GraphedStep:
     """Return the step of a run, which looks at every number once one was not finite."""
     hook = check_finite if run.history.rollbacks else None
-    step = Step(run.vae, run.optimizer, run.schedule.weight_decay, run.noise, hook)
+    step = Step(run.vae, run.optimizer, run.schedule.weight_decay, run.noise, hook, objective)
     return step if hook else fastest(step)
 
 

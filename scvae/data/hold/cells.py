@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ class Cells(Batch):
     log_library: Tensor
     hidden: Tensor | None = None
 
+    @property
+    def filled(self) -> Self:
+        """The same with counts of zero where a cell is absent: all else is known of it."""
+        if self.present is None:
+            return self
+        return replace(self, x=self.x.masked_fill(~self.present[:, None], 0.0))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -61,8 +69,9 @@ class Dataset:
         As in `Cells`, for all n cells, where training happens.
     is_streamed
         Whether the counts lie in host memory and are sent from there.
-    observed
-        True for the genes that were measured, ``(g,)``; None if all were.
+    present, observed
+        True for the cells, ``(n,)``, and for the features, ``(g,)``, or entries, ``(n, g)``, that
+        were measured; None if all were.
     """
 
     counts: Counts
@@ -70,6 +79,7 @@ class Dataset:
     batch: Tensor
     log_library: Tensor
     is_streamed: bool = False
+    present: Tensor | None = None
     observed: Tensor | None = None
 
     @classmethod
@@ -82,11 +92,13 @@ class Dataset:
         device: torch.device | str,
         *,
         stream: bool | None = None,
+        present: np.ndarray | None = None,
         observed: np.ndarray | None = None,
     ) -> Dataset:
         """Move covariates, batch codes and library sizes ``(n,)`` to `device`, and the counts.
 
         `stream` leaves the counts in host memory; None does so if they do not fit (see `fits`).
+        `present` and `observed` mark cells and entries that were measured; None says all.
         """
         held = Counts.from_csr(counts)
         if stream is None:
@@ -97,7 +109,7 @@ class Dataset:
             torch.from_numpy(codes).to(device),
             torch.from_numpy(np.log(library).astype(np.float32)).to(device)[:, None],
             stream,
-            None if observed is None else torch.from_numpy(observed).to(device),
+            *(None if m is None else torch.from_numpy(m).to(device) for m in (present, observed)),
         )
 
     def __len__(self) -> int:
@@ -107,6 +119,10 @@ class Dataset:
     def device(self) -> torch.device:
         """Where minibatches are made."""
         return self.s.device
+
+    def of_batches(self, s: Tensor, batch: Tensor) -> Dataset:
+        """Return the same cells as of other batches and covariates."""
+        return replace(self, s=s, batch=batch)
 
     def cells(self, rows: Tensor) -> Cells:
         """Return the given rows, in their order."""
@@ -147,17 +163,26 @@ class Dataset:
 
     def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:
         """Yield the given rows once each, in a random order."""
-        order = torch.randperm(len(rows), generator=generator, device=generator.device)
-        yield from self.minibatches(rows[order.to(rows.device)], size)
+        yield from self.minibatches(shuffled(rows, generator), size)
 
     def _described(self, rows: Tensor, x: Tensor) -> Cells:
         batch, log_library = self.batch[rows], self.log_library[rows]
-        observed = None if self.observed is None else self.observed.expand(len(rows), -1)
-        return Cells(x, self.s[rows], observed, batch=batch, log_library=log_library)
+        present, observed = None if self.present is None else self.present[rows], self.observed
+        if observed is not None:
+            observed = observed.expand(len(rows), -1) if observed.dim() == 1 else observed[rows]
+        return Cells(
+            x, self.s[rows], observed, present=present, batch=batch, log_library=log_library
+        )
 
     def _sent(self, rows: Tensor) -> Counts:
         """Return the counts of the given rows, on their way to the device."""
         return self.counts.take(rows.cpu(), pinned=self.device.type == "cuda").to(self.device)
+
+
+def shuffled(rows: Tensor, generator: Generator) -> Tensor:
+    """Return the rows in a random order."""
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    return rows[order.to(rows.device)]
 
 
 def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:

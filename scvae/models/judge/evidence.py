@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from scvae.arguments import shown
 from scvae.core.objectives import log_evidence
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.errors import DataError
+from scvae.data.hold.several import CellParts, Datasets
+from scvae.errors import ConfigError, DataError
 from scvae.models.fitted import Fitted
 
 DRAWS = 100  # of z at once, of every cell
@@ -72,13 +75,60 @@ def mean_over_cells(first: np.ndarray, second: np.ndarray) -> MeanLogLikelihood:
 
 
 def evidence(
-    model: Fitted, dataset: Dataset, samples: int, generator: Generator
+    model: Fitted, dataset: Dataset | Datasets, samples: int, generator: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return estimates of log p(x) of all cells, and their standard errors, ``(n,)``."""
 
-    def estimate(cells: Cells) -> Tensor:
+    def estimate(cells: Cells | CellParts) -> Tensor:
         found = log_evidence(model.vae, cells, samples, generator, chunk=DRAWS)
         return torch.stack([found.value, found.standard_error], dim=-1)
 
     both = model.over(dataset, estimate, samples=min(samples, DRAWS))
     return both[:, 0].copy(), both[:, 1].copy()
+
+
+def conditional_evidence(
+    model: Fitted,
+    dataset: Dataset | Datasets,
+    samples: int,
+    generator: Generator,
+    *,
+    modality: str | None,
+    given: str | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return estimates of log p of one kind of measurement, given another, or of all; and errors.
+
+    .. math:: \log p(x_m \mid x_g) = \log p(x_m, x_g) - \log p(x_g)
+    """
+    if modality is None and given is None:
+        return evidence(model, dataset, samples, generator)
+    if modality is None or given == modality:
+        raise ConfigError(
+            f"modality={shown(modality)}, given={shown(given)}, but they are two kinds of "
+            f"{[*model.modalities]}: modality={[*model.modalities][-1]!r}"
+        )
+    kinds = [model.kind_of(kind) for kind in (modality, given) if kind is not None]
+    value, error = evidence(model, only(model, dataset, kinds), samples, generator)
+    if given is not None:
+        known = evidence(model, only(model, dataset, kinds[1:]), samples, generator)
+        value, error = value - known[0], np.hypot(error, known[1])
+    absent = _absent(model, dataset, kinds)
+    value[absent], error[absent] = np.nan, np.nan
+    return value, error
+
+
+def _absent(model: Fitted, dataset: Dataset | Datasets, kinds: Sequence[str]) -> np.ndarray:
+    """Return which cells were not measured in all of some kinds, ``(n,)``."""
+    absent = np.zeros(len(dataset), dtype=bool)
+    parts = dataset.parts if isinstance(dataset, Datasets) else (dataset,)
+    for kind, part in zip(model.modalities, parts, strict=True):
+        if kind in kinds and part.present is not None:
+            absent |= ~part.present.cpu().numpy()
+    return absent
+
+
+def only(model: Fitted, dataset: Dataset | Datasets, kinds: Sequence[str]) -> Dataset | Datasets:
+    """Return the cells as if nothing but these kinds had been measured of them."""
+    if isinstance(dataset, Dataset):
+        return dataset
+    return dataset.only([[*model.modalities].index(kind) for kind in kinds])

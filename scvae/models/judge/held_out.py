@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
-from scvae.modalities.rna import Decoder
+from scvae.data.hold.several import Datasets
 from scvae.models.keep.record import HeldOut
 from scvae.models.network import Prior
 
@@ -37,7 +37,9 @@ def active_dimensions(loc: Tensor, prior_variance: Tensor) -> int | None:
 
 
 @torch.no_grad()
-def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> HeldOut:
+def measure_held_out(
+    vae: VAE, dataset: Dataset | Datasets, rows: Tensor, size: int, n_latent: int
+) -> HeldOut:
     """Return the terms of the ELBO at KL weight 1 and the active dimensions of the given cells.
 
     One pass with one sample a cell, from the noise that chose the weights (`scvae.train.loop`):
@@ -49,14 +51,15 @@ def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> Hel
         Numbers of the cells, in the order of the evaluations.
     size
         Cells of a minibatch, as in the evaluations.
+    n_latent
+        Latents, without the library size.
 
     Returns
     -------
     HeldOut
         Means over cells, in nats, and `active_dimensions`.
     """
-    decoder, prior = vae.likelihood, vae.prior
-    assert isinstance(decoder, Decoder)
+    prior = vae.prior
     assert isinstance(prior, Prior)
     generator = Generator(dataset.device).manual_seed(0)
     reconstruction = kl = torch.zeros((), dtype=torch.float64, device=dataset.device)
@@ -66,7 +69,7 @@ def measure_held_out(vae: VAE, dataset: Dataset, rows: Tensor, size: int) -> Hel
             terms = vae.terms(cells, generator=generator)
             reconstruction = reconstruction + terms.reconstruction.double().sum()
             kl = kl + terms.kl.double().sum()
-            means.append(terms.q.mean[:, : decoder.n_latent])
+            means.append(terms.q.mean[:, :n_latent])
         variance = prior.of_z(cells).variance[0]
     return HeldOut(
         reconstruction.item() / len(rows),

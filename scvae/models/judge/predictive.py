@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.batch import Batch
+from scvae.arguments import check_whole
+from scvae.core.batch import Batch, Parts
+from scvae.core.joint import Joint
 from scvae.core.vae import VAE
+from scvae.errors import DataError
+from scvae.models.fitted import Fitted, Layer
+from scvae.models.query import draws
+from scvae.models.reading import check_named
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass
@@ -61,6 +72,9 @@ class PredictiveCheck:
         Source of the draws, on the device of the minibatches.
     samples
         Draws of the whole data set, over which its statistics are averaged.
+    place
+        Of a model of several kinds of measurement, the number of the one to check, of which cells
+        that were not measured are left out.
 
     References
     ----------
@@ -68,17 +82,27 @@ class PredictiveCheck:
     discrepancies. Statistica Sinica, 1996.
     """
 
-    def __init__(self, vae: VAE, n_genes: int, generator: Generator, samples: int = 1) -> None:
+    def __init__(
+        self, vae: VAE, n_genes: int, generator: Generator, samples: int = 1, place: int = 0
+    ) -> None:
+        self.place = place
         self.vae, self.generator, self.samples = vae, generator, samples
         self.observed = _Sums.none(1, n_genes, generator.device)
         self.predicted = _Sums.none(samples, n_genes, generator.device)
 
     @torch.no_grad()
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch | Parts) -> None:
         """Count a minibatch of at least one cell."""
         z = self.vae.encode(batch).sample((self.samples,), generator=self.generator)
-        self.observed.add(batch.x[None])
-        self.predicted.add(self.vae.decode(z, batch).sample(generator=self.generator))
+        likelihood, part = self.vae.likelihood, batch
+        if isinstance(batch, Parts):
+            assert isinstance(likelihood, Joint)
+            likelihood, part = likelihood.likelihoods[self.place], batch.parts[self.place]
+            there = None if part.present is None else part.present.nonzero()[:, 0]
+            part, z = (part, z) if there is None else (part[there], z[:, there])
+        assert isinstance(part, Batch)
+        self.observed.add(part.x[None])
+        self.predicted.add(likelihood(z, part).sample(generator=self.generator))
 
     def table(self, genes: Sequence[str]) -> pd.DataFrame:
         """Return a row a gene of all cells counted.
@@ -93,3 +117,30 @@ class PredictiveCheck:
             for which in both
         }
         return pd.DataFrame(columns, index=pd.Index(list(genes)))
+
+
+def predictive_table(
+    model: Fitted,
+    adata: AnnData,
+    layer: Layer,
+    modality: str | None,
+    samples: int,
+    max_cells: int,
+    seed: int,
+    *,
+    call: str,
+) -> pd.DataFrame:
+    """Do as `Model.predictive_check`, in the name of the user's `call`."""
+    check_named(adata)
+    samples, generator = draws(samples, seed, model.device)
+    max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
+    if min(adata.n_obs, max_cells) < 1:
+        raise DataError(f"{adata.n_obs} cells, max_cells={max_cells}: nothing to compare.")
+    if adata.n_obs > max_cells:
+        chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
+        adata = adata[np.sort(chosen)]
+    kind = model.kind_of(modality)
+    names, place = model.origin.parts[kind].names, [*model.modalities].index(kind)
+    check = PredictiveCheck(model.vae, len(names), generator, samples, place)
+    model.over(model.read_for(adata, layer, call), check.add, samples=samples)
+    return check.table(names)

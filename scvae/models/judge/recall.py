@@ -47,7 +47,9 @@ def held_out_rows(
     for rows in _candidates(record, adata):
         dataset = model.read(adata[rows], layer=layer)
         every = torch.arange(len(rows), device=model.device)
-        found = measure_held_out(model.vae, dataset, every, HELD_OUT_SIZE)
+        found = measure_held_out(
+            model.vae, dataset, every, HELD_OUT_SIZE, model.architecture.n_latent
+        )
         if _is_same(found, record.held_out):
             return rows
     return None

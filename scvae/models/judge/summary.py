@@ -8,9 +8,11 @@ from html import escape
 
 from scvae.arguments import encodable
 from scvae.data.read.source import RAW, where_named
+from scvae.modalities.rna import Rna
 from scvae.models.judge.convergence import Convergence, convergence
 from scvae.models.judge.held_out import LEAST_VARIANCE
-from scvae.models.keep.origin import Origin
+from scvae.models.judge.words import FEATURES, laws
+from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.keep.record import Record
 from scvae.models.network import PRIOR_COMPONENTS, Architecture
 from scvae.train.history import History
@@ -97,7 +99,7 @@ def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
     covariates = origin.covariates
     known = {"cells trained on": record.n_train, "cells held out": record.n_held_out}
     rows = [(name, f"{n:,}") for name, n in known.items() if n is not None]
-    rows.append(("genes", f"{a.n_genes:,}"))
+    rows += [(FEATURES[kind], f"{part.n_features:,}") for kind, part in a.parts.items()]
     if covariates.batch is not None:
         names = _listed(covariates.batches)
         rows.append(("batches", f"{a.n_batches} of {covariates.batch!r}: {names}"))
@@ -105,25 +107,47 @@ def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
         kinds = dict.fromkeys(covariates.numbers, "number")
         taken = [f"{name!r} ({kinds.get(name, 'category')})" for name in covariates.others]
         rows.append(("covariates", ", ".join(taken)))
-    place = where_named(origin.layer) + (" or adata.raw.X" if origin.layer == RAW else "")
+    place = ", ".join(_place(part) for part in origin.parts.values())
     if origin.counts == "rounded":
         place += ", rounded to whole numbers"
     return [*rows, ("counts", f"{place}, {record.counts}" if record.counts else place)]
 
 
+def _place(part: PartOrigin) -> str:
+    """Return where the counts of a kind were."""
+    place = where_named(part.layer) + (" or adata.raw.X" if part.layer == RAW else "")
+    return place if part.place is None else f"{part.place} ({place.removeprefix('adata.')})"
+
+
 def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
-    dispersion = "" if a.likelihood == "poisson" else f", a dispersion per {a.dispersion}"
     layers = "1 layer" if a.n_layers == 1 else f"{a.n_layers} layers"
     return [
         ("latent dimensions", f"{a.n_latent}, prior {PRIOR_NAMES[a.prior]}"),
         ("encoder, decoder", f"{layers} of {a.n_hidden}; {n_parameters:,} weights in all"),
-        ("likelihood", f"{a.likelihood}{dispersion}"),
+        *_laws(a),
         ("library size", origin.library_size),
     ]
 
 
+def _laws(a: Architecture) -> Rows:
+    """Return the law of the counts of every kind, and how kinds are fused."""
+    rows, found = [], laws(a)
+    for kind, part in a.parts.items():
+        dispersion = ""
+        if isinstance(part, Rna) and part.likelihood != "poisson":
+            dispersion = f", a dispersion per {part.dispersion}"
+        title = "likelihood" if len(a.parts) == 1 else f"likelihood of {kind}"
+        rows.append((title, f"{found[kind]}{dispersion}"))
+    return [*rows, ("fusion", f"{a.fusion} of experts")] if len(a.parts) > 1 else rows
+
+
 def _objective(a: Architecture, record: Record) -> Rows:
     rows = [("bound", "E_q[log p(x|z)] - KL(q(z|x) || p(z)), nats per cell")]
+    if record.alone is not None:
+        rows.append(("bounds of single kinds", f"of each, added with weight {record.alone:g}"))
+    if record.weights is not None:
+        told = ", ".join(f"{kind} {weight:g}" for kind, weight in record.weights.items())
+        rows.append(("weights of log-likelihoods", f"{told} while training"))
     if record.final_beta is not None:
         rows.append(("final KL weight", f"{record.final_beta:g}"))
     if record.elbo_held_out is not None:

@@ -9,15 +9,20 @@ import dataclasses
 import math
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+from scvae.choices import COUNTS
 from scvae.data.read.covariates import Covariates
 from scvae.data.read.library import FROM_COUNTS
 from scvae.io import shown
+from scvae.modalities.chromatin import Chromatin
+from scvae.modalities.kinds import KINDS
+from scvae.modalities.protein import Protein
+from scvae.modalities.rna import Rna
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.keep.origin import Origin
+from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.keep.record import Record
 from scvae.models.network import Architecture
 
-Spec = TypeVar("Spec", Architecture, EmbeddingSpec)
+Spec = TypeVar("Spec", bound=EmbeddingSpec | Rna | Protein | Chromatin)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
 MAY_BE_ZERO = ("n_covariates", "genes", "clusters")
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
@@ -38,22 +43,15 @@ def describe(description: Description) -> dict[str, Any]:
     return {
         "architecture": dataclasses.asdict(architecture),
         "embedding": dataclasses.asdict(embedding),
-        "origin": _origin_as_json(origin),
+        "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
         "record": record.to_json(),
     }
-
-
-def _origin_as_json(origin: Origin) -> dict[str, Any]:
-    fields = {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()}
-    if origin.counts == "whole":  # as always, before there was a choice
-        del fields["counts"]
-    return fields
 
 
 def read_description(content: Any) -> Description:
     """Return what `describe` was given, if everything in `content` could be so and agrees."""
     fields = _exactly(content, Description._fields, "its header")
-    architecture = _spec(Architecture, fields["architecture"], "architecture")
+    architecture = _architecture(fields["architecture"])
     embedding = _spec(EmbeddingSpec, fields["embedding"], "embedding")
     origin = _origin(fields["origin"])
     _check_agreement(architecture, origin)
@@ -75,14 +73,35 @@ def _exactly(fields: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
 # -- architecture and embedding ----------------------------------------------------------------
 
 
+def _architecture(fields: Any) -> Architecture:
+    """Return the architecture of these fields, and of the kinds of measurement in them."""
+    kinds = get_type_hints(Architecture)
+    values = dict(_exactly(fields, tuple(kinds), "architecture"))
+    parts = _parts_of(values.pop("parts"), "architecture")
+    _check_values({name: kinds[name] for name in values}, values, "architecture")
+    found = {k: _spec(KINDS[k], part, f"architecture.parts.{k}") for k, part in parts.items()}
+    return Architecture(parts=found, **values)
+
+
+def _parts_of(parts: Any, where: str) -> dict[str, Any]:
+    """Return what is said of every kind, in the one order of kinds."""
+    if not isinstance(parts, dict) or not parts or not parts.keys() <= KINDS.keys():
+        raise ValueError(f"{where}.parts is {shown(parts)}, not an object of {list(KINDS)}")
+    return {kind: parts[kind] for kind in KINDS if kind in parts}
+
+
 def _spec(spec: type[Spec], fields: Any, where: str) -> Spec:
     """Return the dataclass of whole numbers, flags and choices that `fields` describe."""
     kinds = get_type_hints(spec)
     values = _exactly(fields, tuple(kinds), where)
+    _check_values(kinds, values, where)
+    return spec(**values)
+
+
+def _check_values(kinds: dict[str, Any], values: dict[str, Any], where: str) -> None:
     for name, kind in kinds.items():
         if not _is_of(kind, values[name], 0 if name in MAY_BE_ZERO else 1):
             raise ValueError(f"{where} has {name}={shown(values[name])}")
-    return spec(**values)
 
 
 def _is_of(kind: Any, value: Any, least: int) -> bool:
@@ -97,22 +116,29 @@ def _is_of(kind: Any, value: Any, least: int) -> bool:
 
 
 def _origin(fields: Any) -> Origin:
-    names = ("genes", "covariates", "layer", "library_size", "batch_shares")
-    counts = fields.get("counts") if isinstance(fields, dict) else None
-    values = _exactly(fields, names if counts is None else (*names, "counts"), "origin")
-    genes, layer, shares = values["genes"], values["layer"], values["batch_shares"]
-    if not _are_names(genes):
-        raise ValueError("origin.genes are not names, each once")
-    if not isinstance(layer, str | None) or not isinstance(values["library_size"], str):
-        raise ValueError("origin.layer or origin.library_size is not a name")
+    values = _exactly(fields, ("parts", "covariates", "batch_shares", "counts"), "origin")
+    parts = _parts_of(values["parts"], "origin")
+    shares = values["batch_shares"]
     if not isinstance(shares, list) or not all(_is_number(share, 0) for share in shares):
         raise ValueError("origin.batch_shares are not numbers of 0 or more")
     if not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise ValueError(f"origin.batch_shares add up to {sum(shares)}")
-    if counts not in (None, "rounded"):
-        raise ValueError(f"origin has counts={shown(counts)}")
-    read = _covariates(values["covariates"])
-    return Origin(genes, read, layer, values["library_size"], shares, counts or "whole")
+    if values["counts"] not in COUNTS:
+        raise ValueError(f"origin has counts={shown(values['counts'])}")
+    read = {kind: _part_origin(part, f"origin.parts.{kind}") for kind, part in parts.items()}
+    return Origin(read, _covariates(values["covariates"]), shares, values["counts"])
+
+
+def _part_origin(fields: Any, where: str) -> PartOrigin:
+    values = _exactly(fields, ("names", "layer", "library_size", "place"), where)
+    names, layer, size = values["names"], values["layer"], values["library_size"]
+    if not _are_names(names):
+        raise ValueError(f"{where}.names are not names, each once")
+    if not isinstance(layer, str | None) or not isinstance(size, str):
+        raise ValueError(f"{where}.layer or {where}.library_size is not a name")
+    if not isinstance(values["place"], str | None):
+        raise ValueError(f"{where}.place is not a name")
+    return PartOrigin(names, layer, size, values["place"])
 
 
 def _covariates(fields: Any) -> Covariates:
@@ -151,14 +177,21 @@ def _is_number(value: Any, least: float = -math.inf) -> bool:
 def _check_agreement(a: Architecture, origin: Origin) -> None:
     """Raise ValueError if the network is not one for these genes and covariates."""
     covariates = origin.covariates
-    pairs = {
-        "n_genes": (a.n_genes, len(origin.genes)),
+    if a.parts.keys() != origin.parts.keys():
+        raise ValueError(f"it was fitted on {[*origin.parts]}, but has networks of {[*a.parts]}")
+    pairs: dict[str, tuple[Any, Any]] = {
         "n_covariates": (a.n_covariates, covariates.width),
         "n_batches": (a.n_batches, covariates.n_batches),
         "number of batch_shares": (len(origin.batch_shares), covariates.n_batches),
-        "latent_library": (a.latent_library, origin.library_size == "latent"),
-        "outside": (a.outside, origin.library_size not in FROM_COUNTS),
     }
+    for kind, part in a.parts.items():
+        known = origin.parts[kind]
+        pairs[f"number of features of {kind}"] = (part.n_features, len(known.names))
+        if isinstance(part, Rna):
+            pairs["latent_library"] = (part.latent_library, known.library_size == "latent")
+            pairs["outside"] = (part.outside, known.library_size not in FROM_COUNTS)
+    if a.latent_library and len(a.parts) > 1:
+        raise ValueError("latent_library is True beside other kinds of measurement")
     for name, (is_so, should_be) in pairs.items():
         if is_so != should_be:
             raise ValueError(f"{name} is {is_so}, but by the rest of the header {should_be}")

@@ -9,6 +9,8 @@ weight in every layer for activations and covariates side by side.
 
 Format 3 decoded all genes for the embedding, and did not say which.
 
+Format 4 knew RNA alone, and said what it is of it among what all kinds of measurement share.
+
 Formats 1 and 2 numbered the container by the same number. A new format needs a higher `FORMAT` and
 a step here, and a small file in ``tests/files``.
 """
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from scvae.io import Contents, Migration
 
-FORMAT = 4  # of models and checkpoints; `scvae.io` has a number of its own for the container
+FORMAT = 5  # of models and checkpoints; `scvae.io` has a number of its own for the container
 GENES, LOADINGS = "embedding.coordinates.genes", "embedding.coordinates.loadings"
 FIRST_WEIGHT = "posterior.hidden.layers.0.weight"
 LAYER_WEIGHT = re.compile(r"(posterior|likelihood)\.hidden\.layers\.\d+\.weight")
@@ -70,6 +72,20 @@ def migrate_3_to_4(tensors: dict[str, Tensor], content: dict[str, Any]) -> Conte
     return {**tensors, **whole}, {**content, "embedding": {**spec, "genes": genes}}
 
 
+OF_RNA = ("n_genes", "likelihood", "dispersion", "latent_library", "outside")
+
+
+def migrate_4_to_5(tensors: dict[str, Tensor], content: dict[str, Any]) -> Contents:
+    """Return the contents of a file of format 4 as format 5 has them."""
+    shared, origin = dict(content["architecture"]), dict(content["origin"])
+    rna = {name: shared.pop(name) for name in OF_RNA}
+    names, layer, size = (origin.pop(name) for name in ("genes", "layer", "library_size"))
+    part = {"names": names, "layer": layer, "library_size": size, "place": None}
+    architecture = {"parts": {"rna": rna}, **shared, "fusion": "product"}
+    origin = {"parts": {"rna": part}, "counts": "whole", **origin}
+    return tensors, {**content, "architecture": architecture, "origin": origin}
+
+
 def _split(name: str, weight: Tensor, n_covariates: int) -> dict[str, Tensor]:
     """Return W and V of one weight of activations, then covariates."""
     inputs = 0 if name == FIRST_WEIGHT else 1
@@ -83,4 +99,5 @@ MIGRATIONS: dict[int, Migration] = {
     1: migrate_1_to_2,
     2: migrate_2_to_3,
     3: migrate_3_to_4,
+    4: migrate_4_to_5,
 }

@@ -64,6 +64,10 @@ class Record:
         Share of what the network left of the batches that the embedding is rid of.
     moved
         How far the cells of every batch were moved for it, in distances between two cells.
+    alone
+        Weight of the bounds of single kinds of measurement beside that of all.
+    weights
+        Of the log-likelihoods of kinds while training, where they were given.
     other
         Whatever else a file says, by name.
     """
@@ -84,6 +88,8 @@ class Record:
     versions: dict[str, str] | None = None
     align: float | None = None
     moved: list[float] | None = None
+    alone: float | None = None
+    weights: dict[str, float] | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +186,8 @@ KINDS: dict[str, Kind] = {
     "digest": _text,
     "align": _share,
     "moved": all_are(_distance),
+    "alone": _distance,
+    "weights": _each(_distance),
     "warnings": all_are(_text),
     "versions": _each(_text),
 }

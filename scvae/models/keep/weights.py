@@ -13,13 +13,14 @@ from torch import Tensor
 
 from scvae.io import shown
 from scvae.models.embedding import EmbeddingSpec
-from scvae.models.network import Architecture, blank_vae
+from scvae.models.network import Architecture, blank_vae, widths_of
 
 EMBEDDING = "embedding."  # before the names of the embedding's tensors, beside the weights
 GENES = f"{EMBEDDING}coordinates.genes"
 OF_A_LAYER = 14  # tensors at least: two of it and five of its norm, in encoder and decoder
 COUNTER = "num_batches_tracked"
 LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
+POSITIVE = ("library_scale", "size_scale", "alignment.variance", ".scale")  # ends of names
 LARGEST_LOG_LIBRARY = 60.0  # 1e26 transcripts of a cell
 
 Shape = tuple[int, ...]
@@ -61,8 +62,8 @@ def check_model(tensors: Mapping[str, Tensor], a: Architecture, embedding: Embed
         raise ValueError(f"{a.n_layers} layers would need more than its {len(tensors)} tensors")
     check_tensors(tensors, expected_shapes(a, embedding))
     genes = tensors.get(GENES)
-    if genes is not None and int(genes.max()) >= a.n_genes + a.outside:
-        raise ValueError(f"{GENES} has number {int(genes.max())}, but there are {a.n_genes} genes")
+    if genes is not None and int(genes.max()) >= (n := sum(widths_of(a))):
+        raise ValueError(f"{GENES} has number {int(genes.max())}, but there are {n} features")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
@@ -97,10 +98,10 @@ def _range(name: str) -> tuple[float, float]:
         return 0, 2**62
     if name.endswith("running_var"):
         return 0, torch.finfo(torch.float32).max
-    if name in ("prior.library_scale", f"{EMBEDDING}alignment.variance"):
+    if name.endswith(POSITIVE):
         return torch.finfo(torch.float32).tiny, LARGEST
     if name == f"{EMBEDDING}alignment.strength":
         return 0, 1
-    if name in ("prior.library_loc", "posterior.log_target"):
+    if name.endswith(("library_loc", "size_loc", ".log_target")):
         return -LARGEST_LOG_LIBRARY, LARGEST_LOG_LIBRARY
     return -LARGEST, LARGEST

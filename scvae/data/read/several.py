@@ -1,0 +1,464 @@
+"""Which kinds of measurement data hold, and of which cells: MuData, or an AnnData of several kinds.
+
+What was measured is told by where a cell is: a cell of a MuData that a modality lacks was not
+measured in it. Zeros say nothing of it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scvae.arguments import shown
+from scvae.data.read.features import COLUMNS
+from scvae.data.read.marks import marks
+from scvae.errors import ConfigError, DataError, warn
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# What the kinds are called, in small letters and single spaces.
+NAMES = {
+    "rna": ("rna", "gex", "gene expression", "expression", "mrna", "gene", "genes"),
+    "protein": (
+        *("protein", "proteins", "prot", "adt", "adts", "ab", "antibody", "antibodies"),
+        *("antibody capture", "surface protein", "cite"),
+    ),
+    "chromatin": (
+        *("chromatin", "atac", "peak", "peaks", "accessibility", "chromatin accessibility"),
+        *("scatac", "atac seq"),
+    ),
+}
+FEATURES = {"rna": "gene", "protein": "protein", "chromatin": "region"}
+REGION = r"(?:chr)?[\w.]+[:_-]\d+[_-]\d+$"  # of the genome, as peaks are named
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the counts of one kind of measurement are.
+
+    Attributes
+    ----------
+    kind
+        "rna", "protein" or "chromatin".
+    adata
+        Cells that were measured, with the features of the kind.
+    place
+        What the user calls it: a modality, a kind of features, a slot of obsm; None where the data
+        hold nothing else.
+    written
+        How the user writes it.
+    rows
+        Number of every cell of `adata` among all cells; None if it has them all, in order.
+    observed
+        True where an entry was measured, ``(n, g)``; None if all were.
+    """
+
+    kind: str
+    adata: AnnData
+    place: str | None = None
+    written: str = "adata"
+    rows: np.ndarray | None = None
+    observed: np.ndarray | None = None
+
+    def present(self, n: int) -> np.ndarray | None:
+        """Return which of all n cells were measured; None if all were."""
+        if self.rows is None or len(self.rows) == n:
+            return None
+        there = np.zeros(n, dtype=bool)
+        there[self.rows] = True
+        return there
+
+    def widened(self, counts: sparse.csr_matrix, n: int) -> sparse.csr_matrix:
+        """Return counts with a row for each of n cells, empty where it was not measured."""
+        if self.rows is None:
+            return counts
+        of_cell = np.full(n, -1)
+        of_cell[self.rows] = np.arange(len(self.rows))
+        ordered = counts[of_cell[of_cell >= 0]]
+        length = np.zeros(n, dtype=np.int64)
+        length[of_cell >= 0] = np.diff(ordered.indptr)
+        indptr = np.concatenate([[0], np.cumsum(length)])
+        return sparse.csr_matrix((ordered.data, ordered.indices, indptr), (n, counts.shape[1]))
+
+    def spread(self, values: np.ndarray, n: int, otherwise: float) -> np.ndarray:
+        """Return one value for each of n cells, `otherwise` where it was not measured."""
+        if self.rows is None:
+            return values
+        of_all = np.full(n, otherwise, dtype=np.float64)
+        of_all[self.rows] = values
+        return of_all
+
+    @contextmanager
+    def in_words(self) -> Iterator[None]:
+        """Let errors and warnings about an AnnData speak of what the user gave."""
+        if self.place is None:
+            yield
+            return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                yield
+            except (DataError, ConfigError) as error:
+                raise type(error)(self.retold(str(error))) from error
+        for one in caught:
+            warn(self.retold(str(one.message)))
+
+    def retold(self, text: str) -> str:
+        """Return words about an AnnData of genes as words about this."""
+        whole = "mdata" if self.written.startswith("mdata") else "adata"
+        text = re.sub(r"\blayer='(\w+)'", rf"layer={{'{self.kind}': '\1'}}", text)
+        text = re.sub(r"\bgene(s?)\b(?!=)", rf"{FEATURES[self.kind]}\1", text)
+        text = text.replace("(adata", "(\0")
+        if ".obsm" in self.written:
+            text = text.replace("adata.X", self.written)
+        text = re.sub(r"\badata\b(?!\.obsm)", self.written, text)
+        return text.replace("(\0", f"({whole}")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that is measured of some cells.
+
+    Attributes
+    ----------
+    obs
+        What is known of all cells, which may be measured in some of the kinds.
+    parts
+        Where every kind is.
+    notes
+        What was taken for what, where its name did not say it.
+    """
+
+    obs: pd.DataFrame
+    parts: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.obs)
+
+
+def is_mudata(data: object) -> bool:
+    """Return whether `data` holds several AnnData by name, as MuData does."""
+    return isinstance(getattr(data, "mod", None), Mapping) and hasattr(data, "obs_names")
+
+
+def is_several(data: Any, modalities: Any, *, split: bool) -> bool:
+    """Return whether `data` are more than an AnnData of genes, as `sources_of` takes them."""
+    if is_mudata(data) or modalities is not None:
+        return True
+    return hasattr(data, "var") and len(_of_anndata(data, None, split).parts) > 1
+
+
+def kind_called(name: str) -> str | None:
+    """Return the kind that is called so, if any is."""
+    plain = re.sub(r"[\s_.-]+", " ", str(name)).strip().lower()
+    return next((kind for kind, names in NAMES.items() if plain in names), None)
+
+
+def sources_of(
+    data: Any,
+    modalities: str | Mapping[str, str] | None = None,
+    measured: Mapping[str, str] | None = None,
+    *,
+    split: bool = True,
+) -> Sources:
+    """Return where every kind of measurement is.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData.
+    modalities
+        Where the kinds are: names of modalities of a MuData; of an AnnData, values of
+        ``var["feature_types"]``, or slots of obsm beside the genes in X. One name alone says of
+        what kind an AnnData is. None goes by names and by what is there.
+    measured
+        What marks what was measured of a kind: a boolean column of obs, or a boolean layer.
+    split
+        Whether an AnnData with several kinds of features is taken apart without being asked.
+    """
+    if is_mudata(data):
+        found = _of_mudata(data, _checked(modalities, [*data.mod]))
+    else:
+        found = _of_anndata(data, modalities, split)
+    return _marked(found, measured or {})
+
+
+# -- MuData ------------------------------------------------------------------------------------
+
+
+def _checked(modalities: Any, there: list[str]) -> dict[str, str] | None:
+    """Return which kind is where, by kind, if that was given."""
+    if modalities is None:
+        return None
+    example = f"modalities={{'rna': {there[0] if there else 'rna'!r}}}"
+    if not isinstance(modalities, Mapping) or not modalities:
+        raise ConfigError(
+            f"modalities={shown(modalities)}, but it says which kind is where: {example}"
+        )
+    for kind, name in modalities.items():
+        if kind not in NAMES:
+            raise ConfigError(
+                f"modalities has the kind {shown(kind)}; the kinds are {list(NAMES)}: {example}"
+            )
+        if name not in there:
+            raise DataError(
+                f"modalities says that {kind} is {shown(name)}, which is not there; there are "
+                f"{there}: modalities={{{kind!r}: {there[0] if there else None!r}}}"
+            )
+    if len(set(modalities.values())) < len(modalities):
+        raise ConfigError(f"modalities={dict(modalities)} names one place twice: {example}")
+    return {kind: modalities[kind] for kind in NAMES if kind in modalities}
+
+
+def _of_mudata(mdata: Any, chosen: dict[str, str] | None) -> Sources:
+    if getattr(mdata, "axis", 0) != 0:
+        raise DataError(
+            f"mdata shares features, not cells, among its parts (axis={mdata.axis}); parts of the "
+            "same cells are needed: mudata.MuData({'rna': adata, 'protein': other}, axis=0)"
+        )
+    notes: list[str] = []
+    if chosen is None:
+        chosen = _recognised(mdata, notes)
+    cells = pd.Index(mdata.obs_names)
+    if not cells.is_unique:
+        raise DataError(
+            f"mdata.obs_names has repeated names (first: {cells[cells.duplicated()][0]!r}); cells "
+            "of several kinds are matched by name: mdata.obs_names_make_unique()"
+        )
+    parts = tuple(_of_modality(mdata.mod[name], kind, name, cells) for kind, name in chosen.items())
+    _check_cells(cells, parts)
+    _check_overlap(cells, parts)
+    return Sources(_obs_of(mdata, parts), parts, tuple(notes))
+
+
+def _recognised(mdata: Any, notes: list[str]) -> dict[str, str]:
+    """Return which modality is of which kind, by names, types of features, and what they hold."""
+    found: dict[str, str] = {}
+    unknown = []
+    for name, adata in mdata.mod.items():
+        kind = kind_called(name)
+        if kind is None and (kind := _kind_of_features(adata)) is not None:
+            notes.append(f"mdata[{name!r}] is taken for {kind}, by its features.")
+        if kind is None:
+            unknown.append(name)
+        elif kind in found:
+            raise DataError(
+                f"mdata[{found[kind]!r}] and mdata[{name!r}] both look like {kind}; say which to "
+                f"take: scvae.fit(mdata, modalities={{{kind!r}: {found[kind]!r}}})"
+            )
+        else:
+            found[kind] = name
+    if not found:
+        first = next(iter(mdata.mod), "rna")
+        raise DataError(
+            f"mdata holds {[*mdata.mod]}, none of which is known as RNA, proteins or chromatin; "
+            f"say what they are: scvae.fit(mdata, modalities={{'rna': {first!r}}})"
+        )
+    notes += [f"mdata[{name!r}] is left out: it is not known as any kind." for name in unknown]
+    for note in notes:
+        warn(f"{note} To choose and silence this: scvae.fit(mdata, modalities={found})")
+    return {kind: found[kind] for kind in NAMES if kind in found}
+
+
+def _kind_of_features(adata: AnnData) -> str | None:
+    """Return of which kind all features are, by their types, or by their names."""
+    for column in COLUMNS:
+        if column in adata.var:
+            types = adata.var[column].dropna().astype(str).unique()
+            if len(types) == 1:
+                return kind_called(types[0])
+    names = pd.Index(adata.var_names).astype(str)[:1000]
+    return "chromatin" if len(names) and names.str.fullmatch(REGION).mean() > 0.9 else None
+
+
+def _of_modality(adata: AnnData, kind: str, name: str, cells: pd.Index) -> Source:
+    rows = cells.get_indexer(pd.Index(adata.obs_names))
+    if (rows < 0).any():
+        first = adata.obs_names[int(np.argmax(rows < 0))]
+        raise DataError(
+            f"mdata[{name!r}] has {int((rows < 0).sum())} cells that mdata.obs_names lacks (first: "
+            f"{first!r}): it was changed since mdata was made. Bring them together: mdata.update()"
+        )
+    if len(set(rows)) < len(rows):
+        repeated = adata.obs_names[adata.obs_names.duplicated()][0]
+        raise DataError(
+            f"mdata[{name!r}].obs_names has repeated names (first: {repeated!r}); cells of several "
+            f"kinds are matched by name: mdata[{name!r}].obs_names_make_unique()"
+        )
+    is_all = np.array_equal(rows, np.arange(len(cells)))
+    return Source(kind, adata, name, f"mdata[{name!r}]", None if is_all else rows)
+
+
+def _check_cells(cells: pd.Index, parts: tuple[Source, ...]) -> None:
+    """Raise if a cell was measured in nothing."""
+    if any(part.rows is None for part in parts):
+        return
+    of_all = np.zeros(len(cells), dtype=bool)
+    for part in parts:
+        of_all[part.rows] = True
+    if not of_all.all():
+        first = cells[int(np.argmin(of_all))]
+        raise DataError(
+            f"{int((~of_all).sum())} of {len(cells)} cells were measured in none of "
+            f"{[part.place for part in parts]} (first: {first!r}); nothing says what they are. "
+            "Leave them out: mdata = mdata[np.logical_or.reduce([mdata.obs_names.isin("
+            "mdata[name].obs_names) for name in mdata.mod])].copy()"
+        )
+
+
+def _check_overlap(cells: pd.Index, parts: tuple[Source, ...]) -> None:
+    """Raise if no cell was measured in two kinds: nothing then says how kinds belong together."""
+    if len(parts) < 2 or any(part.rows is None for part in parts):
+        return
+    times = np.bincount(np.concatenate([part.rows for part in parts if part.rows is not None]))
+    if times.max() < 2:
+        each = "; ".join(f"{part.written} {part.adata.obs_names[0]!r}" for part in parts)
+        raise DataError(
+            f"{[part.place for part in parts]} have no cell in common (first: {each}), so that "
+            "nothing says how they belong together; cells are matched by name. Give both the same "
+            f"names, such as barcodes: {parts[1].written}.obs_names = ..., then mdata.update()"
+        )
+
+
+def _obs_of(mdata: Any, parts: tuple[Source, ...]) -> pd.DataFrame:
+    """Return what is known of all cells: of mdata, or, where it has no such column, of its parts.
+
+    Columns of parts that contradict each other are not taken."""
+    obs = mdata.obs.copy()
+    for name in dict.fromkeys(column for part in parts for column in part.adata.obs.columns):
+        if name in obs.columns:
+            continue
+        of_all, agrees = pd.Series(np.nan, index=obs.index, dtype=object), True
+        for part in parts:
+            if name in part.adata.obs:
+                values = part.adata.obs[name].astype(object)
+                values.index = part.adata.obs_names
+                known = of_all[values.index].notna() & values.notna()
+                agrees &= bool((of_all[values.index][known] == values[known]).all())
+                of_all[values.index] = values.where(values.notna(), of_all[values.index])
+        if agrees:
+            obs[name] = of_all.infer_objects()
+    return obs
+
+
+# -- AnnData -----------------------------------------------------------------------------------
+
+
+def _of_anndata(adata: Any, modalities: Any, split: bool) -> Sources:
+    if isinstance(modalities, str):
+        if modalities not in NAMES:
+            raise ConfigError(
+                f"modalities={shown(modalities)}; the kinds are {list(NAMES)}: modalities='protein'"
+            )
+        return Sources(adata.obs, (Source(modalities, adata),))
+    types = _types_of(adata)
+    if modalities is not None:
+        slots = [*getattr(adata, "obsm", {})]
+        chosen = _checked(modalities, [*types, *slots])
+        assert chosen is not None
+        parts = {kind: _named_part(adata, kind, name, types) for kind, name in chosen.items()}
+        if "rna" not in parts and not set(chosen.values()) & set(types):
+            parts = {"rna": _rest(adata, types), **parts}
+        return Sources(adata.obs, tuple(parts[kind] for kind in NAMES if kind in parts))
+    kinds = [kind_called(name) for name in types]
+    if not split or len(types) < 2 or None in kinds or len(set(kinds)) < len(kinds):
+        return Sources(getattr(adata, "obs", None), (Source("rna", adata),))  # type: ignore[arg-type]
+    by_kind = {kind: name for kind, name in zip(kinds, types, strict=True) if kind is not None}
+    ordered = [(kind, by_kind[kind]) for kind in NAMES if kind in by_kind]
+    return Sources(adata.obs, tuple(_named_part(adata, k, name, types) for k, name in ordered))
+
+
+def _types_of(adata: Any) -> dict[str, np.ndarray]:
+    """Return which features are of which type, if several types are named."""
+    for column in COLUMNS:
+        if isinstance(getattr(adata, "var", None), pd.DataFrame) and column in adata.var:
+            values = adata.var[column].astype(str)
+            return {str(name): (values == name).to_numpy() for name in values.unique()}
+    return {}
+
+
+def _rest(adata: AnnData, types: dict[str, np.ndarray]) -> Source:
+    """Return the genes of an AnnData that holds another kind in obsm."""
+    return Source("rna", adata, "X", "adata")
+
+
+def _named_part(adata: AnnData, kind: str, name: str, types: dict[str, np.ndarray]) -> Source:
+    if name in types:
+        column = next(column for column in COLUMNS if column in adata.var)
+        return Source(
+            kind, adata[:, types[name]].copy(), name, f"adata[:, adata.var[{column!r}] == {name!r}]"
+        )
+    return Source(kind, _of_slot(adata, kind, name), name, f"adata.obsm[{name!r}]")
+
+
+def _of_slot(adata: AnnData, kind: str, name: str) -> AnnData:
+    """Return a slot of obsm as an AnnData: a table has names, an array numbers."""
+    from anndata import AnnData
+
+    values: Any = adata.obsm[name]
+    names = [f"{kind}_{i}" for i in range(values.shape[1])]
+    if isinstance(values, pd.DataFrame):
+        names, values = list(map(str, values.columns)), values.to_numpy()
+    x = values if sparse.issparse(values) else np.asarray(values, dtype=np.float64)
+    return AnnData(x, adata.obs, pd.DataFrame(index=pd.Index(names, dtype=object)))
+
+
+# -- what was measured -------------------------------------------------------------------------
+
+
+def _marked(sources: Sources, measured: Mapping[str, str]) -> Sources:
+    """Return the same without what was not measured."""
+    by_kind = {part.kind: part for part in sources.parts}
+    for kind, name in measured.items():
+        if kind not in by_kind:
+            raise ConfigError(f"measured names {shown(kind)}, but there are {list(by_kind)}.")
+        part = by_kind[kind]
+        if name in part.adata.layers:
+            by_kind[kind] = _observed(part, name)
+        elif name in sources.obs:
+            by_kind[kind] = _of_cells(part, sources.obs, name)
+        else:
+            raise DataError(
+                f"measured={{{kind!r}: {name!r}}}, but there is neither a boolean layer of "
+                f"{part.written} nor a boolean column of obs of this name."
+            )
+    kept = replace(sources, parts=tuple(by_kind.values()))
+    if measured:
+        _check_cells(pd.Index(sources.obs.index), kept.parts)
+    return kept
+
+
+def _of_cells(part: Source, obs: pd.DataFrame, name: str) -> Source:
+    """Return the cells of a part that a column marks."""
+    of_all = np.arange(len(obs)) if part.rows is None else part.rows
+    there = marks(obs[name], f"obs[{name!r}]", "measured")[of_all]
+    place = part.place or "X"
+    return replace(part, adata=part.adata[there].copy(), rows=of_all[there], place=place)
+
+
+def _observed(part: Source, name: str) -> Source:
+    """Return a part without the entries that a layer does not mark, which may be anything."""
+    from anndata import AnnData
+
+    if part.kind != "protein":
+        raise ConfigError(f"measured takes a layer of proteins alone; {part.kind} takes a column.")
+    held: Any = part.adata.layers[name]
+    mask = _dense(held).astype(bool)
+    x = np.where(mask, _dense(part.adata.X), 0.0)
+    return replace(part, adata=AnnData(x, part.adata.obs, part.adata.var), observed=mask)
+
+
+def _dense(matrix: Any) -> np.ndarray:
+    return np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix)

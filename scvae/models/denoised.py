@@ -1,0 +1,131 @@
+"""Denoised amounts of one kind of measurement, as tables, also of cells that were not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from scvae.arguments import check_positive, check_switch, is_number, refuse
+from scvae.data.hold.cells import Cells
+from scvae.data.hold.several import CellParts
+from scvae.errors import ConfigError
+from scvae.modalities.modality import amount_in_batches
+from scvae.modalities.protein import Background, Protein
+from scvae.models.fitted import Fitted, Layer
+from scvae.models.query import check_out, codes_of, draws, positions_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+NORMALIZED = "model.normalized(adata"  # the call of the user
+
+
+def denoised(
+    model: Fitted,
+    adata: AnnData,
+    layer: Layer,
+    *,
+    modality: str | None,
+    batch: str,
+    genes: Sequence[str] | None,
+    library_size: float,
+    background: bool,
+    out: Any,
+) -> Any:
+    """Return the amounts of a kind, cells x features; see `Model.normalized`."""
+    kind = model.kind_of(modality)
+    names = model.origin.parts[kind].names
+    columns = positions_of("genes", genes, names, model.device)
+    total = check_positive("library_size", library_size, "1e4")
+    codes = codes_of(batch if isinstance(batch, str) else str(batch), model.batches)
+    view, spec, n = model.view(kind), model.modalities[kind], model.architecture.n_batches
+    if check_switch("background", background, True):
+        if not isinstance(spec, Protein):
+            raise ConfigError(f"background=True is of proteins, but modality={kind!r} has none.")
+        spec = Background(spec.n_proteins)
+    scale = 1.0 if isinstance(spec, Protein) else total
+
+    def amounts(cells: Cells | CellParts) -> Tensor:
+        z = model.vae.encode(cells).mean
+        return amount_in_batches(spec, view.decoder, z, cells.s, codes, n)[:, columns] * scale
+
+    if out is not None:
+        check_out(out, (adata.n_obs, len(columns)))
+    values = model.over(model.read_for(adata, layer, NORMALIZED, partial=True), amounts, out=out)
+    return (
+        values if out is not None else _table(values, adata, [names[i] for i in columns.tolist()])
+    )
+
+
+def intervals(
+    model: Fitted,
+    adata: AnnData,
+    layer: Layer,
+    modality: str | None,
+    genes: Sequence[str] | None,
+    share: Any,
+    samples: int,
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    r"""Return the bounds between which a share of drawn counts lies, cells x features.
+
+    .. math:: z \sim q(z_n), \qquad \tilde x \sim p(x \mid z, s_n), \text{ of the cell's size}
+    """
+    if not is_number(share) or not 0 < share < 1:
+        raise refuse("return_interval", share, "a share between 0 and 1", 0.9)
+    kind = model.kind_of(modality)
+    names, view = model.origin.parts[kind].names, model.view(kind)
+    columns = positions_of("genes", genes, names, model.device)
+    k, generator = draws(samples, seed, model.device, usual=200)
+    place = [*model.modalities].index(kind)
+    ends = torch.tensor([0.5 - share / 2, 0.5 + share / 2])
+
+    def bounds(cells: Cells | CellParts) -> Tensor:
+        part = cells.parts[place] if isinstance(cells, CellParts) else cells
+        z = model.vae.encode(cells).sample((k,), generator=generator)
+        x = view.decoder(z, part.filled).sample(generator=generator)[..., columns]
+        return _quantiles(x, ends.to(x)).movedim(0, 1)
+
+    found = model.over(model.read_for(adata, layer, NORMALIZED, partial=True), bounds, samples=k)
+    named = [names[i] for i in columns.tolist()]
+    return _table(found[:, 0], adata, named), _table(found[:, 1], adata, named)
+
+
+def _quantiles(x: Tensor, ends: Tensor) -> Tensor:
+    """Return the draw at or next outside of each of two shares of draws ``(k, ...)``."""
+    ordered = x.sort(dim=0).values
+    at = ends * (len(x) - 1)
+    return ordered[torch.stack([at[0].floor(), at[1].ceil()]).long()]
+
+
+def _table(values: np.ndarray, adata: AnnData, names: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(values, index=adata.obs_names.copy(), columns=list(names))
+
+
+def foreground(
+    model: Fitted, adata: AnnData, layer: Layer, samples: int, seed: int
+) -> pd.DataFrame:
+    """Return the probability that every protein's count is of the foreground; see `Model`."""
+    spec = model.modalities.get("protein")
+    if not isinstance(spec, Protein):
+        raise ConfigError(f"The model is of {[*model.modalities]}, which has no proteins.")
+    protein, view = spec, model.view("protein")
+    place = [*model.modalities].index("protein")
+    k, generator = draws(samples, seed, model.device)
+
+    def probability(cells: Cells | CellParts) -> Tensor:
+        part = cells.parts[place] if isinstance(cells, CellParts) else cells
+        z = model.vae.encode(cells).sample((k,), generator=generator)
+        found = protein.foreground(view.decoder, z, part.filled).mean(0)
+        for mask in (part.observed, None if part.present is None else part.present[:, None]):
+            found = found if mask is None else torch.where(mask, found, torch.nan)
+        return found
+
+    dataset = model.read_for(adata, layer, "model.foreground(adata")
+    values = model.over(dataset, probability, samples=k)
+    return _table(values, adata, model.origin.parts["protein"].names)
