@@ -152,7 +152,7 @@ def test_evidence_of_a_part_is_that_of_a_model_of_the_part(simulated: AnnData) -
     z = model.vae.encode(cells).mean
     with torch.no_grad():
         found = model.vae.log_likelihood(z, cells)
-        rho = model.views[0].decoder.expression(z, cells.s)[:, cells.observed[0]]
+        rho = model.decoder.expression(z, cells.s)[:, cells.observed[0]]
         mean = rho / rho.sum(1, keepdim=True) * cells.x.sum(1, keepdim=True)
         r = (10 * model.decoder.log_inverse_dispersion[0]).exp()[cells.observed[0]]
     from scipy import stats

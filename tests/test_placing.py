@@ -55,7 +55,7 @@ def test_a_new_batch_embeds_by_the_mean_of_the_rows_of_v(fitted: Fitted) -> None
         layer.covariate_weight[:2] = before[:2].mean(0)
         cells = model.read(adata).cells(torch.arange(150))
         z = model.vae.encode(cells).loc
-        expected = model.embedding.coordinates(model.decoder, z)
+        expected = model.embedding.coordinates(model.views, z)
         layer.covariate_weight.copy_(before)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,18 +16,21 @@ from scvae.errors import ConfigError, DataError
 from scvae.models.plan import generator_of
 from scvae.train.schedule import Schedule
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
 MOST_HELD_OUT = 5_000  # more would cost time and no longer change when training stops
 VALIDATION = 0.1  # share of the cells held out
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 30, 500, 10_000
 
 
-def split(obs: pd.DataFrame, validation: float | str, seed: int) -> tuple[Tensor, Tensor]:
+def split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, Tensor]:
     """Return the rows to train on and the rows held out."""
     if isinstance(validation, str):
-        marked = _marked(obs, validation)
-        rows, held = torch.arange(len(obs)), torch.from_numpy(marked)
+        marked = _marked(adata, validation)
+        rows, held = torch.arange(adata.n_obs), torch.from_numpy(marked)
         return rows[~held], rows[held]
-    n = len(obs)
+    n = adata.n_obs
     if not is_number(validation) or not 0 < validation < 1:
         raise ConfigError(
             f"validation={shown(validation)}, but it is a share between 0 and 1, or a boolean "
@@ -51,9 +54,9 @@ def _number_held_out(share: float, n: int) -> int:
     return min(max(1, round(share * n)), MOST_HELD_OUT, n - 2)
 
 
-def _marked(obs: pd.DataFrame, name: str) -> np.ndarray:
+def _marked(adata: AnnData, name: str) -> np.ndarray:
     where = f"adata.obs[{name!r}]"
-    marked = marks(column(obs, name, "validation"), where, "validation")
+    marked = marks(column(adata.obs, name, "validation"), where, "validation")
     if not 0 < marked.sum() <= len(marked) - 2:
         raise DataError(
             f"{where} (given as validation) must be boolean, with at least one cell held out and "

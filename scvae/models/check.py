@@ -98,10 +98,10 @@ def check(
     """
 
     counts = check_choice("counts", counts, COUNTS)
-    more = validation, label
 
     def of_rna(adata: AnnData, layer: str | None) -> Report:
-        return _check_rna(adata, batch, covariates, layer, genes, library_size, counts, *more)
+        asked = (batch, covariates, layer, genes, library_size, counts, validation, label)
+        return _check_rna(adata, *asked)
 
     if is_several(adata, modalities, split=genes is None):
         asked = (modalities, measured, layer, batch, covariates, counts)

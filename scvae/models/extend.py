@@ -61,11 +61,7 @@ def extended(
 ) -> Parts:
     """Return the parts of the extended model; as `scvae.models.model.Model.extend` says."""
     max_steps, seed = check_whole("max_steps", max_steps, STEPS), check_seed(seed)
-    if len(model.modalities) > 1:
-        raise ConfigError(
-            f"The model is of {[*model.modalities]}; only a model of one kind of measurement can "
-            "be extended. model.embed(adata, batch='new') embeds cells of a new batch as it is."
-        )
+    model.demand_rna()
     known = model.origin.covariates
     _check_batch(known.batch, batch)
     check_anndata(adata)

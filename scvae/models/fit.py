@@ -261,7 +261,7 @@ def fit(
     check_arguments_of_rna(sources, genes, library_size, robust)
     counts = check_choice("counts", counts, COUNTS)
     prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts)
-    train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources.obs, validation, seed))
+    train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))
     prepared = prepared.told(held_out_rows.cpu().numpy(), validation)
     size = batch_size_of(batch_size, len(train_rows))
     architecture = _sized(asked, rna, prepared, library_size)

@@ -68,6 +68,11 @@ class Fitted:
         """Every kind with its decoder, of which the embedding is made."""
         return views_of(self.vae, self.architecture)
 
+    @property
+    def decoder(self) -> Any:
+        """The decoder of the first kind: of RNA, if it is among them."""
+        return self.views[0].decoder
+
     def view(self, kind: str) -> View:
         """Return one kind with its decoder."""
         return dict(zip(self.modalities, self.views, strict=True))[kind]
@@ -109,17 +114,19 @@ class Fitted:
         return self.read_for(adata, layer, "model.read(adata", partial=partial)
 
     def read_rna(self, adata: AnnData, layer: str | None) -> Dataset:
-        """Return the cells of `adata` for an analysis that is of RNA alone.
-
-        Raises ConfigError where the model is of several kinds, or of others."""
-        if [*self.modalities] != [KIND]:
-            raise ConfigError(
-                f"This analysis is of RNA alone, but the model is of {[*self.modalities]}. Fit the "
-                "RNA: scvae.fit(mdata['rna'])"
-            )
+        """Return the cells of `adata` for what is of RNA alone."""
+        self.demand_rna()
         dataset = self.read_for(adata, layer, "model.read(adata")
         assert isinstance(dataset, Dataset)
         return dataset
+
+    def demand_rna(self) -> None:
+        """Raise ConfigError where the model is of several kinds of measurement, or of others."""
+        if [*self.modalities] != [KIND]:
+            raise ConfigError(
+                f"This is of RNA alone, but the model is of {[*self.modalities]}. Fit the RNA: "
+                "scvae.fit(mdata['rna'])"
+            )
 
     def over(
         self,

@@ -45,11 +45,9 @@ def held_out_rows(
     if adata.n_obs != record.n_held_out + (record.n_train or 0):
         return None
     for rows in _candidates(record, adata):
-        dataset = model.read(adata[rows], layer=layer)
+        dataset, d = model.read(adata[rows], layer=layer), model.architecture.n_latent
         every = torch.arange(len(rows), device=model.device)
-        found = measure_held_out(
-            model.vae, dataset, every, HELD_OUT_SIZE, model.architecture.n_latent
-        )
+        found = measure_held_out(model.vae, dataset, every, HELD_OUT_SIZE, d)
         if _is_same(found, record.held_out):
             return rows
     return None
