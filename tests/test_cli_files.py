@@ -323,3 +323,23 @@ def test_a_report_is_printed_and_its_errors_are_an_exit_code(
     told = capsys.readouterr()
     assert "(given as --batch)" in told.out
     assert told.err.endswith("would be refused by scvae fit.\n")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_kinds_are_fitted_and_embedded_from_one_file(tmp_path: Path) -> None:
+    mudata = pytest.importorskip("mudata")
+    sizes = {"n_proteins": 4, "n_regions": 20, "missing": 0.2}
+    mdata = scvae.simulate(60, 12, modalities=["rna", "protein"], **sizes)
+    given, out, again = (tmp_path / f"{name}.h5mu" for name in ("in", "out", "again"))
+    mudata.MuData({"a": mdata["rna"], "b": mdata["protein"]}).write(given)
+    small = ["--max-steps", "5", "--n-latent", "3", "--n-hidden", "8", "--quiet"]
+    call = ["fit", str(given), "-o", str(out), "--model", str(tmp_path / "m.scvae"), *small]
+    assert main([*call, "--modalities", "rna=a", "protein=b", "--leiden"]) == 0
+    made = mudata.read_h5mu(out)
+    assert made.obsm["X_scvae"].shape == (made.n_obs, 3)
+    assert made.obs["leiden"].notna().all()
+    assert made.uns["scvae"]["modalities"]["protein"] == "b"
+    assert main(["embed", str(tmp_path / "m.scvae"), str(given), "-o", str(again), "--quiet"]) == 0
+    np.testing.assert_array_equal(mudata.read_h5mu(again).obsm["X_scvae"], made.obsm["X_scvae"])
+    with pytest.raises(SystemExit):
+        main([*call, "--modalities", "rna:a"])

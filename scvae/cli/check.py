@@ -17,15 +17,20 @@ example:
 
 The exit code is 1 if `scvae fit` would refuse the cells.
 """
-NAMES = ("batch", "covariates", "layer", "genes", "library_size", "counts", "validation", "label")
+NAMES = (
+    *("batch", "covariates", "modalities", "layer", "genes", "library_size", "counts"),
+    *("validation", "label"),
+)
 
 
 def run(a: argparse.Namespace) -> None:
-    adata = read(a.input, a.modality)
+    adata = read(a.input, a.modality, whole=True)
     options = of_data(a, adata)
     from scvae.models.check import check
 
     given = {name: value for name, value in vars(a).items() if name in NAMES}
+    if "modalities" in given:
+        given["modalities"] = dict(given["modalities"])
     report = check(adata, **{**given, **options})
     findings = [
         dataclasses.replace(found, text=as_options(found.text, a.shell))

@@ -16,7 +16,7 @@ from scvae.cli.options import (
     add_layer,
     add_output,
 )
-from scvae.cli.outputs import check_h5ad, check_outputs, check_space, rescued, write
+from scvae.cli.outputs import check_cells, check_outputs, check_space, is_h5mu, rescued, write
 
 EXAMPLE = """\
 example:
@@ -29,9 +29,9 @@ new.h5ad must hold raw counts of the genes of the model, in any order, and its b
 def run(a: argparse.Namespace) -> None:
     check_outputs([a.output], [a.model])
     if not a.overwrite:
-        check_h5ad(a.output)
+        check_cells(a.output, a.input)
     check_input(a.model)
-    adata = read(a.input, a.modality)
+    adata = read(a.input, a.modality, whole=is_h5mu(a.output))
     check_space(adata, a.output)
     from scvae.models.load import load
 

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvae.choices import DISPERSIONS, LIKELIHOODS, PRIORS
+from scvae.choices import DISPERSIONS, FUSIONS, LIKELIHOODS, PRIORS
 from scvae.cli.console import tell
 from scvae.cli.inputs import of_data, read
 from scvae.cli.options import (
@@ -23,10 +23,11 @@ from scvae.cli.options import (
     share,
 )
 from scvae.cli.outputs import (
-    check_h5ad,
+    check_cells,
     check_model,
     check_outputs,
     check_space,
+    is_h5mu,
     rescued,
     same,
     write,
@@ -42,6 +43,8 @@ EXAMPLE = """\
 example:
   scvae fit in.h5ad -o out.h5ad --batch donor --genes highly_variable --leiden --umap umap.png
 
+  scvae fit in.h5mu -o out.h5mu --modalities rna=gex protein=ADT
+
 out.h5ad is in.h5ad with the embedding in obsm["X_scvae"] and the description of the fit in
 uns["scvae"]; with --leiden also obs["leiden"], with --umap also obsm["X_umap"].
 """
@@ -50,13 +53,15 @@ uns["scvae"]; with --leiden also obs["leiden"], with --umap also obsm["X_umap"].
 def run(a: argparse.Namespace) -> None:
     """Fit a model and write what was asked for, the model first: it took longest to get."""
     _check_fit(a)
-    adata = read(a.input, a.modality)
+    adata = read(a.input, a.modality, whole=is_h5mu(a.output))
     check_space(adata, a.output)
     options = of_data(a, adata)
     colors = _colors(a, adata)
     from scvae.models.fit import fit
 
     given = {name: value for name, value in vars(a).items() if name in defaults()}
+    if "modalities" in given:
+        given["modalities"] = dict(given["modalities"])
     model = fit(adata, key_added=KEY, progress=not a.quiet, **{**given, **options})
     with rescued(adata, KEY, a.output):
         if a.model:
@@ -81,7 +86,7 @@ def _check_fit(a: argparse.Namespace) -> None:
         if same(path, a.input):
             raise ConfigError(f"{path} is the input; only -o/--output may replace it.")
     if not a.overwrite:
-        check_h5ad(a.output)
+        check_cells(a.output, a.input)
         if a.model:
             check_model(a.model)
     if a.umap:
@@ -107,7 +112,7 @@ def _analyse(a: argparse.Namespace, adata: AnnData) -> AnnData | None:
     from scvae.analysis import lay_out, neighbors
 
     seed = getattr(a, "seed", 0)
-    graph = neighbors(adata, KEY, seed=seed)
+    graph = neighbors(_cells_alone(adata), KEY, seed=seed)
     if a.leiden:
         import scanpy as sc
 
@@ -116,6 +121,13 @@ def _analyse(a: argparse.Namespace, adata: AnnData) -> AnnData | None:
     if a.umap:
         adata.obsm["X_umap"] = lay_out(graph, seed=seed).obsm["X_umap"]
     return graph
+
+
+def _cells_alone(adata: AnnData) -> AnnData:
+    """Return what is known of cells, whatever was measured of them."""
+    from anndata import AnnData
+
+    return AnnData(obs=adata.obs.copy(), obsm={KEY: adata.obsm[KEY]})
 
 
 def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
@@ -161,6 +173,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add("--likelihood", choices=LIKELIHOODS, help="law of the counts")
     add("--dispersion", choices=DISPERSIONS, help="what has a dispersion of its own")
     add("--prior", choices=PRIORS, help="of the latent space")
+    add("--fusion", choices=FUSIONS, help="of what several kinds of measurement say of a cell")
+    add("--alone", type=float, metavar="WEIGHT", help="of the bounds of single kinds")
     add("--n-latent", type=int, metavar="N", help="latent dimensions")
     add("--n-hidden", type=int, metavar="N", help="width of the hidden layers")
     add("--n-layers", type=int, metavar="N", help="number of hidden layers")

@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from scvae.cli.console import say
 from scvae.cli.formats import kind_of, read_cells
+from scvae.cli.readers import read_h5mu
 from scvae.errors import FileError, ScvaeError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read(path: Path, modality: str | None = None) -> AnnData:
-    """Read all cells of a file or folder, of whatever kind it is by its content."""
+def read(path: Path, modality: str | None = None, *, whole: bool = False) -> AnnData:
+    """Read all cells of a file or folder, of whatever kind it is by its content.
+
+    Of .h5mu, one modality, or with `whole` all of them, as MuData."""
     check_input(path, folders=True)
     kind = "cells"
     try:
         kind = kind_of(path)
+        if whole and kind == "h5mu" and modality is None:
+            return read_h5mu(path)
         return read_cells(path, kind, modality)
     except ScvaeError:
         raise

@@ -63,6 +63,13 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     add = adder(group)
     add("--batch", metavar="COLUMN", help="column of obs with the batch to correct for")
     add("--covariates", nargs="+", metavar="COLUMN", help="further columns of obs to correct for")
+    add(
+        "--modalities",
+        nargs="+",
+        type=_place,
+        metavar="KIND=NAME",
+        help="which kind is where, such as rna=gex protein=ADT chromatin=peaks",
+    )
     add_layer(group)
     add(
         "--genes",
@@ -89,6 +96,14 @@ def share(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Return a kind of measurement and what it is called."""
+    kind, is_there, name = text.partition("=")
+    if not (kind and is_there and name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like rna=gex")
+    return kind, name
 
 
 def add_layer(group: argparse._ActionsContainer) -> None:

@@ -41,6 +41,22 @@ def same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
+def is_h5mu(path: Path) -> bool:
+    """Return whether a file is to hold several modalities, by its name."""
+    return path.suffix.lower() == ".h5mu"
+
+
+def check_cells(path: Path, source: Path) -> None:
+    """Raise if `path` is a file that cells of `source` had better not replace."""
+    if not (is_h5mu(path) and is_h5mu(source)):
+        check_h5ad(path)
+    elif path.is_file() and path.stat().st_size and (kind := _kind(path)) != "h5mu":
+        raise FileError(
+            f"{path} is there and is no h5mu file, but {kind}. Give another name, or add "
+            "--overwrite."
+        )
+
+
 def check_h5ad(path: Path) -> None:
     """Raise if `path` is a file that an h5ad file had better not replace, or is named otherwise."""
     if path.suffix.lower() in OTHER_FORMATS:
@@ -72,7 +88,8 @@ def check_model(path: Path) -> None:
 
 def check_space(adata: AnnData, path: Path) -> None:
     """Raise if the disk of `path` has too little room for the matrices alone."""
-    matrices = [adata.X, *adata.layers.values()]
+    parts = getattr(adata, "mod", {"": adata}).values()
+    matrices = [matrix for part in parts for matrix in (part.X, *part.layers.values())]
     needed = sum(_nbytes(matrix) for matrix in matrices)
     free = shutil.disk_usage(path.resolve().parent).free
     if needed > free and (path.is_file() or not path.exists()):
@@ -93,10 +110,10 @@ def _nbytes(matrix: Any) -> int:
 
 
 def write(adata: AnnData, path: Path) -> None:
-    """Write an h5ad file, whole or not at all; `path` may be where `adata` was read from."""
+    """Write h5ad or h5mu, whole or not at all; `path` may be where `adata` was read from."""
     with replacing(path) as draft, _every_string():
         try:
-            adata.write_h5ad(draft)
+            (adata.write_h5mu if hasattr(adata, "mod") else adata.write_h5ad)(draft)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # what anndata raises depends on what the slot holds

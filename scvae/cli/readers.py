@@ -29,6 +29,14 @@ def read_zarr(path: Path) -> AnnData:
     return anndata.read_zarr(path)
 
 
+def read_h5mu(path: Path) -> Any:
+    """Read all modalities, as MuData, without columns that were not there."""
+    import mudata
+
+    with mudata.set_options(pull_on_update=False):
+        return mudata.read_h5mu(path)
+
+
 def read_modality(path: Path, modality: str | None) -> AnnData:
     import h5py
     from anndata.io import read_elem
@@ -41,7 +49,8 @@ def read_modality(path: Path, modality: str | None) -> AnnData:
             found = "" if modality is None else f", not {modality!r}"
             raise FileError(
                 f"{path} holds several kinds of measurement: {', '.join(names)}{found}. Name the "
-                f"one of the genes: --modality {'rna' if 'rna' in names else names[0]}"
+                f"one of the genes: --modality {'rna' if 'rna' in names else names[0]}; all of "
+                "them go to a file named so: -o out.h5mu"
             )
         return read_elem(file[f"mod/{modality}"])
 
