@@ -123,31 +123,34 @@ def scored() -> pd.DataFrame:
 
 
 def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
-    """Return arguments with which the function succeeds, soon."""
-    ax = Figure().subplots()
-    given: dict[str, dict[str, Any]] = {
-        "fit": {"adata": adata, **QUICK},
-        "check": {"adata": adata},
-        "load": {"path": "model"},
-        "simulate": {"n_cells": 12, "n_genes": 5},
-        "plot.umap": {"adata": adata, "key": "z"},
-        "plot.scatter": {"ax": ax, "points": np.zeros((150, 2))},
-        "plot.history": {"model": model},
-        "plot.fit_check": {"model": model, "adata": adata},
-        "plot.neighbors": {"adata": adata, "key": "z"},
-        "plot.axis_loadings": {"weights": pd.DataFrame({"1": [0.5, -0.1]}, index=["a", "b"])},
-        "plot.volcano": {"compared": compared()},
-        "plot.doublet_scores": {"found": Doublets(scored(), np.ones(2) / 2, 0.1, 0.5, 0.01, 0.5)},
-        "model.log_likelihood": {"adata": adata, "samples": 2},
-        "model.mean_log_likelihood": {"adata": adata, "samples": 2},
-        "model.amount": {"data": adata},
-        "model.sample": {"n": 3},
-        "model.save": {"path": "saved"},
-        "model.summary": {},
+    """Return arguments with which the function succeeds, soon; a figure only where one is asked."""
+    given: dict[str, Callable[[], dict[str, Any]]] = {
+        "fit": lambda: {"adata": adata, **QUICK},
+        "check": lambda: {"adata": adata},
+        "load": lambda: {"path": "model"},
+        "simulate": lambda: {"n_cells": 12, "n_genes": 5},
+        "plot.umap": lambda: {"adata": adata, "key": "z"},
+        "plot.scatter": lambda: {"ax": Figure().subplots(), "points": np.zeros((150, 2))},
+        "plot.history": lambda: {"model": model},
+        "plot.fit_check": lambda: {"model": model, "adata": adata},
+        "plot.neighbors": lambda: {"adata": adata, "key": "z"},
+        "plot.axis_loadings": lambda: {
+            "weights": pd.DataFrame({"1": [0.5, -0.1]}, index=["a", "b"])
+        },
+        "plot.volcano": lambda: {"compared": compared()},
+        "plot.doublet_scores": lambda: {
+            "found": Doublets(scored(), np.ones(2) / 2, 0.1, 0.5, 0.01, 0.5)
+        },
+        "model.log_likelihood": lambda: {"adata": adata, "samples": 2},
+        "model.mean_log_likelihood": lambda: {"adata": adata, "samples": 2},
+        "model.amount": lambda: {"data": adata},
+        "model.sample": lambda: {"n": 3},
+        "model.save": lambda: {"path": "saved"},
+        "model.summary": lambda: {},
     }
     own = {"self": model} if name.startswith("model.") else {}
     usual_ones = {} if name.startswith("datasets.") else {"adata": adata}
-    return own | given.get(name, usual_ones)
+    return own | (given[name]() if name in given else usual_ones)
 
 
 @pytest.mark.parametrize(("name", "parameter"), PARAMETERS)
