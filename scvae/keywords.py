@@ -113,8 +113,9 @@ def named(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def named_methods(kind: type[T]) -> type[T]:
-    """Do as `named` for all public methods of a class, whose objects are called as it, in small."""
-    for name, method in list(vars(kind).items()):
+    """Do as `named` for all public methods of a class, those that it inherits among them; its
+    objects are called as it, in small."""
+    for name, method in inspect.getmembers_static(kind):
         if inspect.isfunction(method) and not name.startswith("_"):
             setattr(kind, name, named(f"{kind.__name__.lower()}.{name}")(method))
     return kind
