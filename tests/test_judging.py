@@ -148,6 +148,11 @@ def test_harmony_takes_out_a_shift_between_batches(islands) -> None:
     assert gaps[1] < 0.2 * gaps[0]
 
 
+def test_harmony_takes_few_cells() -> None:
+    x = np.random.default_rng(0).standard_normal((12, 4))
+    assert np.isfinite(baselines.harmonise(x, np.arange(12) % 2)).all()
+
+
 # -- the null-batch test -------------------------------------------------------------------------
 
 

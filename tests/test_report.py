@@ -291,6 +291,21 @@ def test_other_cells_are_not_taken_for_those_held_out(
     assert "missing (" in page.shown
 
 
+def test_labels_that_are_numbers_have_a_colour_each(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata, model = fitted[0][:12].copy(), fitted[1]
+    quick(monkeypatch)
+    drawn: list[pd.Series] = []
+    monkeypatch.setattr(
+        "scvae.reporting.pictures.scatter", lambda ax, x, v, legend: drawn.append(v)
+    )
+    adata.obs["number"] = [0, 1, 2] * 4
+    page = page_of(scvae.report(model, adata, "number", tmp_path / "r.html"))
+    assert {tuple(v.cat.categories) for v in drawn if v.name == "number"} == {("0", "1", "2")}
+    assert "0 (4)" in page.shown
+
+
 def test_many_cells_are_not_fitted_again_unasked(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 N_COMPONENTS = 30
 MOST_GENES = 2_000  # as usual; of fewer, all are taken
+FEWEST_CELLS = 30  # of a cluster of Harmony
 TOTAL, LARGEST = 1e4, 10  # counts that a cell is scaled to; standard deviations that are let be
 
 
@@ -54,9 +55,12 @@ def harmonise(components: np.ndarray, batches: np.ndarray, seed: int = 0) -> np.
     import harmonypy
 
     obs = pd.DataFrame({"batch": np.asarray(batches).astype(str)})
+    one = {"nclust": 1} if len(obs) < FEWEST_CELLS else {}  # which it would round to none
     state = np.random.get_state()  # noqa: NPY002  # some versions seed it
     try:
-        done = harmonypy.run_harmony(components, obs, "batch", random_state=seed, verbose=False)
+        done = harmonypy.run_harmony(
+            components, obs, "batch", random_state=seed, verbose=False, **one
+        )
     finally:
         np.random.set_state(state)  # noqa: NPY002
     corrected = np.asarray(done.Z_corr)

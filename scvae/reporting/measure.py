@@ -19,6 +19,7 @@ from scvae.data.read.source import is_raw
 from scvae.models.check import check
 from scvae.models.judge.evidence import MeanLogLikelihood
 from scvae.models.judge.recall import held_out_rows
+from scvae.plot.cells import categorical
 from scvae.plot.fits import CHECKED, agreement
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def measure(model: Model, adata: AnnData, asked: Asked, tell: Tell) -> Measured:
     )
     tell(STAGES[3])
     drawn = adata[_some(np.arange(adata.n_obs), asked.max_cells, asked.seed)]
-    labels = None if asked.labels is None else drawn.obs[asked.labels]
+    labels = None if asked.labels is None else _named(drawn.obs[asked.labels])
     batches = _batches(model, drawn)
     notes: list[str] = []
     embeddings = _embeddings(model, drawn, batches, asked, notes)
@@ -204,7 +205,12 @@ def _batches(model: Model, adata: AnnData) -> pd.Series | None:
     """Return the batch of every cell, if there are several in the data."""
     name = model.origin.covariates.batch
     several = name is not None and adata.obs[name].nunique() > 1
-    return adata.obs[name] if several else None
+    return _named(adata.obs[name]) if several else None
+
+
+def _named(values: pd.Series) -> pd.Series:
+    """Return numbers, truth values and names alike as categories, of which one has a colour."""
+    return pd.Series(categorical(values), index=values.index, name=values.name)
 
 
 def _embeddings(
