@@ -306,6 +306,20 @@ def test_labels_that_are_numbers_have_a_colour_each(
     assert "0 (4)" in page.shown
 
 
+def test_counts_that_were_rounded_for_the_fit_are_rounded_for_the_report(
+    simulated: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    adata = simulated.copy()
+    adata.X = adata.X + adata.X.sign() * np.float32(0.25)
+    options = {"n_latent": 3, "n_hidden": 8, "max_steps": 5, "progress": False}
+    model = scvae.fit(adata, counts="rounded", **options)
+    page = page_of(scvae.report(model, adata, out=tmp_path / "r.html", null_batch=True))
+    assert not [f for f in page.numbers["check"] if f["level"] == "error"]
+    assert page.numbers["log_likelihood"]["is_held_out"] is True
+    assert page.numbers["null_batch"]["n_cells"] == 150
+
+
 def test_many_cells_are_not_fitted_again_unasked(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def _check_up(model: Model, adata: AnnData, asked: Asked) -> tuple[Finding, ...]
         layer=home if asked.layer is None else asked.layer,
         genes=None if origin.genes == list(adata.var_names) else origin.genes,
         library_size=origin.library_size,
+        counts=origin.counts,
         label=asked.labels,
     )
     return tuple(finding for finding in found.findings if finding.what is not Kind.TRAINING)
