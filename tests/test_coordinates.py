@@ -150,7 +150,7 @@ def test_covariates_of_the_cells_do_not_enter_but_by_their_latent_vectors(
     assert found.covariates.tolist()[:-1] in ([1.0, 0.0], [0.0, 1.0])
     assert found.covariates[-1] == 0  # the mean of a standardised number
     z = torch.randn(7, 5, generator=seeded(0))
-    both = [model.embedding.coordinates(model.vae.likelihood, z) for _ in range(2)]
+    both = [model.embedding.coordinates(model.views, z) for _ in range(2)]
     assert torch.equal(*both)
 
 

@@ -112,9 +112,9 @@ def test_planted_collapsed_dimensions_are_not_active(trained: Fitted, n_flat: in
     chosen = np.random.default_rng(n_flat).permutation(30)[:n_flat].tolist()
     planted = flatten_latents(model, chosen)
     dataset, rows = planted.read(adata), torch.arange(adata.n_obs)
-    whole = measure_held_out(model.vae, dataset, rows, 100)
+    whole = measure_held_out(model.vae, dataset, rows, 100, 30)
     assert whole.active == 30
-    assert measure_held_out(planted.vae, dataset, rows, 100).active == 30 - n_flat
+    assert measure_held_out(planted.vae, dataset, rows, 100, 30).active == 30 - n_flat
 
 
 @law
