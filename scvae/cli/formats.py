@@ -27,6 +27,15 @@ READ = (
     "matrix.mtx, barcodes.tsv and features.tsv or genes.tsv"
 )
 
+READERS = {
+    "zarr": "anndata.read_zarr",
+    "loom": "anndata.io.read_loom",
+    "10x v3": "scanpy.read_10x_h5",
+    "10x v2": "scanpy.read_10x_h5",
+    "mtx": "scanpy.read_10x_mtx",
+    "h5mu": "mudata.read_h5mu",
+}
+
 
 def kind_of(path: Path) -> str:
     """Return which kind of file or folder `path` is, by its content.
@@ -49,6 +58,14 @@ def kind_of(path: Path) -> str:
     what = next((what for magic, what in FOREIGN.items() if start.startswith(magic)), None)
     what = what or ("empty" if not start else "none of these")
     raise FileError(f"{path} cannot be read as cells: it is {what}. What is read: {READ}.")
+
+
+def reader_in_python(path: Path) -> str:
+    """Return the function that reads the file in Python, for a remedy."""
+    try:
+        return READERS.get(kind_of(path), "anndata.read_h5ad")
+    except (FileError, OSError):
+        return "anndata.read_h5ad"
 
 
 def _kind_of_folder(path: Path) -> str:

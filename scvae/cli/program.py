@@ -78,7 +78,14 @@ def shell_of(a: argparse.Namespace) -> Shell:
         "embed": f"scvae embed {model} {cells} {output}",
         "report": f"scvae report {model} {cells} {output}",
     }
-    return Shell(a.name, a.options, files, cells)
+    return Shell(a.name, a.options, files, cells, lambda: _reader(a))
+
+
+def _reader(a: argparse.Namespace) -> str:
+    """Return the function that reads the input; its kind is looked up where a remedy needs it."""
+    from scvae.cli.formats import reader_in_python
+
+    return reader_in_python(a.input) if hasattr(a, "input") else "anndata.read_h5ad"
 
 
 def parser() -> Parser:

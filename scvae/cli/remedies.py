@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,15 @@ class Shell:
         The words before the options, of every command.
     cells
         The file with the cells.
+    reader
+        Returns the function that reads it in Python.
     """
 
     verb: str
     options: Mapping[str, Mapping[str, str]]
     files: Mapping[str, str]
     cells: str
+    reader: Callable[[], str] = lambda: "anndata.read_h5ad"
 
 
 def as_options(text: str, shell: Shell) -> str:
@@ -45,7 +48,7 @@ def as_options(text: str, shell: Shell) -> str:
         text = re.sub(rf"\(given as ({names})\)", lambda m: f"(given as {options[m[1]]})", text)
     if PYTHON.search(text):
         text += (
-            f" (In Python, between adata = anndata.read_h5ad({shell.cells!r}) and "
+            f" (In Python, between adata = {shell.reader()}({shell.cells!r}) and "
             "adata.write_h5ad('mended.h5ad').)"
         )
     return text

@@ -19,6 +19,7 @@ LABELS = re.compile(
     r"batch|donor|plate|lane|sample|cluster|patient|subject|replicate|leiden|group|(?:^|[_ ])id$",
     re.IGNORECASE,
 )
+OUTLYING = 20  # standard deviation over the width of the middle half; 0.74 if normal
 TELLS = 0.9  # correlation ratio of a number with the batch
 
 
@@ -32,6 +33,7 @@ def odd_columns(obs: pd.DataFrame, encoded: Encoded) -> list[Finding]:
             findings += _taken_as_categories(obs[name], categories)
     for name in covariates.numbers:
         findings += _taken_as_number(obs[name])
+        findings += _outlying(obs[name])
         findings += _tells_batch(obs[name], covariates, encoded.codes)
     return findings
 
@@ -99,6 +101,21 @@ def _taken_as_number(values: pd.Series) -> list[Finding]:
     text = f"{text}. If these are labels and not amounts: {call}"
     is_label = 2 < len(distinct) <= FEW_LABELS and LABELS.search(str(values.name)) is not None
     return [Finding("warning" if is_label else "info", Kind.COVARIATES, text)]
+
+
+def _outlying(values: pd.Series) -> list[Finding]:
+    """Find values so far out that, standardised, all others are alike."""
+    amounts = values.to_numpy(dtype=np.float64)
+    low, middle, high = np.quantile(amounts, [0.25, 0.5, 0.75])
+    if not 0 < (high - low) * OUTLYING < amounts.std():
+        return []
+    far, where = amounts[np.abs(amounts - middle).argmax()], f"adata.obs[{values.name!r}]"
+    text = (
+        f"{where} is {low:.4g} to {high:.4g} in half of the cells, with a standard deviation of "
+        f"{amounts.std():.4g}, by values as far out as {far:.4g}: standardised, the others are all "
+        f"alike. Clip it: {where} = {where}.clip({where}.quantile(0.01), {where}.quantile(0.99))"
+    )
+    return [_warning(text)]
 
 
 def _tells_batch(values: pd.Series, covariates: Covariates, codes: np.ndarray) -> list[Finding]:

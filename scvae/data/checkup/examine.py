@@ -7,7 +7,7 @@ import pandas as pd
 
 from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
-from scvae.data.read.covariates import Encoded
+from scvae.data.read.covariates import Encoded, native
 from scvae.data.read.features import CONTROLS, are_controls
 from scvae.data.read.source import where_named
 from scvae.data.read.summary import CountSummary
@@ -55,7 +55,7 @@ def examine(
         *_controls(genes),
         *_absent_genes(survey, genes, encoded, place),
         *_odd_counts(survey, obs.index, genes, layer, place),
-        *odd_groups(obs, encoded, label),
+        *odd_groups(native(obs), encoded, label),
     ]
 
 

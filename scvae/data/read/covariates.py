@@ -21,12 +21,13 @@ RESCALED = 20  # times smaller, mean and spread, than one unit allows
 def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
     """Return adata.obs[name] without missing values, or say what is there instead."""
     if not isinstance(name, str):
-        raise DataError(f"{role}={shown(name)} must be the name of one column of adata.obs.")
+        meant = _meant(obs, role, name)
+        raise DataError(f"{role}={shown(name)} must be the name of one column of adata.obs{meant}")
     if name not in obs:
         near = get_close_matches(str(name), [str(c) for c in obs.columns], n=1)
         hint = f"did you mean {role}={near[0]!r}?" if near else f"it holds: {list(obs.columns)}."
         raise DataError(f"adata.obs has no column {name!r} (given as {role}); {hint}")
-    values = obs[name]
+    values = native(obs[name])
     if isinstance(values, pd.DataFrame):
         raise DataError(f"adata.obs has several columns named {name!r}; rename all but one.")
     missing = int(values.isna().sum())
@@ -38,6 +39,37 @@ def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
             f"adata = adata[adata.obs[{name!r}].notna()].copy()"
         )
     return values
+
+
+def native(values: Any) -> Any:
+    """Return a column, or columns, with numbers in the byte order of this machine."""
+    if isinstance(values, pd.DataFrame):
+        foreign = [i for i, dtype in enumerate(values.dtypes) if not _is_native(dtype)]
+        values = values.copy() if foreign else values
+        for i in foreign:
+            values.isetitem(i, native(values.iloc[:, i]))
+        return values
+    if _is_native(values.dtype):
+        return values
+    swapped = values.to_numpy().astype(values.dtype.newbyteorder("="))
+    return pd.Series(swapped, values.index, name=values.name)
+
+
+def _is_native(dtype: Any) -> bool:
+    return not isinstance(dtype, np.dtype) or dtype.isnative
+
+
+def _meant(obs: pd.DataFrame, role: str, given: Any) -> str:
+    """Return what is to be given instead of a column itself, or of several."""
+    names = [given.name] if isinstance(given, pd.Series) else given
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or any(not isinstance(name, str) or name not in obs for name in names)
+    ):
+        return "."
+    others = f", covariates={list(names[1:])!r}" if len(names) > 1 and role == "batch" else ""
+    return f": {role}={names[0]!r}{others}"
 
 
 def _names(values: pd.Series) -> pd.Series:
@@ -211,6 +243,11 @@ def _known(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarra
 
 def finite(values: pd.Series, name: str) -> np.ndarray:
     """Return the numbers of adata.obs[name], float64, none of which is infinite."""
+    if pd.api.types.is_complex_dtype(values.dtype):
+        raise DataError(
+            f"adata.obs[{name!r}] is complex; covariates are real: adata.obs[{name!r}] = "
+            f"np.real(adata.obs[{name!r}])"
+        )
     try:
         numbers = values.to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -304,10 +341,18 @@ def learn_covariates(
 
 
 def _standardiser(amounts: np.ndarray, name: str) -> tuple[float, float]:
-    mean, std = float(amounts.mean()), float(amounts.std())
-    if std <= 1e-12 * max(1.0, abs(mean)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(amounts.mean()), float(amounts.std())
+    where, low, high = f"adata.obs[{name!r}]", amounts.min(), amounts.max()
+    if low == high:
         raise DataError(
-            f"adata.obs[{name!r}] (given as covariates) is {mean:g} for every cell; "
+            f"{where} (given as covariates) is {mean:g} for every cell; "
             "there is nothing to correct for. Leave it out."
+        )
+    if not 1e-12 * max(1.0, abs(mean)) < std < math.inf:
+        raise DataError(
+            f"{where} (given as covariates) goes from {low:g} to {high:g}, which float32 cannot "
+            f"tell apart or hold. Give it in another unit: {where} = ({where} - {where}.median()) "
+            f"/ ({where} - {where}.median()).abs().max()"
         )
     return mean, std

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvae.arguments import check_names, is_switch
+from scvae.arguments import check_names, is_switch, shown
 from scvae.data.read.forms import check_anndata
 from scvae.data.read.marks import marks
 from scvae.data.read.naming import other_names
-from scvae.data.read.source import genes_of
+from scvae.data.read.source import genes_of, is_raw
 from scvae.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 def check_unique(adata: AnnData) -> None:
     """Raise if `adata` is no AnnData, or gene names repeat: genes are matched by name."""
     check_anndata(adata)
+    odd = [name for name in adata.var_names if not isinstance(name, str)]
+    if odd:
+        raise DataError(
+            f"adata.var_names holds {shown(odd[0])}, which is no text; genes are matched by name: "
+            "adata.var_names = adata.var_names.astype(str)"
+        )
     if adata.var_names.is_unique:
         return
     repeated = adata.var_names[adata.var_names.duplicated()]
@@ -58,6 +64,8 @@ def _chosen(adata: AnnData, genes: str | Sequence[Any] | None) -> list[str] | No
     if _is_mask(genes):
         return _masked(adata, genes)
     names = check_names("genes", genes, ["CD3D", "CD8A"])
+    if len(names) == 1:
+        raise DataError(f"genes={names} is one gene; a fit needs at least 2.")
     if not names or len(set(names)) < len(names):
         raise DataError(
             f"genes={names[:9]} must hold at least one name, and each once. "
@@ -74,8 +82,10 @@ def _marked(adata: AnnData, column: str) -> list[str]:
         raise DataError(f"adata.var has no column {column!r} (given as genes){hint}.")
     where = f"adata.var[{column!r}]"
     mask = marks(adata.var[column], where, "genes")
-    if not mask.any():
-        raise DataError(f"{where} must be boolean with at least one True.")
+    if mask.sum() < 2:
+        raise DataError(
+            f"{where} must be boolean with at least two True; it has {mask.sum()} of {len(mask)}."
+        )
     return list(adata.var_names[mask])
 
 
@@ -96,8 +106,8 @@ def _masked(adata: AnnData, genes: Any) -> list[str]:
     if isinstance(genes, pd.Series) and set(genes.index) == set(adata.var_names):
         genes = genes[adata.var_names]  # by name, as pandas does
     mask = marks(pd.Series(list(genes), dtype=object), "genes", "genes")
-    if not mask.any():
-        raise DataError("genes is a mask without a single True; it must mark a gene at least.")
+    if mask.sum() < 2:
+        raise DataError(f"genes is a mask with {mask.sum()} True; a fit needs at least 2 genes.")
     return list(adata.var_names[mask])
 
 
@@ -112,7 +122,7 @@ def match_genes(
     positions = there.get_indexer(pd.Index(names))
     missing = [name for name, position in zip(names, positions, strict=True) if position < 0]
     if missing:
-        raise DataError(lacking(adata, names, missing, of))
+        raise DataError(lacking(adata, names, missing, of, layer))
     return positions
 
 
@@ -128,12 +138,20 @@ def unique_genes(adata: AnnData, layer: str | None) -> pd.Index:
     return there
 
 
-def lacking(adata: AnnData, names: list[str], missing: list[str], of: str) -> str:
+def lacking(
+    adata: AnnData, names: list[str], missing: list[str], of: str, layer: str | None = None
+) -> str:
     """Return the error of missing genes."""
     problem = (
         f"adata lacks {len(missing)} of the {len(names)} genes {of} (first: {missing[:5]}; adata's "
         f"own: {list(adata.var_names[:3])})"
     )
+    if is_raw(adata, layer):
+        return (
+            f"adata.raw lacks {len(missing)} of the {len(names)} genes {of} (first: {missing[:5]}; "
+            f"its own: {list(adata.raw.var_names[:3])}). Keep those that it has: "
+            "adata = adata[:, adata.var_names.isin(adata.raw.var_names)].copy()"
+        )
     if of == "asked for":
         return (
             f"{problem}. Fit those that are there: "

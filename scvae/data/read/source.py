@@ -90,11 +90,20 @@ def blocks(matrix: Any) -> Iterator[sparse.csr_matrix]:
     if kind == "csc" or (kind == "csr" and in_memory):
         whole: Any = matrix if in_memory else matrix.to_memory()
         check_structure(whole)
-        yield sparse.csr_matrix(whole)
+        yield _plain(whole)
         return
     for rows in _parts(matrix):
         check_structure(rows)
-        yield sparse.csr_matrix(rows.astype(np.float32) if rows.dtype == np.float16 else rows)
+        yield _plain(rows)
+
+
+def _plain(rows: Any) -> sparse.csr_matrix:
+    """Return rows as CSR of numbers that scipy takes: no half floats, in this machine's order."""
+    if rows.dtype == np.float16:
+        rows = rows.astype(np.float32)
+    elif not rows.dtype.isnative:
+        rows = rows.astype(rows.dtype.newbyteorder("="))
+    return sparse.csr_matrix(rows)
 
 
 def _parts(matrix: Any) -> Iterator[Any]:
@@ -114,7 +123,8 @@ def canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
     clean = block.has_canonical_format and bool(np.all(block.data))
     if clean:
         return block
-    block = block.copy()
+    is_narrow = block.dtype.kind in "iu" and not block.has_canonical_format
+    block = block.astype(np.int64) if is_narrow else block.copy()  # sums may be wider
     block.sum_duplicates()
     block.eliminate_zeros()
     return block

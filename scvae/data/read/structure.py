@@ -27,7 +27,13 @@ def check_structure(matrix: Any) -> None:
     if dtype is None or dtype.kind not in NUMBERS:
         raise DataError(
             f"The matrix of counts holds {dtype or type(matrix).__name__} values. The counts model "
-            "needs raw counts: whole numbers, zero or more."
+            "needs raw counts: whole numbers, zero or more. If they are numbers: "
+            "adata.X = adata.X.astype('float32')"
+        )
+    if isinstance(matrix, np.ma.MaskedArray) and (masked := int(np.ma.count_masked(matrix))):
+        raise DataError(
+            f"The matrix of counts is a masked array with {masked:,} values that are masked. Every "
+            "value is needed; if they are zeros: adata.X = adata.X.filled(0)"
         )
     is_compressed = sparse.issparse(matrix) and getattr(matrix, "format", "") in ("csr", "csc")
     problem = _problem(matrix) if is_compressed else None

@@ -16,9 +16,11 @@ class FaultKind(StrEnum):
     INFINITE = "infinite"
     NEGATIVE = "negative"
     NON_INTEGER = "non-integer"
+    TOO_LARGE = "too large"
 
 
 ROUND_OFF = 2e-6  # relative error of float32 after a division or a logarithm and back
+LARGEST = 2**63  # what no whole number of a machine reaches
 MOST_OFF = 1e-2  # however large the count
 KINDS = tuple(FaultKind)
 FRACTION = KINDS.index(FaultKind.NON_INTEGER)
@@ -64,7 +66,7 @@ def settled(rows: sparse.csr_matrix) -> tuple[sparse.csr_matrix, int]:
     with np.errstate(invalid="ignore"):
         nearest = np.rint(values)
         near = np.abs(values - nearest) <= np.minimum(ROUND_OFF * np.maximum(1, nearest), MOST_OFF)
-        near &= (nearest >= 0) & (nearest < 2**63)
+        near &= (nearest >= 0) & (nearest < LARGEST)
     if not near.any():
         return rows, 0
     rows = rows.copy()
@@ -117,12 +119,13 @@ def _are_counts(values: np.ndarray) -> np.ndarray:
         return values >= 0
     with np.errstate(invalid="ignore"):
         # NaN and infinity fail the comparison with their own floor, too, or with the bound.
-        return (values >= 0) & (values == np.floor(values)) & (values < 2**63)
+        return (values >= 0) & (values == np.floor(values)) & (values < LARGEST)
 
 
 def _kinds(values: np.ndarray) -> np.ndarray:
     """Return the position in `KINDS` of every value that cannot be a count."""
-    return np.select([np.isnan(values), np.isinf(values), values < 0], [0, 1, 2], 3)
+    wrong = [np.isnan(values), np.isinf(values), values < 0, values >= LARGEST]
+    return np.select(wrong, [0, 1, 2, KINDS.index(FaultKind.TOO_LARGE)], FRACTION)
 
 
 def _fault_at(rows: sparse.csr_matrix, position: int, start: int) -> Fault:

@@ -1,0 +1,149 @@
+"""Laws of the door: values of every machine and width, masked values, names and odd columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+import scvae
+from scvae.data.read.choice import look
+from scvae.data.read.survey import survey
+from tests.test_door import QUICK, cells, finding, pasted, refusal
+
+
+def _read(matrix: Any) -> np.ndarray:
+    found: np.ndarray = survey(matrix, keep=True).counts.toarray()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">i8", ">u2", "<f4"])
+@pytest.mark.parametrize("form", ["dense", "csr", "csc"])
+def test_any_byte_order_is_read(dtype: str, form: str) -> None:
+    exact = cells().X.toarray()
+    matrix: Any = exact.astype(dtype)
+    if form != "dense":
+        matrix = sparse.csr_matrix(exact) if form == "csr" else sparse.csc_matrix(exact)
+        matrix.data = matrix.data.astype(dtype)
+    np.testing.assert_array_equal(_read(matrix), exact)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32])
+@pytest.mark.parametrize("sparse_form", [sparse.csr_matrix, sparse.csc_matrix])
+def test_entries_that_are_there_twice_add_up_beyond_their_type(
+    dtype: Any, sparse_form: Any
+) -> None:
+    most = int(np.iinfo(dtype).max)
+    twice = sparse_form((2, 2), dtype=dtype)
+    twice.data = np.full(3, most, dtype=dtype)
+    twice.indices, twice.indptr = np.array([1, 1, 1]), np.array([0, 3, 3])
+    total = np.zeros((2, 2))
+    total[(0, 1) if sparse_form is sparse.csr_matrix else (1, 0)] = 3 * most
+    np.testing.assert_array_equal(_read(twice), total)
+
+
+def test_values_that_are_masked_are_not_taken_for_what_lies_under_the_mask() -> None:
+    x = cells().X.toarray()
+    adata = AnnData(np.ma.masked_array(x, mask=np.zeros_like(x, dtype=bool)))
+    np.testing.assert_array_equal(look(adata).require().counts.toarray(), x)
+    adata = AnnData(np.ma.masked_equal(x, 3.0))
+    mended = pasted(refusal(scvae.fit, adata), adata)
+    np.testing.assert_array_equal(look(mended).require().counts.toarray(), np.where(x == 3, 0, x))
+
+
+def test_numbers_as_objects_are_made_numbers_by_the_call() -> None:
+    x = cells().X.toarray()
+    adata = AnnData(pd.DataFrame(x.astype(int)).astype("Int64").to_numpy())
+    mended = pasted(refusal(scvae.fit, adata), adata)
+    np.testing.assert_array_equal(look(mended).require().counts.toarray(), x)
+
+
+@pytest.mark.parametrize("value", [2.0**63, 1e30])
+def test_a_whole_number_that_is_too_large_is_called_so(value: float) -> None:
+    x = cells().X.toarray().astype(float)
+    x[3, 4] = value
+    assert f"too large values (first: {value:.6g} at cell '3', gene '4')" in refusal(
+        scvae.fit, AnnData(x)
+    )
+
+
+@pytest.mark.parametrize("odd", [np.nan, None, 7, 1.5])
+def test_names_of_genes_are_text(odd: Any) -> None:
+    adata = cells()
+    adata.var_names = pd.Index([*adata.var_names[:-1], odd], dtype=object)
+    message = refusal(scvae.fit, adata)
+    assert message in [f.text for f in scvae.check(adata).errors]
+    assert list(pasted(message, adata).var_names)[-1] == str(odd)
+
+
+@pytest.mark.parametrize("genes", [["Gene1"], "chosen", np.arange(20) == 3])
+def test_one_gene_is_no_choice(genes: Any) -> None:
+    adata = cells()
+    adata.var["chosen"] = np.arange(20) == 3
+    assert "at least" in refusal(scvae.fit, adata, genes=genes)
+
+
+def test_genes_that_raw_lacks_are_left_out_by_the_call() -> None:
+    adata = cells()
+    adata.raw = adata[:, :12].copy()
+    mended = pasted(refusal(scvae.fit, adata, layer="raw"), adata)
+    assert scvae.fit(mended, layer="raw", **QUICK).architecture.n_genes == 12
+
+
+# -- columns ---------------------------------------------------------------------------------------
+
+
+def test_a_number_of_another_byte_order_is_the_number() -> None:
+    adata, swapped = cells(), cells()
+    adata.obs["dose"] = np.random.default_rng(0).normal(size=80)
+    swapped.obs["dose"] = adata.obs["dose"].to_numpy().astype(">f8")
+    swapped.obs["other"] = np.arange(80).astype(">i4")
+    for each in (adata, swapped):
+        each.obs["batch"] = ["a", "b"] * 40
+        scvae.fit(each, batch="batch", covariates="dose", **QUICK)
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], swapped.obsm["X_scvae"])
+    assert scvae.check(swapped, batch="batch", covariates="dose").ok
+
+
+def test_complex_numbers_are_made_real_by_the_call() -> None:
+    adata = cells()
+    adata.obs["dose"] = np.arange(80) + 1j
+    mended = pasted(refusal(scvae.fit, adata, covariates="dose"), adata)
+    np.testing.assert_array_equal(mended.obs["dose"], np.arange(80))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e300])
+def test_numbers_beyond_float32_are_brought_to_it_by_the_call(scale: float) -> None:
+    adata = cells()
+    adata.obs["dose"] = scale * np.random.default_rng(0).normal(size=80)
+    mended = pasted(refusal(scvae.fit, adata, covariates="dose"), adata)
+    scvae.fit(mended, covariates="dose", **QUICK)
+    assert np.ptp(mended.obs["dose"]) > 1
+
+
+@pytest.mark.parametrize(("far", "told"), [(1e5, True), (8.0, False)])
+def test_a_value_that_makes_all_others_alike_is_clipped_by_the_call(far: float, told: bool) -> None:
+    adata = cells(300)
+    dose = np.random.default_rng(0).normal(size=300)
+    dose[0] = far
+    adata.obs["dose"] = dose
+    texts = [f.text for f in scvae.check(adata, covariates="dose").warnings if "Clip" in f.text]
+    assert len(texts) == told
+    if told:
+        mended = pasted(finding(adata, "Clip", covariates="dose"), adata)
+        assert not scvae.check(mended, covariates="dose").warnings
+
+
+def test_several_columns_as_the_batch_are_a_batch_and_covariates() -> None:
+    adata = cells()
+    adata.obs["donor"], adata.obs["site"] = ["a", "b"] * 40, ["x", "x", "y", "y"] * 20
+    assert "batch='donor', covariates=['site']" in refusal(
+        scvae.fit, adata, batch=["donor", "site"]
+    )
+    for given in (["donor"], adata.obs["donor"]):
+        assert refusal(scvae.fit, adata, batch=given).endswith(": batch='donor'")
+    assert refusal(scvae.fit, adata, batch=["donor", "none"]).endswith("of adata.obs.")
