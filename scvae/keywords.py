@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar
 
@@ -121,13 +121,18 @@ def named_methods(kind: type[T]) -> type[T]:
     return kind
 
 
+def meant(wrong: str, known: Sequence[str]) -> str | None:
+    """Return the one of `known` names that another package's or a misspelt one stands for."""
+    right = FOREIGN.get(wrong)
+    if right in known:
+        return right
+    return next(iter(get_close_matches(wrong.lower(), known, n=1)), None)
+
+
 def _advice(name: str, wrong: str, value: Any, known: Iterable[str]) -> str:
     """Return the error of an argument that `name` has not."""
     known = [word for word in known if word != "self"]
-    right = FOREIGN.get(wrong)
-    if right not in known:
-        near = get_close_matches(wrong.lower(), known, n=1)
-        right = near[0] if near else None
+    right = meant(wrong, known)
     if right is None:
         return f"{name} has no argument {wrong!r}; it takes {', '.join(known)}."
     meaning = f" ({MEANING[wrong]})" if wrong in MEANING else f": {right}={shown(value)}"

@@ -55,9 +55,29 @@ def kind_of(path: Path) -> str:
         return "mtx"
     with path.open("rb") as file:
         start = file.read(32)
+    if (advice := _advice(path)) is not None:
+        raise FileError(f"{path} cannot be read as cells: {advice}")
     what = next((what for magic, what in FOREIGN.items() if start.startswith(magic)), None)
     what = what or ("empty" if not start else "none of these")
     raise FileError(f"{path} cannot be read as cells: it is {what}. What is read: {READ}.")
+
+
+def _advice(path: Path) -> str | None:
+    """Return what makes a file of cells of tables of text and of files of R."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith((".csv", ".tsv", ".txt")):
+        mark = "" if name.endswith(".csv") else ", delimiter='\\t'"
+        return (
+            f"it is a table of text. In Python, anndata.io.read_csv({str(path)!r}{mark})"
+            ".write_h5ad('cells.h5ad') makes a file of cells of it; with .T before .write_h5ad if "
+            "its rows are genes."
+        )
+    if name.endswith((".rds", ".rdata", ".robj")):
+        return (
+            "it is a file of R. In R, zellkonverter::writeH5AD(Seurat::as.SingleCellExperiment("
+            f"readRDS({str(path)!r})), 'cells.h5ad') makes a file of cells of it."
+        )
+    return None
 
 
 def reader_in_python(path: Path) -> str:

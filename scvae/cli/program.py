@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scvae._version import __version__
 from scvae.cli.check import CHECK
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         With code 2 for wrong usage, with code 0 after `--help` and `--version`.
     """
-    arguments = parser().parse_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:
+        arguments.usage_error(_unknown(unknown, arguments.options[arguments.name]))
     arguments.shell = shell = shell_of(arguments)
 
     def worded(text: str) -> str:
@@ -66,6 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"error: {worded(str(error)) or type(error).__name__}")
             return 1
     return 0
+
+
+def _unknown(words: Sequence[str], options: Mapping[str, str]) -> str:
+    """Return the error of words that no option takes, with the option that may be meant."""
+    text = f"unrecognized arguments: {' '.join(words)}"
+    if not words[0].startswith("--"):
+        return text
+    from scvae.keywords import meant
+
+    name = words[0].partition("=")[0].lstrip("-").replace("-", "_")
+    right = meant(name, list(options))
+    return text if right is None else f"{text}; did you mean {options[right]}?"
 
 
 def shell_of(a: argparse.Namespace) -> Shell:

@@ -18,6 +18,9 @@ from scvae.errors import DataError
 if TYPE_CHECKING:
     from anndata import AnnData
 
+FEW_NAMES = 20  # that a message lists
+FOUND = "[gene for gene in genes if gene in adata.var_names]"
+
 
 def check_unique(adata: AnnData) -> None:
     """Raise if `adata` is no AnnData, or gene names repeat: genes are matched by name."""
@@ -153,10 +156,9 @@ def lacking(
             "adata = adata[:, adata.var_names.isin(adata.raw.var_names)].copy()"
         )
     if of == "asked for":
-        return (
-            f"{problem}. Fit those that are there: "
-            "scvae.fit(adata, genes=[gene for gene in genes if gene in adata.var_names])"
-        )
+        found = [name for name in names if name not in missing]
+        code = repr(found) if 1 < len(found) <= FEW_NAMES else FOUND
+        return f"{problem}. Fit those that are there: scvae.fit(adata, genes={code})"
     others = other_names(adata, names, missing)
     if others is not None:
         return f"{problem}. {others}"
