@@ -16,7 +16,7 @@ from scipy import sparse
 import scvae
 
 QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
-CALL = re.compile(r"import re; |known = |adata = |adata\.\w+(\[[^\]]*\])? &?= |sc\.pp\.")
+CALL = re.compile(r"import re; |known = |adata = |adata(\.\w+)+(\[[^\]]*\])? &?= |sc\.pp\.")
 
 
 def cells(n: int = 80, g: int = 20, seed: int = 0) -> AnnData:

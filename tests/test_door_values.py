@@ -147,3 +147,76 @@ def test_several_columns_as_the_batch_are_a_batch_and_covariates() -> None:
     for given in (["donor"], adata.obs["donor"]):
         assert refusal(scvae.fit, adata, batch=given).endswith(": batch='donor'")
     assert refusal(scvae.fit, adata, batch=["donor", "none"]).endswith("of adata.obs.")
+
+
+def test_a_column_whose_name_is_a_number_is_renamed_by_the_call() -> None:
+    adata = cells()
+    adata.obs[0] = ["a", "b"] * 40
+    mended = pasted(refusal(scvae.fit, adata, batch="0"), adata)
+    assert scvae.fit(mended, batch="0", **QUICK).batches == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", [["a ", "b"], ["A", "b"], ["a", " B"]])
+def test_categories_of_a_query_that_differ_in_spaces_or_case_are_mapped_by_the_call(
+    names: list[str],
+) -> None:
+    adata = cells()
+    adata.obs["donor"] = ["a", "b"] * 40
+    model = scvae.fit(adata, batch="donor", **QUICK)
+    query = adata.copy()
+    query.obs["donor"] = pd.Categorical(names * 40)
+    mended = pasted(refusal(model.embed, query), query)
+    np.testing.assert_array_equal(model.embed(mended), model.embed(adata))
+    query.obs["donor"] = "other"
+    assert "replace" not in refusal(model.embed, query)
+
+
+def test_numbers_that_became_text_are_the_categories_they_were() -> None:
+    adata = cells()
+    adata.obs["plate"] = [1.0, 2.0] * 40
+    model = scvae.fit(adata, batch="plate", **QUICK)
+    query = adata.copy()
+    query.obs["plate"] = query.obs["plate"].astype(str)
+    mended = pasted(refusal(model.embed, query), query)
+    np.testing.assert_array_equal(model.embed(mended), model.embed(adata))
+
+
+def test_a_query_with_its_genes_in_the_rows_is_turned_by_the_call() -> None:
+    adata = cells()
+    model = scvae.fit(adata, **QUICK)
+    query = adata.T.copy()
+    mended = pasted(refusal(model.embed, query), query)
+    np.testing.assert_array_equal(model.embed(mended), model.embed(adata))
+
+
+@pytest.mark.parametrize(
+    ("genes", "words"),
+    [
+        ([], "at least 2 genes"),
+        (2000, "n_top_genes=2000"),
+        ("Gene3", "genes=['Gene3', ...]"),
+        ("highly_variabel", "did you mean genes='highly_variable'?"),
+        (["Gene1", "Gene1", "Gene2"], "list(dict.fromkeys(genes))"),
+    ],
+)
+def test_what_are_no_genes_is_told_with_what_are(genes: Any, words: str) -> None:
+    adata = cells()
+    adata.var["highly_variable"] = np.arange(20) < 12
+    assert words in refusal(scvae.fit, adata, genes=genes)
+
+
+@pytest.mark.parametrize("words", [("train", "test"), ("fit", "validation"), ("Held", "kept")])
+def test_words_for_the_cells_held_out_are_made_marks_by_the_call(words: tuple[str, str]) -> None:
+    adata = cells()
+    adata.obs["split"] = [words[0], words[1], words[0], words[0]] * 20
+    mended = pasted(refusal(scvae.fit, adata, validation="split"), adata)
+    held = {"train": 20, "fit": 20, "Held": 60}[words[0]]
+    assert scvae.fit(mended, validation="split", **QUICK).record.n_held_out == held
+
+
+def test_an_array_of_the_cells_held_out_is_made_a_column_by_the_call() -> None:
+    adata, held = cells(), np.arange(80) % 8 == 0
+    with pytest.raises(scvae.ConfigError, match="marked by a boolean column") as caught:
+        scvae.fit(adata, validation=held)  # type: ignore[arg-type]
+    mended = pasted(str(caught.value).split(", then")[0], adata, held_out=held)
+    assert scvae.fit(mended, validation="held_out", **QUICK).record.n_held_out == 10

@@ -31,6 +31,11 @@ def split(adata: AnnData, validation: float | str, seed: int) -> tuple[Tensor, T
         rows, held = torch.arange(adata.n_obs), torch.from_numpy(marked)
         return rows[~held], rows[held]
     n = adata.n_obs
+    if np.ndim(validation) == 1 and len(validation) == n:  # type: ignore[arg-type]
+        raise ConfigError(
+            "validation is an array; cells are marked by a boolean column of adata.obs: "
+            "adata.obs['held_out'] = held_out, then scvae.fit(adata, validation='held_out')"
+        )
     if not is_number(validation) or not 0 < validation < 1:
         raise ConfigError(
             f"validation={shown(validation)}, but it is a share between 0 and 1, or a boolean "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from scvae.data.checkup.columns import FEW_CELLS
 from scvae.data.checkup.report import SHOWN, Finding, Kind
 from scvae.data.read.covariates import Encoded
 
@@ -27,7 +28,8 @@ def unseen_groups(encoded: Encoded, held_out: np.ndarray, validation: object) ->
         there = encoded.design[:, start : start + len(categories)] > 0
         start += len(categories)
         missing = np.flatnonzero(there.any(0) & ~there[rest].any(0))
-        if len(missing):
+        is_told = len(encoded.codes) < FEW_CELLS * len(categories)  # that they are so small
+        if len(missing) and (isinstance(validation, str) or not is_told):
             role = "batch" if name == covariates.batch else "covariate"
             names = [categories[i] for i in missing]
             n = int(there[:, missing].any(1).sum())

@@ -24,6 +24,11 @@ def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
         meant = _meant(obs, role, name)
         raise DataError(f"{role}={shown(name)} must be the name of one column of adata.obs{meant}")
     if name not in obs:
+        if name in map(str, obs.columns):
+            raise DataError(
+                f"adata.obs has a column {name} whose name is no text; names of columns are: "
+                "adata.obs.columns = adata.obs.columns.astype(str)"
+            )
         near = get_close_matches(str(name), [str(c) for c in obs.columns], n=1)
         hint = f"did you mean {role}={near[0]!r}?" if near else f"it holds: {list(obs.columns)}."
         raise DataError(f"adata.obs has no column {name!r} (given as {role}); {hint}")
@@ -234,11 +239,29 @@ def _known(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarra
     if unknown:
         raise DataError(
             f"adata.obs[{name!r}] has {len(unknown)} categories that the model was not fitted on: "
-            f"{unknown[:5]}. It knows {list(categories)[:10]}. Map them to known ones, embed these "
-            "cells as of a batch that was never seen, model.embed(adata, batch='new'), or let the "
-            "model learn them: model.extend(adata)"
+            f"{unknown[:5]}. It knows {list(categories)[:10]}. "
+            + _mapping(name, unknown, categories)
         )
     return _positions(names, categories)[positions]
+
+
+def _mapping(name: str, unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Return the call that maps names that differ in spaces, case or a decimal point alone, or
+    what else there is to do."""
+    alike = {_plain(category): category for category in known}
+    same = {each: alike[_plain(each)] for each in unknown if _plain(each) in alike}
+    where = f"adata.obs[{name!r}]"
+    if same:
+        call = f"{where} = {where}.astype(str).replace({same})"
+        return f"They are the same but for spaces or case: {call}"
+    return (
+        "Map them to known ones, embed these cells as of a batch that was never seen, "
+        "model.embed(adata, batch='new'), or let the model learn them: model.extend(adata)"
+    )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).lower().removesuffix(".0")
 
 
 def finite(values: pd.Series, name: str) -> np.ndarray:

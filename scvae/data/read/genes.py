@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,12 +67,20 @@ def _chosen(adata: AnnData, genes: str | Sequence[Any] | None) -> list[str] | No
         return _marked(adata, genes)
     if _is_mask(genes):
         return _masked(adata, genes)
+    if isinstance(genes, int | np.integer):
+        raise DataError(
+            f"genes={genes} is a number; genes are a column that marks them, or names: "
+            f"sc.pp.highly_variable_genes(adata, n_top_genes={genes}, flavor='seurat_v3') marks as "
+            "many in adata.var, for genes='highly_variable'"
+        )
     names = check_names("genes", genes, ["CD3D", "CD8A"])
+    if not names:
+        raise DataError("genes is empty; a fit needs at least 2 genes. Leave it out to take all.")
     if len(names) == 1:
         raise DataError(f"genes={names} is one gene; a fit needs at least 2.")
-    if not names or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise DataError(
-            f"genes={names[:9]} must hold at least one name, and each once. "
+            f"genes={names[:9]} must hold each name once. "
             "Drop the repeats: genes=list(dict.fromkeys(genes))"
         )
     return names
@@ -82,7 +91,12 @@ def _marked(adata: AnnData, column: str) -> list[str]:
         hint = (
             "; run sc.pp.highly_variable_genes(adata) first" if column == "highly_variable" else ""
         )
-        raise DataError(f"adata.var has no column {column!r} (given as genes){hint}.")
+        if column in adata.var_names:
+            hint = f"; it is a gene: genes=[{column!r}, ...]"
+        elif near := get_close_matches(column, [str(name) for name in adata.var.columns], n=1):
+            hint = f"; did you mean genes={near[0]!r}?"
+        end = "" if hint.endswith("?") else "."
+        raise DataError(f"adata.var has no column {column!r} (given as genes){hint}{end}")
     where = f"adata.var[{column!r}]"
     mask = marks(adata.var[column], where, "genes")
     if mask.sum() < 2:
@@ -149,6 +163,8 @@ def lacking(
         f"adata lacks {len(missing)} of the {len(names)} genes {of} (first: {missing[:5]}; adata's "
         f"own: {list(adata.var_names[:3])})"
     )
+    if set(missing) <= set(adata.obs_names):
+        return f"{problem}. They are in the rows, where cells belong: adata = adata.T.copy()"
     if is_raw(adata, layer):
         return (
             f"adata.raw lacks {len(missing)} of the {len(names)} genes {of} (first: {missing[:5]}; "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from scvae.errors import DataError
 
+HELD_OUT = re.compile(r"test|val|held", re.IGNORECASE)
 MEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -27,9 +30,12 @@ def marks(values: pd.Series, where: str, role: str) -> np.ndarray:
     missing = int(words.isna().sum())
     meant = words.map(lambda value: MEANS.get(str(value).strip().lower()))
     if meant[words.notna()].isna().any():
+        found = list(words.dropna().unique())
+        likely = next((word for word in found if HELD_OUT.search(str(word))), ...)
+        other = "..." if likely is ... or role != "validation" else repr(likely)
         raise DataError(
             f"{where} (given as {role}) must be boolean; it is {values.dtype} with "
-            f"{list(words.dropna().unique()[:3])}: {where} = {where} == ..."
+            f"{found[:3]}: {where} = {where} == {other}"
         )
     if missing:
         is_word = words.dropna().map(lambda value: isinstance(value, str)).any()
