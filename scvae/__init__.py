@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scvae.models.fit import fit
     from scvae.models.load import load
     from scvae.models.model import Model
+    from scvae.models.on_disk import on_disk
     from scvae.reporting.write import report
     from scvae.simulation import simulate
 
@@ -37,6 +38,7 @@ __all__ = [
     "datasets",
     "fit",
     "load",
+    "on_disk",
     "plot",
     "report",
     "simulate",
@@ -52,6 +54,7 @@ _HOME = {
     "fit": "scvae.models.fit",
     "Model": "scvae.models.model",
     "load": "scvae.models.load",
+    "on_disk": "scvae.models.on_disk",
     "report": "scvae.reporting.write",
     "simulate": "scvae.simulation",
 }

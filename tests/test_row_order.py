@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -84,6 +85,28 @@ def stored_as_zarr(adata: AnnData, rows: list[int], folder: Path) -> AnnData:
     return anndata.read_zarr(folder / "cells.zarr")
 
 
+def from_a_file(adata: AnnData, rows: list[int], folder: Path) -> Any:
+    backed(adata, rows, folder).file.close()
+    return scvae.on_disk(folder / "cells.h5ad")
+
+
+def staying_on_disk(adata: AnnData, rows: list[int], folder: Path) -> Any:
+    cells = from_a_file(adata, rows, folder)
+    cells.memory = 2_000  # a group of few cells
+    return cells
+
+
+def from_two_files(adata: AnnData, rows: list[int], folder: Path) -> Any:
+    middle = len(rows) // 2 or 1
+    backed(adata, rows[:middle], folder).file.close()
+    (folder / "cells.h5ad").rename(folder / "a.h5ad")
+    if rows[middle:]:
+        backed(
+            genes_permuted(adata, rows[middle:], folder), list(range(len(rows) - middle)), folder
+        )
+    return scvae.on_disk(folder)
+
+
 def codes_reordered(adata: AnnData, rows: list[int], folder: Path) -> AnnData:
     taken = adata[rows].copy()
     column = taken.obs["batch"].astype("category")
@@ -98,7 +121,7 @@ def genes_permuted(adata: AnnData, rows: list[int], folder: Path) -> AnnData:
 
 SOURCES = (
     view, copied, columns_first, dense, unsorted_indices, backed, backed_dense, stored_as_zarr,
-    codes_reordered, genes_permuted,
+    codes_reordered, genes_permuted, from_a_file, staying_on_disk, from_two_files,
 )  # fmt: skip
 
 

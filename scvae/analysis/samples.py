@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.counts import Counts
 from scvae.data.read.covariates import column
 from scvae.modalities.rna import KIND
 from scvae.models.fitted import Fitted
@@ -45,7 +46,8 @@ def names_of(obs: pd.DataFrame, name: str, role: str) -> np.ndarray:
 
 def csr(dataset: Dataset) -> sparse.csr_matrix:
     """Return the counts of a dataset, float64 ``(n, g)``."""
-    held = dataset.counts
+    held = dataset.near(torch.arange(len(dataset), device=dataset.device))[0].counts
+    assert isinstance(held, Counts)
     parts = (part.cpu().numpy() for part in (held.values, held.indices, held.indptr))
     values, indices, indptr = parts
     shape = (len(dataset), held.n_genes)

@@ -77,7 +77,7 @@ class Part:
     Attributes
     ----------
     counts
-        Cells x features of the kind, checked.
+        Cells x features of the kind, checked; in memory or on disk.
     size
         Observed size of every cell (library size, for RNA), ``(n,)``.
     observed

@@ -103,7 +103,7 @@ class Rna:
             place = f"np.rint({place})"
         library = library_sizes(adata, survey.totals, size, place)
         if observed.all():
-            return Part(survey.counts, library, layer=choice.layer)
+            return Part(survey.held, library, layer=choice.layer)
         return Part(in_their_places(survey.counts, observed), library, observed, choice.layer)
 
     def encoder(

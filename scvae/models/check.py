@@ -7,6 +7,7 @@ the number of cells, its memory and its steps.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ from scvae.data.checkup.held_out import unseen_groups
 from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
+from scvae.data.read.atlas import OnDisk
 from scvae.data.read.choice import look
 from scvae.data.read.covariates import Encoded, column, learn_covariates
 from scvae.data.read.features import check_one_kind
@@ -36,6 +38,7 @@ from scvae.keywords import named
 from scvae.models.budget import VALIDATION, RunSize, split, usual_run
 from scvae.models.check_several import check_several
 from scvae.models.device import pick_device
+from scvae.models.on_disk import opened
 from scvae.models.pace import seconds_of_run
 from scvae.models.prepare import DEMANDS, FEWEST_CELLS
 
@@ -49,7 +52,7 @@ KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 @named("scvae.check")
 def check(
-    adata: AnnData,
+    adata: AnnData | OnDisk | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch: str | None = None,
     covariates: str | Sequence[str] | None = None,
@@ -72,7 +75,7 @@ def check(
     Parameters
     ----------
     adata
-        Cells x genes with raw counts, or MuData, as for `scvae.fit`.
+        Cells x genes with raw counts, or MuData, or the path of a file, as for `scvae.fit`.
     batch, covariates, modalities, measured, layer, genes, library_size, counts, validation
         As for `scvae.fit`.
     label
@@ -98,19 +101,23 @@ def check(
     """
 
     counts = check_choice("counts", counts, COUNTS)
+    findings = _Findings()
+    cells: Any = findings.attempt(Kind.CELLS_AND_GENES, opened, adata)
+    if cells is None and adata is not None:
+        return Report(tuple(findings.all))
 
     def of_rna(adata: AnnData, layer: str | None) -> Report:
         asked = (batch, covariates, layer, genes, library_size, counts, validation, label)
         return _check_rna(adata, *asked)
 
-    if is_several(adata, modalities, split=genes is None):
+    if is_several(cells, modalities, split=genes is None):
         asked = (modalities, measured, layer, batch, covariates, counts)
-        return check_several(adata, *asked, of_rna)
-    return of_rna(adata, layer)  # type: ignore[arg-type]
+        return check_several(cells, *asked, of_rna)
+    return of_rna(cells, layer)  # type: ignore[arg-type]
 
 
 def _check_rna(
-    adata: AnnData,
+    cells: Any,
     batch: str | None,
     covariates: str | Sequence[str] | None,
     layer: str | None,
@@ -123,35 +130,35 @@ def _check_rna(
     """Do as `check` of an AnnData of genes."""
     findings = _Findings()
     for demand in DEMANDS:
-        findings.attempt(Kind.CELLS_AND_GENES, demand, adata)
-        if not is_anndata(adata):
+        findings.attempt(Kind.CELLS_AND_GENES, demand, cells)
+        if not is_anndata(cells):
             return Report(tuple(findings.all))
-    findings.all += turned(adata)
-    columns = findings.attempt(Kind.GENES, choose_genes, adata, genes, layer)
+    findings.all += turned(cells)
+    columns = findings.attempt(Kind.GENES, choose_genes, cells, genes, layer)
     if columns is not None or genes is None:
-        names = genes_of(adata, layer)
+        names = genes_of(cells, layer)
         names = names if columns is None else names[columns]
-        findings.attempt(Kind.GENES, check_one_kind, adata, names)
-    encoded = _learn(adata.obs, batch, covariates, findings)
-    _check_held_out(adata, encoded, validation, findings)
-    label = None if label is None else findings.attempt(Kind.LABEL, _check_label, adata.obs, label)
+        findings.attempt(Kind.GENES, check_one_kind, cells, names)
+    encoded = _learn(cells.obs, batch, covariates, findings)
+    _check_held_out(cells, encoded, validation, findings)
+    label = None if label is None else findings.attempt(Kind.LABEL, _check_label, cells.obs, label)
     groups = encoded.codes if encoded.covariates.batch is not None else None
-    place, seen = _choose(adata, layer, columns, groups, counts, findings)
+    place, seen = _choose(cells, layer, columns, groups, counts, findings)
     if seen is None:
         return Report(tuple(findings.all))
     chosen = genes if columns is not None else None
-    written = fitted_place(adata, place, chosen, is_rounded=seen.estimates > 0)
+    written = fitted_place(cells, place, chosen, is_rounded=seen.estimates > 0)
     is_all = chosen is None and place is None and not seen.estimates
-    _check_cells(adata, seen, library_size, None if is_all else written, findings)
-    names = genes_of(adata, layer)
+    _check_cells(cells, seen, library_size, None if is_all else written, findings)
+    names = genes_of(cells, layer)
     names = names if columns is None else names[columns]
-    findings.all += examine(seen, adata.obs, names, encoded, place, written, label)
-    nbytes = None if seen.tallies else _nbytes(seen, adata.n_obs, len(names))
-    _tell_memory(nbytes, adata.n_obs, len(names), findings)
-    if adata.n_obs < FEWEST_CELLS or not len(names):
+    findings.all += examine(seen, cells.obs, names, encoded, place, written, label)
+    nbytes = None if seen.tallies else _nbytes(seen, cells.n_obs, len(names))
+    _tell_memory(nbytes, cells.n_obs, len(names), findings)
+    if cells.n_obs < FEWEST_CELLS or not len(names):
         return Report(tuple(findings.all), nbytes)
-    run = usual_run(adata.n_obs)
-    seconds = _tell_time(run, adata.n_obs, len(names), findings)
+    run = usual_run(cells.n_obs)
+    seconds = _tell_time(run, cells.n_obs, len(names), findings)
     return Report(tuple(findings.all), nbytes, run.steps, seconds)
 
 

@@ -39,6 +39,7 @@ from scvae.choices import (
 )
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.several import Datasets
+from scvae.data.read.atlas import OnDisk
 from scvae.data.read.library import FROM_COUNTS
 from scvae.data.read.several import sources_of
 from scvae.errors import warn
@@ -54,6 +55,7 @@ from scvae.models.keep.record import Record
 from scvae.models.kinds import check_arguments_of_rna, check_bounds
 from scvae.models.model import Model
 from scvae.models.network import Architecture
+from scvae.models.on_disk import opened
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare, spec_of
 from scvae.models.progress import progress as progress_of
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
 
 @named("scvae.fit")
 def fit(
-    adata: AnnData,
+    adata: AnnData | OnDisk | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch: str | None = None,
     covariates: str | Sequence[str] | None = None,
@@ -115,7 +117,10 @@ def fit(
     adata
         Cells x genes with raw counts: sparse or dense, of any number type, a view, or backed. Or a
         MuData with RNA, surface proteins, chromatin, or some of them; cells may lack any (see
-        `scvae.data.read.several`).
+        `scvae.data.read.several`). Or, with RNA, the path of an h5ad file or zarr store, a folder
+        or list of them, or `scvae.on_disk` of those: more cells than memory holds are read from
+        disk as training goes, and nothing is written to the files; ``model.embed(path)`` returns
+        the embedding.
     batch
         Column of adata.obs with the batch to correct for.
     covariates
@@ -256,7 +261,8 @@ def fit(
     folder = None if checkpoint is None else check_path("checkpoint", checkpoint, "checkpoint")
     key_added = check_name("key_added", key_added, "X_scvae")
     _warn_of_view(adata)
-    sources = sources_of(adata, modalities, measured, split=genes is None)
+    cells = opened(adata)
+    sources = sources_of(cells, modalities, measured, split=genes is None)
     alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
     check_arguments_of_rna(sources, genes, library_size, robust)
     counts = check_choice("counts", counts, COUNTS)
@@ -275,12 +281,14 @@ def fit(
         with progress_of(schedule.steps, progress) as report:
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
         model = _model(plan, trained, library_size, strength)
+        if isinstance(cells, OnDisk):
+            return model
         embedded = model.embed_dataset(trained.dataset)
-    _write(adata, key_added, embedded, _uns(model))
+    _write(cells, key_added, embedded, _uns(model))
     return model
 
 
-def _warn_of_view(adata: AnnData) -> None:
+def _warn_of_view(adata: Any) -> None:
     """Say where the embedding of a view goes: a view made in the call has no name to find it by."""
     if getattr(adata, "is_view", False) and not getattr(adata, "isbacked", False):
         warn(
@@ -311,7 +319,8 @@ def _sized(asked: Architecture, rna: Rna, prepared: Prepared, library_size: str)
 
 def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> Model:
     """Return the trained model with its embedding and record."""
-    read, rows, dataset = plan.prepared, plan.train_rows, trained.dataset
+    read, dataset = plan.prepared, trained.dataset
+    rows = dataset.in_order(plan.train_rows)
     shares = batch_shares(read, rows.cpu().numpy())
     parts = _part_origins(read, library_size)
     origin = Origin(parts, read.covariates, shares, read.counted)
@@ -391,7 +400,7 @@ def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -
         ),
         history=history,
         device=str(dataset.device),
-        counts="streamed from host memory" if dataset.is_streamed else "on the device",
+        counts=dataset.place,
         digest=plan.digest,
         warnings=plan.prepared.warnings,
         versions={**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},

@@ -147,6 +147,7 @@ def _execute(
     facts = facts_of(read, plan.train_rows.cpu().numpy(), plan.architecture)
     vae = build_vae(plan.architecture, facts, generator_of("weights", plan.seed)).to(device)
     dataset = dataset_of(read, device, stream)
+    held_out, held_rows = dataset.near(plan.held_out_rows)
     with contextlib.ExitStack() as stack:
         if checkpoint is not None:
             stack.enter_context(checkpoint.naming_itself())
@@ -160,7 +161,7 @@ def _execute(
         history = train(
             vae,
             epoch,
-            lambda: dataset.minibatches(plan.held_out_rows, HELD_OUT_SIZE),
+            lambda: held_out.minibatches(held_rows, HELD_OUT_SIZE),
             plan.schedule,
             generator_of("order", plan.seed),
             generator_of("noise", plan.seed, device),

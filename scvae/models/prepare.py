@@ -61,7 +61,7 @@ class PreparedPart:
     names
         Names of the features.
     counts
-        ``(n, g)``.
+        ``(n, g)``; where they stay on disk, `scvae.data.hold.shards.Shards`.
     library
         Observed size of every cell, ``(n,)``; a typical one where it was absent.
     present, observed
@@ -184,7 +184,7 @@ def _rna(
     findings = examine(seen, obs, names, encoded, choice.layer, place)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warn(text)
-    part = _part(source, n, list(names), Part(seen.counts, library, layer=choice.layer), seen)
+    part = _part(source, n, list(names), Part(seen.held, library, layer=choice.layer), seen)
     told = [*is_turned, *([] if choice.note is None else [choice.note]), *warning_texts(findings)]
     return part, whole, told
 

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.several import Datasets
+from scvae.data.read.atlas import OnDisk
 from scvae.data.read.genes import check_unique
 from scvae.data.read.several import Source, Sources, is_mudata, kind_called, sources_of
 from scvae.data.read.source import is_raw
@@ -19,6 +20,7 @@ from scvae.errors import DataError
 from scvae.modalities.rna import Rna
 from scvae.models.keep.origin import Origin
 from scvae.models.network import Architecture
+from scvae.models.on_disk import opened
 from scvae.models.placing import encode
 from scvae.models.prepare import layer_of
 
@@ -45,7 +47,7 @@ def read_cells(
 ) -> tuple[Dataset | Datasets, pd.DataFrame]:
     """Return the cells of `data`, for the user's `call`, and what is known of them; all or a part
     of the genes, each of its own batch or as `batch` says (see `scvae.models.placing`)."""
-    sources = sources_for(data, origin)
+    sources = sources_for(opened(data), origin)
     found = {
         source.kind: _part(
             source, sources, a, origin, layer_of(source, sources, layer), call, partial
@@ -83,6 +85,8 @@ def _empty(n: int, n_features: int) -> sparse.csr_matrix:
 def sources_for(data: AnnData, origin: Origin) -> Sources:
     """Return where the kinds of a model are in `data`: those that are there."""
     kinds = [*origin.parts]
+    if isinstance(data, OnDisk):
+        return Sources(data.obs, (Source(kinds[0], data),))
     if not is_mudata(data):
         check_unique(data)
         places = {k: p.place for k, p in origin.parts.items() if p.place is not None}

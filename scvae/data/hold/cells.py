@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from scvae.core.batch import Batch
 from scvae.data.hold.counts import Counts
 from scvae.data.hold.residence import ahead, fits
+from scvae.data.hold.shards import Shards
 
 AHEAD = 64  # minibatches sent to a GPU, or made there, at once
 MOST = 2**28  # bytes of dense counts that are made there at once, or one minibatch
@@ -59,7 +60,7 @@ class Dataset:
     """All cells, sparse; rows leave in the order of the index that asks for them.
 
     Minibatches are made dense where training happens. The counts lie there, too, if they fit; else
-    they stay in host memory and are sent ahead, many minibatches at a time.
+    they stay in host memory, or on disk, and are sent ahead, many minibatches at a time.
 
     Attributes
     ----------
@@ -68,13 +69,13 @@ class Dataset:
     s, batch, log_library
         As in `Cells`, for all n cells, where training happens.
     is_streamed
-        Whether the counts lie in host memory and are sent from there.
+        Whether the counts lie in host memory or on disk, and are sent from there.
     present, observed
         True for the cells, ``(n,)``, and for the features, ``(g,)``, or entries, ``(n, g)``, that
         were measured; None if all were.
     """
 
-    counts: Counts
+    counts: Counts | Shards
     s: Tensor
     batch: Tensor
     log_library: Tensor
@@ -85,7 +86,7 @@ class Dataset:
     @classmethod
     def build(
         cls,
-        counts: sparse.csr_matrix,
+        counts: sparse.csr_matrix | Shards,
         design: np.ndarray,
         codes: np.ndarray,
         library: np.ndarray,
@@ -100,11 +101,16 @@ class Dataset:
         `stream` leaves the counts in host memory; None does so if they do not fit (see `fits`).
         `present` and `observed` mark cells and entries that were measured; None says all.
         """
-        held = Counts.from_csr(counts)
-        if stream is None:
-            stream = not fits(held.nbytes, torch.device(device))
+        held: Counts | Shards
+        if isinstance(counts, Shards):
+            held, stream = counts, True
+        else:
+            held = Counts.from_csr(counts)
+            if stream is None:
+                stream = not fits(held.nbytes, torch.device(device))
+            held = held if stream else held.to(device)
         return cls(
-            held if stream else held.to(device),
+            held,
             torch.from_numpy(design).to(device),
             torch.from_numpy(codes).to(device),
             torch.from_numpy(np.log(library).astype(np.float32)).to(device)[:, None],
@@ -124,9 +130,37 @@ class Dataset:
         """Return the same cells as of other batches and covariates."""
         return replace(self, s=s, batch=batch)
 
+    @property
+    def place(self) -> str:
+        """Where the counts are, in words."""
+        if isinstance(self.counts, Shards):
+            return "streamed from disk"
+        return "streamed from host memory" if self.is_streamed else "on the device"
+
+    def near(self, rows: Tensor) -> tuple[Dataset, Tensor]:
+        """Return a dataset that hands out the given rows fast, again and again, and their numbers
+        in it: they alone, in memory, of counts on disk."""
+        if not isinstance(self.counts, Shards):
+            return self, rows
+        held = self.counts.take(rows.cpu())
+        fitting = fits(held.nbytes, self.device)
+        present, observed = None if self.present is None else self.present[rows], self.observed
+        few = Dataset(
+            held.to(self.device) if fitting else held,
+            *(self.s[rows], self.batch[rows], self.log_library[rows]),
+            is_streamed=not fitting,
+            present=present,
+            observed=observed if observed is None or observed.dim() == 1 else observed[rows],
+        )
+        return few, _all(rows)
+
+    def in_order(self, rows: Tensor) -> Tensor:
+        """Return the given rows in an order in which one pass over them is fast."""
+        return rows.sort().values if isinstance(self.counts, Shards) else rows
+
     def cells(self, rows: Tensor) -> Cells:
         """Return the given rows, in their order."""
-        if self.is_streamed:
+        if self.is_streamed or isinstance(self.counts, Shards):
             return self._described(rows, self._sent(rows).dense(_all(rows)))
         return self._described(rows, self.counts.dense(rows))
 
@@ -141,7 +175,10 @@ class Dataset:
             one_by_one = self.device.type == "cpu"
             yield from map(self.cells, parts) if one_by_one else self._together(parts)
             return
-        groups = [parts[start : start + AHEAD] for start in range(0, len(parts), AHEAD)]
+        step = AHEAD
+        if isinstance(self.counts, Shards):
+            step = max(1, self.counts.group // max(1, len(parts[0])))
+        groups = [parts[start : start + step] for start in range(0, len(parts), step)]
         for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
             places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
             for part, place in zip(group, places, strict=True):
@@ -163,6 +200,10 @@ class Dataset:
 
     def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:
         """Yield the given rows once each, in a random order."""
+        if isinstance(self.counts, Shards):
+            order = self.counts.shuffled(rows.cpu(), generator).to(rows.device)
+            yield from self.minibatches(order, size)
+            return
         yield from self.minibatches(shuffled(rows, generator), size)
 
     def _described(self, rows: Tensor, x: Tensor) -> Cells:

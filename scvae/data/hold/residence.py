@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-SHARE = 0.5  # of a GPU's free memory that counts may take; the rest is for training
+SHARE = 0.5  # of free memory, a GPU's or the machine's, that counts may take; the rest is for more
+UNKNOWN = 2**32  # bytes taken to be free where the system does not tell
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -20,6 +24,21 @@ def fits(nbytes: int, device: torch.device) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return nbytes <= SHARE * free
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process may still take."""
+    free = UNKNOWN
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # "max", where a container has no bound
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        free = min(free, most - int((group / "memory.current").read_text()))
+    return max(free, 0)
 
 
 def ahead(make: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:

@@ -65,6 +65,19 @@ class Datasets:
         """Whether counts of any kind lie in host memory and are sent from there."""
         return any(part.is_streamed for part in self.parts)
 
+    @property
+    def place(self) -> str:
+        """Where the counts are, in words."""
+        return "; ".join(dict.fromkeys(part.place for part in self.parts))
+
+    def near(self, rows: Tensor) -> tuple[Datasets, Tensor]:
+        """Return this and the given rows: see `Dataset.near`."""
+        return self, rows
+
+    def in_order(self, rows: Tensor) -> Tensor:
+        """Return the given rows as they are: see `Dataset.in_order`."""
+        return rows
+
     def of_batches(self, s: Tensor, batch: Tensor) -> Datasets:
         """Return the same cells as of other batches and covariates."""
         return Datasets(tuple(part.of_batches(s, batch) for part in self.parts))

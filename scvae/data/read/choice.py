@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scvae.choices import CountKind
-from scvae.data.read.source import genes_of, is_raw, matrix_of, where_named
+from scvae.data.read.source import cell_named, genes_of, is_raw, matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
 from scvae.data.read.tally import FaultKind
 from scvae.errors import DataError, warn
@@ -160,7 +161,7 @@ def _candidates(
     least = 1 if asked is None or asked.tallies else asked.largest + 1
     candidates = {}
     for name in _layers(adata, None):
-        seen = _counts_in(adata.layers[name], columns, **detail)
+        seen = _counts_in(partial(matrix_of, adata, name), columns, **detail)
         if seen is None or seen.largest < least:
             continue
         if name in PROMISING:
@@ -176,27 +177,30 @@ def _is_plain(candidate: tuple[str, Survey]) -> bool:
 
 
 def _raw_holds_counts(adata: AnnData) -> bool:
-    return adata.raw is not None and _holds_counts(adata.raw.X)
+    return adata.raw is not None and _holds_counts(lambda: adata.raw.X)
 
 
-def _counts_in(matrix: Any, columns: np.ndarray | None = None, **detail: Any) -> Survey | None:
-    """Return what is seen of `matrix`, or None, having read no more than shows it, if it holds no
+def _counts_in(
+    find: Callable[[], Any], columns: np.ndarray | None = None, **detail: Any
+) -> Survey | None:
+    """Return what is seen of a matrix, or None, having read no more than shows it, if it holds no
     counts."""
     try:
+        matrix = find()
         seen = None if matrix is None else survey(matrix, columns, stop_at_fault=True, **detail)
-    except DataError:  # it is broken, or of strings
+    except DataError:  # it is broken, or of strings, or cannot be read from its file
         return None
     return seen if seen is not None and seen.holds_counts else None
 
 
-def _holds_counts(matrix: Any) -> bool:
-    return _counts_in(matrix, summarise=False) is not None
+def _holds_counts(find: Callable[[], Any]) -> bool:
+    return _counts_in(find, summarise=False) is not None
 
 
 def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
     """Return the first other layer that holds counts, if there is one."""
     names = _layers(adata, besides)
-    return next((name for name in names if _holds_counts(adata.layers[name])), None)
+    return next((name for name in names if _holds_counts(partial(matrix_of, adata, name))), None)
 
 
 # -- words -------------------------------------------------------------------------------------
@@ -285,10 +289,10 @@ def _not_counts(
     """Return the error of a matrix with a fault; `other` is a layer that holds counts."""
     fault = seen.first_fault
     assert fault is not None
-    cell, gene = adata.obs_names[fault.row], genes_of(adata, layer)[fault.column]
+    cell, gene = cell_named(adata, fault.row), genes_of(adata, layer)[fault.column]
     problem = (
         f"{where_named(layer, adata)} has {fault.kind} values "
-        f"(first: {fault.value:.6g} at cell {cell!r}, gene {gene!r}). "
+        f"(first: {fault.value:.6g} at cell {cell}, gene {gene!r}). "
         "The counts model needs raw counts: whole numbers, zero or more"
     )
     if other is not None:
@@ -297,7 +301,7 @@ def _not_counts(
         )
     if not is_raw(adata, layer) and (joined := _joined(adata, layer, seen)) is not None:
         return DataError(f"{problem}. {joined}")
-    if layer is not None and _holds_counts(adata.X):
+    if layer is not None and _holds_counts(lambda: matrix_of(adata, None)):
         remedy = f"{call})" if home is None else f"{where_named(layer, adata)} = adata.X"
         return DataError(f"{problem}; adata.X holds some: {remedy}.")
     if not is_raw(adata, layer) and _raw_holds_counts(adata):

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvae.arguments import shown
+from scvae.data.read.atlas import OnDisk
 from scvae.data.read.features import COLUMNS
 from scvae.data.read.marks import marks
 from scvae.errors import ConfigError, DataError, warn
@@ -357,6 +358,13 @@ def _obs_of(mdata: Any, parts: tuple[Source, ...]) -> pd.DataFrame:
 
 
 def _of_anndata(adata: Any, modalities: Any, split: bool) -> Sources:
+    if isinstance(adata, OnDisk):
+        if modalities is not None:
+            raise ConfigError(
+                f"modalities={shown(modalities)}, but from disk genes alone are fitted: read the "
+                "file into memory for several kinds, adata = anndata.read_h5ad(path)"
+            )
+        return Sources(adata.obs, (Source("rna", adata),))
     if isinstance(modalities, str):
         if modalities not in NAMES:
             raise ConfigError(

@@ -10,6 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from scvae.arguments import shown
+from scvae.data.hold.residence import SHARE, ahead, free_memory
+from scvae.data.read.stored import StoredMatrix, in_file
 from scvae.data.read.structure import check_structure
 from scvae.errors import DataError
 
@@ -35,6 +37,13 @@ def is_raw(adata: AnnData, layer: str | None) -> bool:
 def genes_of(adata: AnnData, layer: str | None) -> pd.Index:
     """Return the names of the columns of a matrix: adata.raw may have more than adata."""
     return adata.raw.var_names if is_raw(adata, layer) else adata.var_names
+
+
+def cell_named(adata: AnnData, row: int) -> str:
+    """Return the name of a cell, with that of its file where there are several."""
+    file_of = getattr(adata, "file_of", lambda row: None)
+    of_file = "" if file_of(row) is None else f" of {file_of(row)}"
+    return f"{adata.obs_names[row]!r}{of_file}"
 
 
 def where_named(layer: str | None, adata: AnnData | None = None) -> str:
@@ -67,7 +76,13 @@ def _fitted_place(adata: AnnData, layer: str | None, genes: Any) -> str:
 
 
 def matrix_of(adata: AnnData, layer: str | None) -> Any:
-    """Return adata.X or the layer, as it is; None where X is empty."""
+    """Return adata.X or the layer, as it is; None where X is empty.
+
+    An X in backed mode, if it is CSR, is one that may be read into memory or stay where it is."""
+    if layer is None and isinstance(adata.isbacked, bool) and adata.isbacked and not adata.is_view:
+        path = getattr(adata, "filename", None)
+        if path is not None:
+            return in_file(adata.X, path, int(SHARE * free_memory()))
     if layer is None:
         return adata.X
     if is_raw(adata, layer):
@@ -114,17 +129,9 @@ def _parts(matrix: Any) -> Iterator[Any]:
             yield matrix[start : start + size].compute()
         return
     step = max(1, BLOCK_VALUES // max(g, 1))
-    for start in range(0, max(n, 1), step):
+    starts = range(0, max(n, 1), step)
+    if isinstance(matrix, StoredMatrix):
+        yield from ahead(lambda start: matrix[start : start + step], starts)
+        return
+    for start in starts:
         yield matrix[start : start + step]
-
-
-def canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return `block` sorted, without duplicates or stored zeros, never touching the user's own."""
-    clean = block.has_canonical_format and bool(np.all(block.data))
-    if clean:
-        return block
-    is_narrow = block.dtype.kind in "iu" and not block.has_canonical_format
-    block = block.astype(np.int64) if is_narrow else block.copy()  # sums may be wider
-    block.sum_duplicates()
-    block.eliminate_zeros()
-    return block

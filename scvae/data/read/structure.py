@@ -67,3 +67,15 @@ def _problem(matrix: Any) -> str | None:
 def _largest(indices: np.ndarray) -> int:
     """Return the largest index; a negative one counts as huge."""
     return int(indices.view(f"u{indices.dtype.itemsize}").max()) if len(indices) else -1
+
+
+def canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return `block` sorted, without duplicates or stored zeros, never touching the user's own."""
+    clean = block.has_canonical_format and bool(np.all(block.data))
+    if clean:
+        return block
+    is_narrow = block.dtype.kind in "iu" and not block.has_canonical_format
+    block = block.astype(np.int64) if is_narrow else block.copy()  # sums may be wider
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    return block

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
+from scvae.data.hold.shards import Shards
+
 BLOCK_ROWS = 2**16
 
 
@@ -22,7 +24,7 @@ def row_sums(counts: sparse.csr_matrix) -> np.ndarray:
     return sums
 
 
-def column_sums(counts: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+def column_sums(counts: sparse.csr_matrix | Shards, rows: np.ndarray) -> np.ndarray:
     """Return the sum of every column over the given rows, float64 ``(g,)``."""
     sums = np.zeros(counts.shape[1])
     for block in _blocks(len(rows)):

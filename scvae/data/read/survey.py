@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from scvae.data.hold.counts import narrowest
+from scvae.data.hold.shards import Shards
 from scvae.data.read.normalisation import Traces, are_estimates, by_row, divided_by
-from scvae.data.read.source import blocks, canonical
+from scvae.data.read.source import blocks
+from scvae.data.read.stored import StoredMatrix
+from scvae.data.read.structure import canonical
 from scvae.data.read.summary import CountSummary, SummaryOfPieces
 from scvae.data.read.sums import row_sums
 from scvae.data.read.tally import (
@@ -54,8 +57,8 @@ class Survey:
     summary
         More about them; None if it was not asked for, or if a value cannot be a count.
     kept
-        The counts themselves as CSR of the narrowest integers; None if they were not asked for, or
-        if a value cannot be one.
+        The counts themselves as CSR of the narrowest integers, or where they stay on disk; None if
+        they were not asked for, or if a value cannot be one.
     of_groups
         Counts of every gene in every group of cells, ``(b, g)``; None without groups.
     rounded
@@ -76,7 +79,7 @@ class Survey:
     totals: np.ndarray
     largest: int
     summary: CountSummary | None
-    kept: sparse.csr_matrix | None
+    kept: sparse.csr_matrix | Shards | None
     of_groups: np.ndarray | None = None
     rounded: int = 0
     estimates: int = 0
@@ -84,10 +87,16 @@ class Survey:
     after: float = 0.0
 
     @property
-    def counts(self) -> sparse.csr_matrix:
-        """The counts that were kept, ``(n, g)``."""
+    def held(self) -> Any:
+        """The counts that were kept, ``(n, g)``, in memory or on disk."""
         assert self.kept is not None
         return self.kept
+
+    @property
+    def counts(self) -> sparse.csr_matrix:
+        """The counts that were kept, ``(n, g)``, read into memory where they are not."""
+        held = self.held
+        return held[np.arange(len(held))] if isinstance(held, Shards) else held
 
     @property
     def first_fault(self) -> Fault | None:
@@ -140,7 +149,8 @@ def survey(
     summarise
         Tell what `CountSummary` does, too.
     keep
-        Return the counts, too; else no more of them is in memory than a piece.
+        Return the counts, too; else, or where they stay on disk, no more of them is in memory than
+        a piece.
     groups
         Group of every cell, ``(n,)``, to sum counts over; None has none.
     estimates
@@ -151,6 +161,8 @@ def survey(
     DataError
         If `matrix` is broken, or does not hold numbers.
     """
+    stays = isinstance(matrix, StoredMatrix) and matrix.stays
+    is_kept, keep = keep, keep and not stays
     seen = _Seen(matrix.shape[1] if columns is None else len(columns), summarise, groups)
     for block in blocks(matrix):
         whole = canonical(block) if keep else block
@@ -169,7 +181,11 @@ def survey(
             # Not piece by piece: it shares its indices.
             counts = settled(whole)[0] if seen.rounded else whole
             seen.kept.append(_narrowed(nearest(counts) if seen.fractions else counts))
-    return seen.survey()
+    found = seen.survey()
+    if not (is_kept and stays) or found.tallies:
+        return found
+    sizes = (found.genes_of_cells, found.largest)
+    return replace(found, kept=matrix.shards(columns, *sizes, rounds=bool(seen.fractions)))
 
 
 def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:

@@ -1,0 +1,147 @@
+"""Training from disk beside training in memory: held-out ELBO, time and resident memory.
+
+    python benchmarks/disk.py [--cells 100000] [--genes 2000] [--steps 2000] [--seeds 3]
+        [--memory 64e6] [--file cells.h5ad] [--embed]
+
+Cells are simulated by blocks and written to an h5ad file as CSR, sorted by batch and type, which is
+how atlases lie on disk and the worst that shuffling by blocks can meet. Every run is a process of
+its own, and both kinds take turns. Steps, minibatches, split and initial weights are the same;
+only the order of the cells differs. Time is that of the steps with their evaluations, without
+reading the file first, and of the whole; memory is the most that the process ever held, that of
+its libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+BLOCK, TYPES, BATCHES = 10_000, 12, 5
+DEPTH = 2_000  # counts of a cell
+
+
+def write_cells(path: Path, n_cells: int, n_genes: int, seed: int = 0) -> None:
+    """Write simulated cells, a block at a time, sorted by batch, then by type."""
+    from anndata.io import write_elem
+
+    rng = np.random.default_rng(seed)
+    shares = rng.gamma(0.3, 1.0, (TYPES, n_genes)) * rng.lognormal(0, 1, n_genes)
+    shares = shares + 0.3 * shares.mean(0)
+    effects = rng.lognormal(0, 0.4, (BATCHES, n_genes))
+    group = np.sort(rng.integers(0, TYPES * BATCHES, n_cells))
+    batch, kind = np.divmod(group, TYPES)
+    indptr = np.zeros(n_cells + 1, dtype=np.int64)
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        x = file.create_group("X")
+        x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+        x.attrs["shape"] = np.array([n_cells, n_genes])
+        options = {"shape": (0,), "maxshape": (None,), "chunks": (2**17,)}
+        data = x.create_dataset("data", dtype=np.float32, **options)
+        indices = x.create_dataset("indices", dtype=np.int32, **options)
+        for start in range(0, n_cells, BLOCK):
+            rows = slice(start, min(start + BLOCK, n_cells))
+            mean = shares[kind[rows]] * effects[batch[rows]]
+            mean *= rng.gamma(2.0, 0.5, mean.shape)
+            depth = DEPTH * rng.lognormal(0, 0.4, len(mean))
+            counts = rng.poisson(mean / mean.sum(1, keepdims=True) * depth[:, None])
+            row, gene = np.nonzero(counts)
+            begin, stop = len(data), len(data) + len(row)
+            data.resize((stop,))
+            indices.resize((stop,))
+            data[begin:] = counts[row, gene]
+            indices[begin:] = gene
+            ends = begin + np.cumsum(np.count_nonzero(counts, axis=1))
+            indptr[rows.start + 1 : rows.stop + 1] = ends
+        x["indptr"] = indptr
+        obs = pd.DataFrame(
+            {
+                "batch": pd.Categorical.from_codes(batch, [f"batch_{i}" for i in range(BATCHES)]),
+                "cell_type": pd.Categorical.from_codes(kind, [f"type_{i}" for i in range(TYPES)]),
+            },
+            index=[f"cell_{i}" for i in range(n_cells)],
+        )
+        write_elem(file, "obs", obs)
+        write_elem(file, "var", pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)]))
+
+
+def most_resident() -> float:
+    """Return the most memory that this process held, in GB."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024 / 1e9
+
+
+def run(
+    how: str, path: Path, steps: int, seed: int, memory: float, embed: bool
+) -> dict[str, float]:
+    """Fit in this process; return what was measured."""
+    import anndata
+
+    import scvae
+
+    begun = time.perf_counter()
+    cells = scvae.on_disk(path, memory=memory) if how == "disk" else anndata.read_h5ad(path)
+    model = scvae.fit(
+        cells, batch="batch", max_steps=steps, early_stopping=False, seed=seed, progress=False
+    )
+    whole = time.perf_counter() - begun
+    found = {
+        "elbo": model.record.elbo_held_out,
+        "seconds": model.record.history.seconds,
+        "whole": whole,
+    }
+    if embed and how == "disk":
+        begun = time.perf_counter()
+        model.embed(cells)
+        found["embed"] = time.perf_counter() - begun
+    return {**found, "gb": most_resident()}
+
+
+def measured(how: str, a: argparse.Namespace, seed: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", how, "--file", str(a.file)]
+    command += ["--steps", str(a.steps), "--seed", str(seed), "--memory", str(a.memory)]
+    command += ["--embed"] * a.embed
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", type=float, default=64e6)
+    parser.add_argument("--file", type=Path, default=Path("cells.h5ad"))
+    parser.add_argument("--embed", action="store_true", help="time the embedding from disk, too")
+    parser.add_argument("--only", choices=("disk", "memory"), help="one of the two kinds")
+    parser.add_argument("--child", choices=("disk", "memory"), help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.child:
+        print(json.dumps(run(a.child, a.file, a.steps, a.seed, a.memory, a.embed)))
+        return
+    if not a.file.exists():
+        write_cells(a.file, a.cells, a.genes)
+    kinds = [a.only] if a.only else ["memory", "disk"]
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for seed in range(a.seeds):
+        for kind in kinds:
+            found[kind].append(measured(kind, a, seed))
+            print(seed, kind, json.dumps(found[kind][-1]), flush=True)
+    for name in ("elbo", "seconds", "whole", "gb"):
+        means = {kind: statistics.mean(one[name] for one in found[kind]) for kind in kinds}
+        print(name, *(f"{kind} {mean:.4g}" for kind, mean in means.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Counts that stay on disk while a model trains: read in blocks, shuffled in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Generator, Tensor
+
+from scvae.data.hold.counts import Counts, narrowest
+
+HELD = 4  # groups of cells in memory at once: in use, next, being read, being put in order
+BLOCK_ENTRIES = 2**17  # non-zeros of a block, about: a megabyte in a file
+FEWEST_BLOCKS = 64  # that a group of cells is mixed from, where it has as many cells
+RUN_ENTRIES = 2**20  # non-zeros read by one call, about
+GAP_ENTRIES = 2**13  # of rows that are read and left, rather than reading twice
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A cells x genes matrix of counts on disk.
+
+    Consecutive rows are read fast, rows here and there slowly. An epoch therefore takes blocks of
+    consecutive rows in a random order, as many at a time as memory may hold, and the cells of
+    those in a random order. Each such group of cells mixes blocks from all over the file.
+
+    Attributes
+    ----------
+    read
+        Returns the rows from a first to before a last one, as CSR of whole numbers.
+    shape
+        Numbers of cells and genes.
+    entries
+        Number of non-zeros.
+    longest, largest
+        Non-zeros of the fullest row, and the largest count.
+    memory
+        Bytes that counts may take in memory.
+    """
+
+    read: Callable[[int, int], sparse.csr_matrix]
+    shape: tuple[int, int]
+    entries: int
+    longest: int
+    largest: int
+    memory: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of columns."""
+        return self.shape[1]
+
+    @property
+    def _entries_of_a_row(self) -> float:
+        return max(self.entries / max(len(self), 1), 1.0)
+
+    @property
+    def group(self) -> int:
+        """Cells that are read, mixed and handed out together."""
+        entry = narrowest(self.n_genes).itemsize + narrowest(self.largest).itemsize
+        of_a_row = self._entries_of_a_row * entry + 8
+        return max(2, int(self.memory / HELD / of_a_row))
+
+    @property
+    def block(self) -> int:
+        """Consecutive rows that stay together in a group."""
+        return max(1, min(int(BLOCK_ENTRIES / self._entries_of_a_row), self.group // FEWEST_BLOCKS))
+
+    def __getitem__(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return the given rows, in their order, in memory."""
+        held = self.take(torch.from_numpy(np.asarray(rows, dtype=np.int64)))
+        arrays = (held.values.numpy(), held.indices.numpy(), held.indptr.numpy())
+        return sparse.csr_matrix(arrays, shape=(len(rows), self.n_genes))
+
+    def shuffled(self, rows: Tensor, generator: Generator) -> Tensor:
+        """Return the given rows in a random order that is read in blocks."""
+        rows = rows.sort().values
+        begin = int(torch.randint(self.block, (1,), generator=generator))  # other blocks each time
+        blocks = [rows[:begin], *rows[begin:].split(self.block)]
+        order = torch.randperm(len(blocks), generator=generator).tolist()
+        groups = torch.cat([blocks[i] for i in order]).tensor_split(-(-len(rows) // self.group))
+        return torch.cat([g[torch.randperm(len(g), generator=generator)] for g in groups])
+
+    def take(self, rows: Tensor, *, pinned: bool = False) -> Counts:
+        """Return the given rows, in their order, in memory; `pinned` as for `Counts.take`."""
+        ordered, order = rows.sort()
+        parts = [self._run(run) for run in self._runs(ordered)]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        return _joined(parts, self.n_genes, self.largest).take(place, pinned=pinned)
+
+    def _runs(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield sorted rows in runs that are read by one call each."""
+        most = max(1, int(RUN_ENTRIES / self._entries_of_a_row))
+        far = max(1, int(GAP_ENTRIES / self._entries_of_a_row))
+        cuts = (rows.diff() > far).nonzero()[:, 0] + 1
+        for run in rows.tensor_split(cuts):
+            yield from run.split(most)
+
+    def _run(self, rows: Tensor) -> Counts:
+        if not len(rows):
+            return _narrowed(sparse.csr_matrix((0, self.n_genes)), self.largest)
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        read = _narrowed(self.read(first, stop), self.largest)
+        return read if len(read) == len(rows) else read.take(rows - first)
+
+
+def _narrowed(rows: sparse.csr_matrix, largest: int) -> Counts:
+    """Return rows of a matrix in the types that all rows of it have."""
+    return Counts(
+        torch.from_numpy(rows.indptr.astype(np.int64)),
+        torch.from_numpy(rows.indices.astype(narrowest(rows.shape[1]))),
+        torch.from_numpy(rows.data.astype(narrowest(largest))),
+        rows.shape[1],
+        int(np.diff(rows.indptr).max(initial=0)),
+    )
+
+
+def _joined(parts: list[Counts], n_genes: int, largest: int) -> Counts:
+    """Return the rows of all parts, one part after another."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0, *(int(part.indptr[-1]) for part in parts)])
+    starts = [part.indptr[:-1] + int(end) for part, end in zip(parts, ends, strict=False)]
+    return Counts(
+        torch.cat([*starts, torch.tensor(ends[-1:])]),
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.values for part in parts]),
+        n_genes,
+        max(part.longest for part in parts),
+    )

@@ -1,0 +1,416 @@
+"""Cells in files give what the same cells give in memory, and files that change are refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import scvae
+from scvae.data.hold.cells import Dataset
+from scvae.data.hold.shards import Shards
+from scvae.data.read.survey import survey
+from scvae.errors import ConfigError, DataError, FileError
+
+N, G = 300, 40
+QUICK: dict[str, Any] = {
+    "batch": "batch",
+    "max_steps": 12,
+    "n_latent": 4,
+    "n_hidden": 16,
+    "progress": False,
+}
+SMALL = 30_000  # bytes: groups of some eighty cells
+law = settings(deadline=None, derandomize=True, max_examples=15)
+
+
+def simulated() -> AnnData:
+    adata = scvae.simulate(N, G, seed=3)
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.X.eliminate_zeros()
+    return adata
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("atlas") / "atlas.h5ad"
+    simulated().write_h5ad(path)
+    return path
+
+
+def staying(*paths: Path, memory: int = SMALL, **options: Any) -> Any:
+    """Open files whose counts do not fit into memory."""
+    cells = scvae.on_disk(list(paths), **options)
+    cells.memory = memory
+    return cells
+
+
+def shards_of(path: Path, memory: int = SMALL) -> Shards:
+    held = survey(staying(path, memory=memory).X, keep=True).held
+    assert isinstance(held, Shards)
+    return held
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64", "uint32", "float32", ">f8"])
+@pytest.mark.parametrize("index", ["int32", "int64", "uint16"])
+def test_rows_of_any_type_are_those_of_the_matrix(dtype: str, index: str, tmp_path: Path) -> None:
+    adata = simulated()
+    adata.X.data = np.minimum(adata.X.data, 250)
+    adata.write_h5ad(path := tmp_path / "cells.h5ad")
+    with h5py.File(path, "r+") as file:
+        for name, kind in (("data", dtype), ("indices", index)):
+            values = file[f"X/{name}"][:].astype(kind)
+            del file[f"X/{name}"]
+            file[f"X/{name}"] = values
+    found = shards_of(path)
+    np.testing.assert_array_equal(found[np.arange(N)].toarray(), adata.X.toarray())
+    np.testing.assert_array_equal(scvae.on_disk(path).X[7:190].toarray(), adata.X[7:190].toarray())
+
+
+def test_any_index_takes_its_rows(atlas: Path) -> None:
+    expected, found = simulated().X.toarray(), shards_of(atlas)
+
+    @law
+    @given(st.lists(st.integers(0, N - 1), max_size=80))
+    def check(rows: list[int]) -> None:
+        np.testing.assert_array_equal(found[np.array(rows, dtype=int)].toarray(), expected[rows])
+        np.testing.assert_array_equal(scvae.on_disk(atlas)[rows].X.toarray(), expected[rows])
+
+    check()
+
+
+def test_entries_out_of_order_twice_and_of_zero_are_summed(tmp_path: Path) -> None:
+    adata = simulated()
+    x = adata.X
+    doubled = sparse.csr_matrix((N, G), dtype=np.float32)
+    pairs = [np.concatenate([x.indices[a:b][::-1]] * 2) for a, b in pairwise(x.indptr)]
+    values = [
+        np.concatenate([x.data[a:b][::-1], np.zeros(b - a, np.float32)])
+        for a, b in pairwise(x.indptr)
+    ]
+    doubled.data, doubled.indices = np.concatenate(values), np.concatenate(pairs)
+    doubled.indptr = x.indptr * 2
+    AnnData(doubled, adata.obs, adata.var).write_h5ad(path := tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(shards_of(path)[np.arange(N)].toarray(), x.toarray())
+
+
+def test_an_epoch_hands_out_every_cell_once_mixed_from_all_over_the_file(tmp_path: Path) -> None:
+    n = 4_000
+    adata = AnnData(sparse.csr_matrix(np.ones((n, 2), np.float32)))
+    adata.write_h5ad(path := tmp_path / "cells.h5ad")
+    found = shards_of(path, memory=4 * 800 * 12)
+    rows = torch.randperm(n)[: n - 100]
+    generator = torch.Generator().manual_seed(0)
+    first, second = (found.shuffled(rows, generator) for _ in range(2))
+    for order in (first, second):
+        assert sorted(order.tolist()) == sorted(rows.tolist())
+    assert (first != second).any()
+    assert 500 < found.group < 1000
+    # In a file sorted by batch, every minibatch then has cells of all parts of the file.
+    parts = torch.stack([torch.bincount(r // 1000, minlength=4) for r in first.split(100)])
+    assert parts.min() > 0
+    # As far from its mean as cells at random are, but for the blocks: not one part after another.
+    assert parts.double().var(0).mean() < 4 * 100 * 0.25 * 0.75
+
+
+@pytest.mark.parametrize("memory", [0, 500, SMALL, 10**6])
+def test_a_group_takes_no_more_memory_than_it_may(atlas: Path, memory: int) -> None:
+    found = shards_of(atlas, memory=memory) if memory < 10**6 else None
+    if found is None:
+        assert not staying(atlas, memory=memory).X.stays
+        return
+    held = found.take(torch.arange(min(found.group, N)))
+    assert 4 * held.nbytes <= max(memory, 2 * 4 * (G * 2 + 8) + 64) * 1.2  # rows differ in length
+
+
+# -- fits ------------------------------------------------------------------------------------------
+
+
+def test_a_path_that_memory_holds_is_fitted_as_the_anndata(atlas: Path) -> None:
+    adata, before = simulated(), atlas.read_bytes()
+    whole = scvae.fit(adata, **QUICK)
+    model = scvae.fit(atlas, **QUICK)
+    np.testing.assert_array_equal(model.embed(str(atlas)), adata.obsm["X_scvae"])
+    assert model.record.digest == whole.record.digest
+    assert atlas.read_bytes() == before
+
+
+def test_from_disk_all_but_the_order_of_cells_is_as_in_memory(atlas: Path) -> None:
+    whole = scvae.fit(simulated(), **QUICK)
+    cells = staying(atlas)
+    model = scvae.fit(cells, **QUICK)
+    assert model.record.counts == "streamed from disk"
+    assert model.record.digest == whole.record.digest
+    assert abs(model.record.elbo_held_out - whole.record.elbo_held_out) < 2.0
+    np.testing.assert_array_equal(whole.embed(cells), whole.embed(simulated()))
+    np.testing.assert_array_equal(
+        scvae.fit(staying(atlas), **QUICK).embed(cells), model.embed(cells)
+    )
+
+
+def test_a_group_of_all_cells_in_order_gives_the_bits_of_memory(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Shards, "shuffled", lambda self, rows, g: rows[torch.randperm(len(rows), generator=g)]
+    )
+    monkeypatch.setattr(Dataset, "in_order", lambda self, rows: rows)
+    adata = simulated()
+    scvae.fit(adata, **QUICK)
+    model = scvae.fit(staying(atlas), **QUICK)
+    np.testing.assert_array_equal(model.embed(adata), adata.obsm["X_scvae"])
+
+
+def test_a_file_in_backed_mode_may_stay_on_disk(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scvae.data.read.source.free_memory", lambda: 2 * SMALL)
+    adata = anndata.read_h5ad(atlas, backed="r")
+    model = scvae.fit(adata, **QUICK)
+    assert model.record.counts == "streamed from disk"
+    np.testing.assert_array_equal(model.embed(simulated()), adata.obsm["X_scvae"])
+
+
+def test_a_fit_from_disk_goes_on_where_it_was_ended(atlas: Path, tmp_path: Path) -> None:
+    expected = scvae.fit(staying(atlas), **QUICK).embed(atlas)
+    taken, kept = 0, Dataset._described
+
+    def failing(self: Dataset, *given: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 10:
+            raise RuntimeError("power cut")
+        return kept(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scvae.models.keep.checkpoint.SECONDS_BETWEEN", 0.0)
+        patch.setattr(Dataset, "_described", failing)
+        with pytest.raises(RuntimeError, match="power cut"):
+            scvae.fit(staying(atlas), checkpoint=tmp_path, **QUICK)
+    model = scvae.fit(staying(atlas), checkpoint=tmp_path, **QUICK)
+    np.testing.assert_array_equal(model.embed(atlas), expected)
+
+
+def test_check_says_of_a_path_what_it_says_of_the_anndata(atlas: Path) -> None:
+    given, path = (scvae.check(cells, batch="batch") for cells in (simulated(), atlas))
+    told = [f.text.replace("in a file", "in memory") for f in path.findings]
+    assert told[:-1] == [finding.text for finding in given.findings][:-1]  # the last tells a time
+
+
+def test_zarr_is_read_like_h5ad(atlas: Path, tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    simulated().write_zarr(path := tmp_path / "atlas.zarr")
+    expected = simulated().X.toarray()
+    np.testing.assert_array_equal(shards_of(path)[np.arange(N)].toarray(), expected)
+    assert list(scvae.on_disk(path).obs["batch"]) == list(simulated().obs["batch"])
+
+
+def test_layers_raw_and_chosen_genes_stay_on_disk(tmp_path: Path) -> None:
+    adata = simulated()
+    genes = list(adata.var_names[[7, 3, 30, 11]]) + list(adata.var_names[12:30])
+    logged = adata.copy()
+    logged.raw = adata
+    logged.layers["counts"] = adata.X
+    logged.X = logged.X.log1p()
+    logged.write_h5ad(path := tmp_path / "cells.h5ad")
+    expected = scvae.fit(adata, genes=genes, **QUICK)
+    for layer in ("counts", "raw"):
+        model = scvae.fit(staying(path), genes=genes, layer=layer, **QUICK)
+        assert model.record.counts == "streamed from disk"
+        assert model.origin.genes == genes
+        np.testing.assert_array_equal(
+            expected.embed(staying(path), layer=layer), expected.embed(adata)
+        )
+
+
+# -- several files ---------------------------------------------------------------------------------
+
+
+def test_files_are_joined_by_the_names_of_genes_and_categories(tmp_path: Path) -> None:
+    adata = simulated()
+    adata.obs["donor"] = pd.Categorical(np.repeat(["c", "a", "b"], N // 3))
+    one, other = adata[:120].copy(), adata[120:, ::-1].copy()
+    one.obs["donor"] = one.obs["donor"].cat.set_categories(["c", "a"])
+    other.obs["donor"] = other.obs["donor"].astype(str)
+    one.write_h5ad(tmp_path / "one.h5ad")
+    other.write_h5ad(tmp_path / "two.h5ad")
+    cells = staying(tmp_path / "one.h5ad", tmp_path / "two.h5ad")
+    assert list(cells.var_names) == list(adata.var_names)
+    assert list(cells.obs_names) == list(adata.obs_names)
+    assert list(cells.obs["donor"]) == list(adata.obs["donor"])
+    assert list(cells.obs["file"]) == ["one"] * 120 + ["two"] * (N - 120)
+    np.testing.assert_array_equal(cells.X[:].toarray(), adata.X.toarray())
+    whole = scvae.fit(adata, **{**QUICK, "batch": "donor"})
+    np.testing.assert_array_equal(whole.embed(cells), whole.embed(adata))
+    model = scvae.fit(cells, **{**QUICK, "batch": "file"})
+    assert model.batches == ["one", "two"]
+
+
+@pytest.mark.parametrize("join", ["inner", "outer"])
+def test_genes_that_not_all_files_have(tmp_path: Path, join: Any) -> None:
+    adata = simulated()
+    adata[:100, :30].copy().write_h5ad(tmp_path / "a.h5ad")
+    adata[100:, 10:].copy().write_h5ad(tmp_path / "b.h5ad")
+    with pytest.warns(UserWarning, match="have 30 to 30 genes"):
+        cells = scvae.on_disk(tmp_path, join=join)
+    expected = anndata.concat([adata[:100, :30], adata[100:, 10:]], join=join)
+    assert sorted(cells.var_names) == sorted(expected.var_names)
+    expected = expected[:, cells.var_names]
+    np.testing.assert_array_equal(cells.X[:].toarray(), expected.X.toarray())
+
+
+def test_files_whose_genes_do_not_meet_are_refused(tmp_path: Path) -> None:
+    adata = simulated()
+    adata[:, :10].copy().write_h5ad(tmp_path / "a.h5ad")
+    adata[:, 10:].copy().write_h5ad(tmp_path / "b.h5ad")
+    with pytest.raises(DataError, match=r"share no gene by name.*'gene_0'.*'gene_10'"):
+        scvae.fit(tmp_path, **QUICK)
+
+
+def test_the_file_that_is_no_counts_is_named_by_its_cell(tmp_path: Path) -> None:
+    adata = simulated()
+    adata[:100].copy().write_h5ad(tmp_path / "a.h5ad")
+    logged = adata[100:].copy()
+    logged.X = logged.X.log1p()
+    logged.write_h5ad(tmp_path / "b.h5ad")
+    with pytest.raises(DataError, match=r"non-integer values .*at cell 'cell_100'.*b\.h5ad"):
+        scvae.fit(tmp_path, **QUICK)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [sparse.csc_matrix, np.asarray])
+def test_columns_first_and_dense_are_read_if_memory_holds_them(kind: Any, tmp_path: Path) -> None:
+    adata = simulated()
+    model = scvae.fit(adata, **QUICK)
+    adata.X = kind(adata.X.toarray())
+    adata.write_h5ad(path := tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(model.embed(path), adata.obsm["X_scvae"])
+    convert = r"Convert it once.*scipy\.sparse\.csr_matrix\(adata\.X\).*cells-csr\.h5ad"
+    with pytest.raises(DataError, match=convert):
+        scvae.fit(staying(path), **QUICK)
+
+
+@pytest.mark.parametrize("when", ["statistics", "training", "embedding"])
+def test_a_file_that_changes_while_it_is_read_is_refused(when: str, tmp_path: Path) -> None:
+    simulated().write_h5ad(path := tmp_path / "cells.h5ad")
+    cells = staying(path)
+    model = scvae.fit(cells, **QUICK)
+    reads, kept = 0, Shards.take
+    last = {"statistics": 1, "training": 5}.get(when, 0)
+
+    def touched(self: Shards, *given: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == last or not last:
+            os.utime(path, ns=(1, 1))
+        return kept(self, *given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shards, "take", touched)
+        with pytest.raises(FileError, match=r"cells\.h5ad was changed while it was read"):
+            _ = model.embed(cells) if when == "embedding" else scvae.fit(cells, **QUICK)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9])
+def test_a_file_cut_in_half_is_named(share: float, atlas: Path, tmp_path: Path) -> None:
+    content = atlas.read_bytes()
+    path = tmp_path / "cut.h5ad"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(FileError, match=r"cut\.h5ad cannot be read as h5ad or zarr"):
+        scvae.fit(path, **QUICK)
+
+
+@pytest.mark.parametrize("part", ["indptr", "indices", "data", "shape"])
+def test_a_matrix_that_contradicts_itself_is_refused(
+    part: str, atlas: Path, tmp_path: Path
+) -> None:
+    shutil.copy(atlas, path := tmp_path / "odd.h5ad")
+    with h5py.File(path, "r+") as file:
+        if part == "shape":
+            file["X"].attrs["shape"] = np.array([N + 1, G])
+        elif part == "data":
+            values = file["X/data"][:-1]
+            del file["X/data"]
+            file["X/data"] = values
+        else:
+            file[f"X/{part}"][3] = 10**6
+    with pytest.raises((FileError, DataError), match=r"damaged|broken"):
+        scvae.fit(staying(path), **QUICK)
+
+
+def test_a_matrix_with_other_rows_than_cells_is_refused(atlas: Path, tmp_path: Path) -> None:
+    shutil.copy(atlas, path := tmp_path / "odd.h5ad")
+    adata = simulated()[: N - 1].copy()
+    adata.write_h5ad(tmp_path / "fewer.h5ad")
+    with h5py.File(tmp_path / "fewer.h5ad") as fewer, h5py.File(path, "r+") as file:
+        del file["X"]
+        fewer.copy("X", file)
+    with pytest.raises(FileError, match=rf"odd\.h5ad is damaged.*{N - 1}.*{N}"):
+        scvae.fit(path, **QUICK)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks of Linux")
+def test_a_file_that_another_process_writes_is_refused(atlas: Path, tmp_path: Path) -> None:
+    shutil.copy(atlas, path := tmp_path / "busy.h5ad")
+    code = f"import h5py, sys; f = h5py.File({str(path)!r}, 'r+'); print(1, flush=True); input()"
+    environment = {k: v for k, v in os.environ.items() if k != "HDF5_USE_FILE_LOCKING"}
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    try:
+        with pytest.raises(FileError, match=r"busy\.h5ad is locked"):
+            scvae.fit(path, **QUICK)
+    finally:
+        writer.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "error", "message"),
+    [
+        ("nowhere.h5ad", {}, FileError, r"nowhere\.h5ad is not there"),
+        (".", {}, FileError, "folder without a file"),
+        ([], {}, ConfigError, "no file"),
+        (["a.h5ad", "a.h5ad"], {}, ConfigError, r"a\.h5ad twice"),
+        (3, {}, ConfigError, "paths=3"),
+        ("a.h5ad", {"memory": 0}, ConfigError, "memory=0"),
+        ("a.h5ad", {"memory": "2GB"}, ConfigError, "memory='2GB'"),
+        ("a.h5ad", {"memory": float("nan")}, ConfigError, "memory=nan"),
+        ("a.h5ad", {"join": "left"}, ConfigError, "join='left'"),
+        ("a.h5ad", {"chunks": 3}, ConfigError, "no argument 'chunks'"),
+    ],
+)
+def test_what_is_no_file_of_cells_is_refused(
+    paths: Any,
+    options: Any,
+    error: Any,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if isinstance(paths, list) and paths:
+        Path("a.h5ad").touch()
+    with pytest.raises(error, match=message):
+        scvae.on_disk(paths, **options)
