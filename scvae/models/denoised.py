@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from scvae.errors import ConfigError
 from scvae.modalities.modality import amount_in_batches
 from scvae.modalities.protein import Background, Protein
 from scvae.models.fitted import Fitted, Layer
+from scvae.models.on_disk import opened
 from scvae.models.query import check_out, codes_of, draws, positions_of
+from scvae.models.results import Precision, check_dtype, is_path, written
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,8 +39,10 @@ def denoised(
     library_size: float,
     background: bool,
     out: Any,
+    dtype: Precision = "float32",
 ) -> Any:
     """Return the amounts of a kind, cells x features; see `Model.normalized`."""
+    cells: Any = opened(adata)
     kind = model.kind_of(modality)
     names = model.origin.parts[kind].names
     columns = positions_of("genes", genes, names, model.device)
@@ -49,17 +54,25 @@ def denoised(
             raise ConfigError(f"background=True is of proteins, but modality={kind!r} has none.")
         spec = Background(spec.n_proteins)
     scale = 1.0 if isinstance(spec, Protein) else total
+    dtype = check_dtype(dtype, scale)
+    chosen, shape = [names[i] for i in columns.tolist()], (cells.n_obs, len(columns))
 
-    def amounts(cells: Cells | CellParts) -> Tensor:
-        z = model.vae.encode(cells).mean
-        return amount_in_batches(spec, view.decoder, z, cells.s, codes, n)[:, columns] * scale
+    def amounts(part: Cells | CellParts) -> Tensor:
+        z = model.vae.encode(part).mean
+        return amount_in_batches(spec, view.decoder, z, part.s, codes, n)[:, columns] * scale
 
+    def filled(array: Any) -> Any:
+        dataset = model.read_for(cells, layer, NORMALIZED, partial=True)
+        return model.over(dataset, amounts, out=array)
+
+    if is_path(out):
+        with written(out, "X", shape, dtype, cells, pd.DataFrame(index=chosen)) as array:
+            filled(array)
+        return Path(out)
     if out is not None:
-        check_out(out, (adata.n_obs, len(columns)))
-    values = model.over(model.read_for(adata, layer, NORMALIZED, partial=True), amounts, out=out)
-    return (
-        values if out is not None else _table(values, adata, [names[i] for i in columns.tolist()])
-    )
+        check_out(out, shape)
+        return filled(out)
+    return _table(filled(None if dtype == "float32" else np.empty(shape, dtype)), cells, chosen)
 
 
 def intervals(

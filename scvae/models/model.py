@@ -39,6 +39,7 @@ from scvae.models.keep.record import Record
 from scvae.models.network import Architecture
 from scvae.models.query import code_of
 from scvae.models.reading import check_named
+from scvae.models.results import Precision, embedded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,7 +96,8 @@ class Model(Judged):
         layer: Layer = None,
         batch: str | None = None,
         return_std: bool = False,
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        out: Any = None,
+    ) -> Any:
         r"""Return the embedding of every cell, float32 ``(n, d)``.
 
         The principal components of expression decoded from the mean of q(z | x), as if every cell
@@ -116,6 +118,9 @@ class Model(Judged):
         return_std
             Also return the posterior standard deviation, ``(n, d)``, in the same units, by the
             delta method. It takes more than a hundred times as long.
+        out
+            Array ``(n, d)`` to fill and return instead; or the name of a new .zarr or .h5ad, which
+            is written as `normalized` does, with the embedding in ``obsm["X_scvae"]``.
 
         Raises
         ------
@@ -141,9 +146,7 @@ class Model(Judged):
         (100, 30)
         """
         return_std = check_switch("return_std", return_std, True)
-        dataset = self.read_for(adata, layer, "model.embed(adata", partial=True, batch=batch)
-        mean = self.embed_dataset(dataset)
-        return (mean, self._deviations(dataset)) if return_std else mean
+        return embedded(self, adata, layer, batch, return_std, out)
 
     def extend(
         self,
@@ -199,16 +202,17 @@ class Model(Judged):
         parts = extended(self, self.embedding, self.record, adata, *options)
         return Model(parts.vae, parts.embedding, parts.architecture, parts.origin, parts.record)
 
-    def embed_dataset(self, dataset: Dataset | Datasets) -> np.ndarray:
-        """Return the embedding of cells that were already read, float32 ``(n, d)``."""
+    def embed_dataset(self, dataset: Dataset | Datasets, out: Any = None) -> np.ndarray:
+        """Return the embedding of cells that were already read, float32 ``(n, d)``, in `out` if it
+        is given."""
         d, views = self.architecture.n_latent, self.views
 
         def mean(cells: Cells | CellParts) -> Tensor:
             return self.embedding.mean(views, self.vae.encode(cells).mean[:, :d], cells.batch)
 
-        return self.over(dataset, mean)
+        return self.over(dataset, mean, out=out)
 
-    def _deviations(self, dataset: Dataset | Datasets) -> np.ndarray:
+    def deviations(self, dataset: Dataset | Datasets) -> np.ndarray:
         """Return the posterior standard deviation of the embedding of all cells, ``(n, d)``."""
         d, views = self.architecture.n_latent, self.views
 
@@ -232,6 +236,7 @@ class Model(Judged):
         samples: int = 200,
         seed: int = 0,
         out: Any = None,
+        dtype: Precision = "float32",
     ) -> Any:
         r"""Return denoised expression: :math:`\rho_{ng}` times a library size, cells x genes.
 
@@ -260,7 +265,11 @@ class Model(Judged):
             Draws of counts for these bounds, and their seed.
         out
             Array ``(n, g)`` to fill instead, a few thousand rows at a time, for more cells than
-            memory holds: a numpy.memmap, or a dataset of h5py or zarr.
+            memory holds: a numpy.memmap, or a dataset of h5py or zarr. Or the name of a new .zarr
+            or .h5ad, which AnnData reads: denoised expression in X, names and columns of the cells
+            in obs. It takes its name once it is whole; if the work fails nothing of it is left.
+        dtype
+            "float32", or "float16" with three digits.
 
         Returns
         -------
@@ -271,7 +280,20 @@ class Model(Judged):
         Raises
         ------
         ConfigError
-            If `out` has another shape.
+            If `out` has another shape, or is the name of another kind of file.
+        FileError
+            If the file is there already, or cannot be written.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> from tempfile import mkdtemp
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> path = model.normalized(adata, out=mkdtemp() + "/denoised.zarr", dtype="float16")
+        >>> import anndata
+        >>> anndata.read_zarr(path).shape
+        (200, 50)
         """
         check_named(adata)
         table = denoised(
@@ -282,6 +304,7 @@ class Model(Judged):
             library_size=library_size,
             background=background,
             out=out,
+            dtype=dtype,
         )
         if return_interval is None:
             return table

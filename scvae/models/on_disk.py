@@ -53,13 +53,11 @@ def on_disk(
     Examples
     --------
     >>> import scvae
-    >>> from scipy.sparse import csr_matrix
-    >>> adata = scvae.simulate(n_cells=200, n_genes=50)
-    >>> adata.X = csr_matrix(adata.X)
-    >>> adata.write_h5ad("atlas.h5ad")
-    >>> cells = scvae.on_disk("atlas.h5ad", memory=2**20)
-    >>> model = scvae.fit(cells, batch="batch", max_steps=20, progress=False)
-    >>> model.embed("atlas.h5ad").shape
+    >>> from tempfile import mkdtemp
+    >>> path = mkdtemp() + "/atlas.h5ad"
+    >>> scvae.simulate(n_cells=200, n_genes=50).write_h5ad(path)
+    >>> model = scvae.fit(path, batch="batch", max_steps=20, progress=False)
+    >>> model.embed(scvae.on_disk(path, memory=500_000_000)).shape
     (200, 30)
     """
     join = check_choice("join", join, JOINS)
@@ -71,13 +69,13 @@ def opened(data: Any) -> Any:
     """Return cells in files where `data` is the path of some; anything else as it is.
 
     What is no path and no AnnData is refused by the verb that it was given to."""
-    if isinstance(data, str | os.PathLike) or (
-        isinstance(data, list | tuple)
-        and data
-        and all(isinstance(path, str | os.PathLike) for path in data)
-    ):
-        return on_disk(data)
-    return data
+    return on_disk(data) if is_paths(data) else data
+
+
+def is_paths(data: Any) -> bool:
+    """Return whether `data` is a path, or a list of some."""
+    several = data if isinstance(data, list | tuple) else [data]
+    return bool(several) and all(isinstance(path, str | os.PathLike) for path in several)
 
 
 def _bytes(memory: float) -> int:

@@ -20,7 +20,7 @@ from scvae.errors import DataError
 from scvae.modalities.rna import Rna
 from scvae.models.keep.origin import Origin
 from scvae.models.network import Architecture
-from scvae.models.on_disk import opened
+from scvae.models.on_disk import is_paths, opened
 from scvae.models.placing import encode
 from scvae.models.prepare import layer_of
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def check_named(data: object) -> None:
-    """Raise unless `data` is an AnnData whose features have unique names, or a MuData."""
-    if not is_mudata(data):
+    """Raise unless `data` is an AnnData whose features have unique names, a MuData, or a path."""
+    if not (is_mudata(data) or is_paths(data)):
         check_unique(data)
 
 

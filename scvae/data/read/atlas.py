@@ -88,6 +88,12 @@ class OnDisk:
         places = _places(frames, var.index)
         return Raw(var, lambda: self._matrix("raw/X", places, len(var)))
 
+    def names(self) -> np.ndarray:
+        """Return the names of all cells, however many they are."""
+        if self.n_obs <= MOST_NAMES:
+            return np.asarray(self.obs.index, dtype=object)
+        return np.concatenate([_names(file) for file in self.files])
+
     def file_of(self, row: int) -> str | None:
         """Return the file of a cell, None where there is one alone."""
         if len(self.files) == 1:
@@ -345,6 +351,14 @@ def _number_of_rows(file: Stored) -> int:
     with file.named():
         obs = file.root["obs"]
         return int(obs[_index_of(obs)].shape[0])
+
+
+def _names(file: Stored) -> np.ndarray:
+    from anndata.io import read_elem
+
+    with file.named():
+        obs = file.root["obs"]
+        return np.asarray(read_elem(obs[_index_of(obs)]), dtype=object)
 
 
 def _index_of(obs: Any) -> str:

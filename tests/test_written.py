@@ -1,0 +1,166 @@
+"""Results written to files are those that are returned; what fails or is killed leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from anndata import AnnData
+
+import scvae
+from scvae.errors import ConfigError, FileError
+from scvae.models import results
+
+
+def read(path: Path) -> AnnData:
+    return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".h5ad"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("chunk", [results.CHUNK, 1, 3_000])
+def test_denoised_expression_in_a_file_is_what_is_returned(
+    fitted: tuple[AnnData, scvae.Model],
+    ending: str,
+    dtype: str,
+    chunk: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adata, model = fitted
+    monkeypatch.setattr(results, "CHUNK", chunk)
+    monkeypatch.setattr("scvae.models.fitted.CHUNK_VALUES", 40 * 7)  # seven cells at a time
+    genes = list(adata.var_names[[5, 2, 30]])
+    path = model.normalized(adata, genes=genes, out=tmp_path / f"a{ending}", dtype=dtype)
+    found, expected = read(path), model.normalized(adata, genes=genes)
+    assert found.X.dtype == dtype
+    assert list(found.var_names) == genes
+    assert list(found.obs_names) == list(adata.obs_names)
+    assert list(found.obs["batch"]) == list(adata.obs["batch"])
+    np.testing.assert_array_equal(found.X, expected.to_numpy().astype(dtype))
+    assert [p.name for p in tmp_path.iterdir()] == [f"a{ending}"]
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".h5ad"])
+def test_an_embedding_goes_from_file_to_file(
+    fitted: tuple[AnnData, scvae.Model], ending: str, tmp_path: Path
+) -> None:
+    adata, model = fitted
+    adata[::-1].copy().write_h5ad(tmp_path / "cells.h5ad")
+    path = model.embed(tmp_path / "cells.h5ad", out=str(tmp_path / f"z{ending}"))
+    found = read(path)
+    np.testing.assert_array_equal(found.obsm["X_scvae"], model.embed(adata[::-1].copy()))
+    assert list(found.obs_names) == list(adata.obs_names[::-1])
+
+
+def test_an_embedding_fills_an_array(fitted: tuple[AnnData, scvae.Model]) -> None:
+    adata, model = fitted
+    out = np.empty((adata.n_obs, model.architecture.n_latent), np.float32)
+    assert model.embed(adata, out=out) is out
+    np.testing.assert_array_equal(out, model.embed(adata))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"out": "a.csv"}, ConfigError, r"must end in \.zarr or \.h5ad.*'a\.zarr'"),
+        ({"out": "there.zarr"}, FileError, r"there\.zarr is there already"),
+        ({"out": "no/where.zarr"}, FileError, r"no/where\.zarr cannot be written: .*no folder"),
+        ({"out": "a.zarr", "dtype": "float64"}, ConfigError, "dtype='float64'"),
+        ({"out": "a.zarr", "dtype": "float16", "library_size": 1e6}, ConfigError, "up to 65504"),
+        ({"out": "a.zarr", "genes": ["no"]}, ConfigError, "not fitted on"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    fitted: tuple[AnnData, scvae.Model],
+    options: dict[str, Any],
+    error: Any,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adata, model = fitted
+    monkeypatch.chdir(tmp_path)
+    Path("there.zarr").mkdir()
+    with pytest.raises(error, match=message):
+        model.normalized(adata, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.zarr"]
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".h5ad"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_fails_on_the_way_leaves_nothing(
+    fitted: tuple[AnnData, scvae.Model],
+    ending: str,
+    error: BaseException,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adata, model = fitted
+    monkeypatch.setattr(results, "CHUNK", 3_000)
+    monkeypatch.setattr("scvae.models.fitted.CHUNK_VALUES", 40 * 7)
+    kept, writes = results.InOrder._write, 0
+
+    def failing(self: results.InOrder, *, whole: bool) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 3:
+            raise error
+        kept(self, whole=whole)
+
+    monkeypatch.setattr(results.InOrder, "_write", failing)
+    expected = FileError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match="No space left" if isinstance(error, OSError) else None):
+        model.normalized(adata, out=tmp_path / f"a{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITER = """
+import sys, anndata, scvae
+from scvae.models import fitted
+fitted.CHUNK_VALUES = 40 * 5
+model, folder = scvae.load(sys.argv[1] + "/model"), sys.argv[1]
+cells = anndata.read_h5ad(folder + "/cells.h5ad")
+while True:
+    print("begin", flush=True)
+    model.normalized(cells, out=folder + "/out" + sys.argv[2])
+    import shutil, os
+    path = folder + "/out" + sys.argv[2]
+    shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("ending", [".zarr", ".h5ad"])
+def test_a_writer_that_is_killed_leaves_a_whole_file_or_none(
+    fitted: tuple[AnnData, scvae.Model], ending: str, tmp_path: Path
+) -> None:
+    adata, model = fitted
+    model.save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    out = tmp_path / f"out{ending}"
+    command = [sys.executable, "-c", WRITER, str(tmp_path), ending]
+    environment = {**os.environ, "PYTHONPATH": str(Path(scvae.__file__).parent.parent)}
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    time.sleep(random.Random(ending).random() * 0.2)
+    while not list(tmp_path.glob(".out*.part")):  # in the middle of a file
+        assert writer.poll() is None
+        time.sleep(0.001)
+    writer.send_signal(signal.SIGKILL)
+    assert writer.wait() == -signal.SIGKILL
+    assert not out.exists() or read(out).shape == adata.shape
+    results._remove(out)
+    model.normalized(adata, out=out)
+    np.testing.assert_array_equal(read(out).X, model.normalized(adata).to_numpy())
+    assert not list(tmp_path.glob(".out*.part"))  # the next writer cleared it away
