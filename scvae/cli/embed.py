@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from scvae.cli.console import tell
 from scvae.cli.inputs import check_input, read
+from scvae.cli.large import add_memory, cells_on_disk, copy_with
 from scvae.cli.options import (
     KEY,
     Command,
@@ -15,6 +17,7 @@ from scvae.cli.options import (
     add_input,
     add_layer,
     add_output,
+    adder,
 )
 from scvae.cli.outputs import check_cells, check_outputs, check_space, is_h5mu, rescued, write
 
@@ -31,15 +34,23 @@ def run(a: argparse.Namespace) -> None:
     if not a.overwrite:
         check_cells(a.output, a.input)
     check_input(a.model)
-    adata = read(a.input, a.modality, whole=is_h5mu(a.output))
-    check_space(adata, a.output)
+    check_input(a.input, folders=True)
+    large = cells_on_disk(a.input, a)
+    cells: Any = large
+    if large is None:
+        cells = read(a.input, a.modality, whole=is_h5mu(a.output))
+        check_space(cells, a.output)
     from scvae.models.load import load
 
     model = load(a.model, device=getattr(a, "device", None))
-    adata.obsm[a.key] = model.embed(adata, layer=getattr(a, "layer", None))
-    with rescued(adata, a.key, a.output):
-        write(adata, a.output)
-    n, d = adata.obsm[a.key].shape
+    embedding = model.embed(cells, layer=getattr(a, "layer", None))
+    if large is not None:
+        copy_with(a.input, a.output, {a.key: embedding})
+    else:
+        cells.obsm[a.key] = embedding
+        with rescued(cells, a.key, a.output):
+            write(cells, a.output)
+    n, d = embedding.shape
     tell(a.quiet, f"{a.output}: {n:,} cells, {d} latents in obsm[{a.key!r}]")
 
 
@@ -52,6 +63,7 @@ def add_options(parser: Parser) -> None:
         "--key", default=KEY, help="slot of obsm for the embedding (default: %(default)s)"
     )
     add_device(parser)
+    add_memory(adder(parser))
 
 
 EMBED = Command("embed", "embed other cells with a fitted model", EXAMPLE, add_options, run)

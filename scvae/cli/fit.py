@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from scvae.choices import DISPERSIONS, FUSIONS, LIKELIHOODS, PRIORS
 from scvae.cli.console import tell
-from scvae.cli.inputs import of_data, read
+from scvae.cli.inputs import check_input, of_data, read
+from scvae.cli.large import add_memory, cells_on_disk, copy_with
 from scvae.cli.options import (
     KEY,
     Command,
@@ -37,6 +38,7 @@ from scvae.errors import ConfigError
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvae.data.read.atlas import OnDisk
     from scvae.models.model import Model
 
 EXAMPLE = """\
@@ -53,16 +55,18 @@ uns["scvae"]; with --leiden also obs["leiden"], with --umap also obsm["X_umap"].
 def run(a: argparse.Namespace) -> None:
     """Fit a model and write what was asked for, the model first: it took longest to get."""
     _check_fit(a)
+    check_input(a.input, folders=True)
+    large = cells_on_disk(a.input, a)
+    if large is not None:
+        _fit_from_disk(a, large)
+        return
     adata = read(a.input, a.modality, whole=is_h5mu(a.output))
     check_space(adata, a.output)
     options = of_data(a, adata)
     colors = _colors(a, adata)
     from scvae.models.fit import fit
 
-    given = {name: value for name, value in vars(a).items() if name in defaults()}
-    if "modalities" in given:
-        given["modalities"] = dict(given["modalities"])
-    model = fit(adata, key_added=KEY, progress=not a.quiet, **{**given, **options})
+    model = fit(adata, key_added=KEY, progress=not a.quiet, **{**_given(a), **options})
     with rescued(adata, KEY, a.output):
         if a.model:
             model.save(a.model, overwrite=a.overwrite)
@@ -70,7 +74,32 @@ def run(a: argparse.Namespace) -> None:
         write(adata, a.output)
     if a.umap:
         _draw(graph, colors, a.umap)
-    tell(a.quiet, _outcome(a.output, adata, model))
+    tell(a.quiet, _outcome(a.output, adata.obsm[KEY].shape, model))
+
+
+def _given(a: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `scvae.fit` that were given."""
+    given = {name: value for name, value in vars(a).items() if name in defaults()}
+    if "modalities" in given:
+        given["modalities"] = dict(given["modalities"])
+    return given
+
+
+def _fit_from_disk(a: argparse.Namespace, cells: OnDisk) -> None:
+    """Fit a model to cells that stay on disk, and write a copy of their file with the embedding."""
+    from scvae.models.fit import description, fit
+
+    if a.leiden or a.umap:
+        raise ConfigError(
+            f"{a.input} is larger than --memory, and clusters and UMAP need it in memory: leave "
+            "--leiden and --umap out, or give more --memory"
+        )
+    model = fit(cells, progress=not a.quiet, **{**_given(a), **of_data(a, cells)})
+    if a.model:
+        model.save(a.model, overwrite=a.overwrite)
+    embedding = model.embed(cells)
+    copy_with(a.input, a.output, {KEY: embedding}, {"scvae": description(model)})
+    tell(a.quiet, _outcome(a.output, embedding.shape, model))
 
 
 # -- before and after ---------------------------------------------------------------------
@@ -136,8 +165,8 @@ def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
     umap(graph, colors, key=KEY, path=path)
 
 
-def _outcome(output: Path, adata: AnnData, model: Model) -> str:
-    n, d = adata.obsm[KEY].shape
+def _outcome(output: Path, shape: tuple[int, ...], model: Model) -> str:
+    n, d = shape
     record, history = model.record, model.record.history
     assert history is not None  # this is a model that was just fitted
     return (
@@ -191,6 +220,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--checkpoint", metavar="FOLDER", help="write down how far it is; the same call goes on")
     add("--seed", type=_seed, metavar="N", help="of everything random")
     add_device(group)
+    add_memory(add)
 
 
 def _seed(text: str) -> int:

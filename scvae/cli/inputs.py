@@ -44,7 +44,7 @@ def check_input(path: Path, *, folders: bool = False) -> None:
         raise FileError(f"{path} cannot be read: permission denied.")
 
 
-def of_data(a: argparse.Namespace, adata: AnnData) -> dict[str, Any]:
+def of_data(a: argparse.Namespace, adata: Any) -> dict[str, Any]:
     """Return arguments that depend on the cells: genes, and columns with several categories.
 
     A pipeline gives every sample the same options; a column that says the same of all cells is
@@ -69,7 +69,14 @@ def _genes(given: list[str], adata: AnnData) -> str | list[str]:
         return given
     if one in adata.var or not Path(one).is_file():
         return one
-    lines = Path(one).read_text(encoding="utf-8").splitlines()
+    return genes_given(given)
+
+
+def genes_given(given: list[str]) -> list[str]:
+    """Return names of genes as given, or the lines of a file."""
+    if len(given) > 1 or not Path(given[0]).is_file():
+        return given
+    lines = Path(given[0]).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

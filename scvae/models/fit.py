@@ -284,7 +284,7 @@ def fit(
         if isinstance(cells, OnDisk):
             return model
         embedded = model.embed_dataset(trained.dataset)
-    _write(cells, key_added, embedded, _uns(model))
+    _write(cells, key_added, embedded, description(model))
     return model
 
 
@@ -411,7 +411,7 @@ def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -
     )
 
 
-def _uns(model: Model) -> dict[str, Any]:
+def description(model: Model) -> dict[str, Any]:
     """Return what h5ad can hold of a model's description: no None, lists as arrays."""
     origin = model.origin
     return storable(
@@ -438,8 +438,8 @@ def storable(value: Any) -> Any:
     return value
 
 
-def _write(adata: AnnData, key: str, embedding: np.ndarray, description: dict[str, Any]) -> None:
+def _write(adata: AnnData, key: str, embedding: np.ndarray, uns: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # writing to a view makes it an AnnData of its own
         adata.obsm[key] = embedding
-        adata.uns["scvae"] = description
+        adata.uns["scvae"] = uns
