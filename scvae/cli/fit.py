@@ -67,6 +67,8 @@ def run(a: argparse.Namespace) -> None:
     from scvae.models.fit import fit
 
     model = fit(adata, key_added=KEY, progress=not a.quiet, **{**_given(a), **options})
+    if not _is_first():
+        return
     with rescued(adata, KEY, a.output):
         if a.model:
             model.save(a.model, overwrite=a.overwrite)
@@ -95,6 +97,8 @@ def _fit_from_disk(a: argparse.Namespace, cells: OnDisk) -> None:
             "--leiden and --umap out, or give more --memory"
         )
     model = fit(cells, progress=not a.quiet, **{**_given(a), **of_data(a, cells)})
+    if not _is_first():
+        return
     if a.model:
         model.save(a.model, overwrite=a.overwrite)
     embedding = model.embed(cells)
@@ -163,6 +167,14 @@ def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
     from scvae.plot import umap
 
     umap(graph, colors, key=KEY, path=path)
+
+
+def _is_first() -> bool:
+    """Return whether this process is the one that writes, of those that torchrun started."""
+    from scvae.train.ranks import Ranks
+
+    ranks = Ranks.here()
+    return ranks is None or ranks.rank == 0
 
 
 def _outcome(output: Path, shape: tuple[int, ...], model: Model) -> str:

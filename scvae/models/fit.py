@@ -42,7 +42,7 @@ from scvae.data.hold.several import Datasets
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.library import FROM_COUNTS
 from scvae.data.read.several import sources_of
-from scvae.errors import warn
+from scvae.errors import ConfigError, warn
 from scvae.keywords import named
 from scvae.modalities.rna import Rna
 from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
@@ -60,6 +60,7 @@ from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_
 from scvae.models.prepare import Prepared, batch_shares, prepare, spec_of
 from scvae.models.progress import progress as progress_of
 from scvae.train.deterministic import deterministic_algorithms
+from scvae.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -256,6 +257,7 @@ def fit(
     strength, robust = _strength(align), check_switch("robust", robust, True)
     _check_training(batch_size, max_steps, early_stopping)
     learning_rate, seed = check_positive("learning_rate", learning_rate, "8e-3"), check_seed(seed)
+    ranks = Ranks.here()
     chosen = pick_device(device)
     stream, deterministic, progress = _switches(stream, deterministic, progress)
     folder = None if checkpoint is None else check_path("checkpoint", checkpoint, "checkpoint")
@@ -276,9 +278,11 @@ def fit(
         *(prepared, architecture, schedule, train_rows, held_out_rows, size, seed),
         *(robust, alone, weights),
     )
-    kept = None if folder is None else Checkpoint(folder, plan.digest)
+    _check_ranks(ranks, size)
+    first = ranks is None or ranks.rank == 0
+    kept = None if folder is None else Checkpoint(folder, plan.digest, writes=first)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
-        with progress_of(schedule.steps, progress) as report:
+        with progress_of(schedule.steps, progress and first) as report:
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
         model = _model(plan, trained, library_size, strength)
         if isinstance(cells, OnDisk):
@@ -286,6 +290,15 @@ def fit(
         embedded = model.embed_dataset(trained.dataset)
     _write(cells, key_added, embedded, description(model))
     return model
+
+
+def _check_ranks(ranks: Ranks | None, batch_size: int) -> None:
+    """Raise where a minibatch has too few cells for all processes."""
+    if ranks is not None and batch_size < 2 * ranks.size:
+        raise ConfigError(
+            f"batch_size={batch_size}, but {ranks.size} processes share every minibatch, and each "
+            f"needs two cells of it: batch_size={2 * ranks.size}, or fewer processes"
+        )
 
 
 def _warn_of_view(adata: Any) -> None:

@@ -28,6 +28,7 @@ from scvae.models.network import Architecture, build_vae
 from scvae.models.prepare import Prepared, PreparedPart, dataset_of, facts_of
 from scvae.train.history import History
 from scvae.train.loop import Objective, one_bound, train
+from scvae.train.ranks import Ranks
 from scvae.train.schedule import Schedule
 
 VERSIONS = {"scvae": __version__, "torch": str(torch.__version__)}
@@ -147,6 +148,10 @@ def _execute(
     facts = facts_of(read, plan.train_rows.cpu().numpy(), plan.architecture)
     vae = build_vae(plan.architecture, facts, generator_of("weights", plan.seed)).to(device)
     dataset = dataset_of(read, device, stream)
+    state = None if checkpoint is None else checkpoint.read(plan.architecture)
+    ranks = Ranks.here()
+    if ranks is not None:
+        ranks.check_same(plan.digest, 0 if state is None else int(state.numbers["taken"]))
     held_out, held_rows = dataset.near(plan.held_out_rows)
     with contextlib.ExitStack() as stack:
         if checkpoint is not None:
@@ -154,9 +159,12 @@ def _execute(
             stack.enter_context(checkpoint.kept_at_the_end())
 
         def epoch(order: Generator) -> Iterator[Minibatch]:
+            hides = order if ranks is None else ranks.own(order)
+            part = None if ranks is None else ranks.part
             if plan.robust and isinstance(dataset, Dataset):
-                return hiding(dataset.shuffled(plan.train_rows, plan.batch_size, order), order)
-            return dataset.shuffled(plan.train_rows, plan.batch_size, order)
+                own = dataset.shuffled(plan.train_rows, plan.batch_size, order, part)
+                return hiding(own, hides)
+            return dataset.shuffled(plan.train_rows, plan.batch_size, order, part)
 
         history = train(
             vae,
@@ -166,9 +174,10 @@ def _execute(
             generator_of("order", plan.seed),
             generator_of("noise", plan.seed, device),
             report,
-            resume=None if checkpoint is None else checkpoint.read(plan.architecture),
+            resume=state,
             keep=(lambda run: None) if checkpoint is None else checkpoint.keep,
             entry_name=lambda entry: read.first.names[entry],
             objective=_objective(plan),
+            ranks=ranks,
         )
     return Trained(vae, dataset, history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from scvae.train.checks import NotFiniteError, check_finite
 from scvae.train.graph import GraphedStep
 from scvae.train.history import History
 from scvae.train.optimizer import AdamW
+from scvae.train.ranks import Ranks
 from scvae.train.run import SLOWER, Run, State
 from scvae.train.schedule import Schedule
 
@@ -60,6 +62,8 @@ class Step:
         minibatch, terms and what is climbed. What it raises, the step raises.
     objective
         What is climbed.
+    ranks
+        The processes that take the step together; None for this one alone.
     """
 
     vae: VAE
@@ -68,11 +72,15 @@ class Step:
     noise: Generator
     hook: Callable[[VAE, Minibatch, Terms, Tensor], None] | None = None
     objective: Objective = one_bound
+    ranks: Ranks | None = None
 
     def __call__(self, minibatch: Minibatch, rate: float | Tensor, beta: float | Tensor) -> Tensor:
         """Take it at a learning rate and a KL weight; return the bound, on the device."""
         terms, bound, climbed = self.objective(self.vae, minibatch, self.noise, beta)
-        (-climbed).backward()
+        if self.ranks is None:
+            (-climbed).backward()
+        else:
+            bound = self.ranks.backward(self.vae, climbed, bound, len(minibatch))
         if self.hook is not None:
             self.hook(self.vae, minibatch, terms, climbed)
         self.optimizer.step(rate, self.weight_decay)
@@ -94,6 +102,7 @@ def train(
     keep: Callable[[Run], None] = lambda run: None,
     entry_name: Callable[[int], str] = str,
     objective: Objective = one_bound,
+    ranks: Ranks | None = None,
 ) -> History:
     """Maximise the ELBO and leave `vae` with the average weights of the best held-out ELBO.
 
@@ -123,6 +132,9 @@ def train(
         Name of an entry of x, for messages.
     objective
         What a step climbs; what is evaluated and kept is by the ELBO.
+    ranks
+        The processes that train together, each on its part of every minibatch of `epoch`; they
+        must begin in the same state. None trains alone.
 
     Raises
     ------
@@ -132,24 +144,27 @@ def train(
     run = Run(vae, epoch, schedule, order, noise)
     if resume is not None:
         run.restore(resume)
-    step = step_of(run, objective)
+    if ranks is not None:
+        ranks.vary(noise, run.taken)
+    step = step_of(run, objective, ranks)
     start = time.perf_counter() - run.history.seconds
     vae.train()
     try:
-        while not run.is_over:
-            minibatch = run.next_minibatch()
-            try:
-                run.count(step(minibatch, run.rate, run.beta), len(minibatch))
-                if run.taken % EVERY == 0:
-                    run.update_average()
-                if run.is_due:
-                    measure(run, held_out, start)
-                    report(run.history)
-            except NotFiniteError as error:
-                _roll_back(run, error.described(entry_name))
-                step = step_of(run, objective)
-            else:
-                keep(run)
+        with contextlib.nullcontext() if ranks is None else ranks.together(vae):
+            while not run.is_over:
+                minibatch = run.next_minibatch()
+                try:
+                    run.count(step(minibatch, run.rate, run.beta), len(minibatch))
+                    if run.taken % EVERY == 0:
+                        run.update_average()
+                    if run.is_due:
+                        measure(run, held_out, start)
+                        report(run.history)
+                except NotFiniteError as error:
+                    _roll_back(run, error.described(entry_name))
+                    step = step_of(run, objective, ranks)
+                else:
+                    keep(run)
     except KeyboardInterrupt:
         _stop_here(run, held_out, start)
     run.history.stopped_early = run.taken < schedule.steps
@@ -158,11 +173,14 @@ def train(
     return run.history
 
 
-def step_of(run: Run, objective: Objective = one_bound) -> Step | GraphedStep:
+def step_of(
+    run: Run, objective: Objective = one_bound, ranks: Ranks | None = None
+) -> Step | GraphedStep:
     """Return the step of a run, which looks at every number once one was not finite."""
     hook = check_finite if run.history.rollbacks else None
-    step = Step(run.vae, run.optimizer, run.schedule.weight_decay, run.noise, hook, objective)
-    return step if hook else fastest(step)
+    decay = run.schedule.weight_decay
+    step = Step(run.vae, run.optimizer, decay, run.noise, hook, objective, ranks)
+    return step if hook or ranks else fastest(step)
 
 
 def fastest(step: Step) -> Step | GraphedStep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -20,6 +20,7 @@ from scvae.data.hold.shards import Shards
 
 AHEAD = 64  # minibatches sent to a GPU, or made there, at once
 MOST = 2**28  # bytes of dense counts that are made there at once, or one minibatch
+Chosen = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,15 @@ class Dataset:
             return self._described(rows, self._sent(rows).dense(_all(rows)))
         return self._described(rows, self.counts.dense(rows))
 
-    def minibatches(self, rows: Tensor, size: int) -> Iterator[Cells]:
+    def minibatches(self, rows: Tensor, size: int, part: Chosen | None = None) -> Iterator[Cells]:
         """Yield the given rows in their order, in equal parts of about `size`.
 
-        Equal parts leave no last minibatch of one cell, unless that is asked for.
+        Equal parts leave no last minibatch of one cell, unless that is asked for. `part` takes of
+        the rows of each those that this process is to have.
         """
         most = len(rows) // min(size, 2)
         parts = torch.tensor_split(rows, max(1, min(round(len(rows) / size), most)))
+        parts = parts if part is None else tuple(map(part, parts))
         if not self.is_streamed:
             one_by_one = self.device.type == "cpu"
             yield from map(self.cells, parts) if one_by_one else self._together(parts)
@@ -181,8 +184,8 @@ class Dataset:
         groups = [parts[start : start + step] for start in range(0, len(parts), step)]
         for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
             places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
-            for part, place in zip(group, places, strict=True):
-                yield self._described(part, counts.dense(place))
+            for own, place in zip(group, places, strict=True):
+                yield self._described(own, counts.dense(place))
 
     def _together(self, parts: Sequence[Tensor]) -> Iterator[Cells]:
         """Yield every part, many made at once: a GPU makes all of them as soon as one.
@@ -198,13 +201,15 @@ class Dataset:
             for first, last in pairwise(ends):
                 yield made.map(partial(_slice, start=first, stop=last))
 
-    def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[Cells]:
-        """Yield the given rows once each, in a random order."""
+    def shuffled(
+        self, rows: Tensor, size: int, generator: Generator, part: Chosen | None = None
+    ) -> Iterator[Cells]:
+        """Yield the given rows once each, in a random order; `part` as for `minibatches`."""
         if isinstance(self.counts, Shards):
             order = self.counts.shuffled(rows.cpu(), generator).to(rows.device)
-            yield from self.minibatches(order, size)
+            yield from self.minibatches(order, size, part)
             return
-        yield from self.minibatches(shuffled(rows, generator), size)
+        yield from self.minibatches(shuffled(rows, generator), size, part)
 
     def _described(self, rows: Tensor, x: Tensor) -> Cells:
         batch, log_library = self.batch[rows], self.log_library[rows]

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.batch import Parts
-from scvae.data.hold.cells import Cells, Dataset, shuffled
+from scvae.data.hold.cells import Cells, Chosen, Dataset, shuffled
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,18 @@ class Datasets:
         """Return the given rows, in their order."""
         return _together([part.cells(rows) for part in self.parts])
 
-    def minibatches(self, rows: Tensor, size: int) -> Iterator[CellParts]:
+    def minibatches(
+        self, rows: Tensor, size: int, part: Chosen | None = None
+    ) -> Iterator[CellParts]:
         """Yield the given rows in their order, as `Dataset.minibatches` does."""
-        each = [part.minibatches(rows, size) for part in self.parts]
+        each = [kind.minibatches(rows, size, part) for kind in self.parts]
         yield from (_together(parts) for parts in zip(*each, strict=True))
 
-    def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Iterator[CellParts]:
-        """Yield the given rows once each, in a random order."""
-        yield from self.minibatches(shuffled(rows, generator), size)
+    def shuffled(
+        self, rows: Tensor, size: int, generator: Generator, part: Chosen | None = None
+    ) -> Iterator[CellParts]:
+        """Yield the given rows once each, in a random order; `part` as for `minibatches`."""
+        yield from self.minibatches(shuffled(rows, generator), size, part)
 
     def only(self, kept: Sequence[int]) -> Datasets:
         """Return the same as if no other kinds than those of these numbers had been measured."""

@@ -56,10 +56,14 @@ class Checkpoint:
         Made if it is not there.
     run_digest
         Of everything that the run depends on; another run's checkpoint is refused.
+    writes
+        Whether this process writes it, of those that train together.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], run_digest: str) -> None:
-        self.path, self.digest = Path(folder) / NAME, run_digest
+    def __init__(
+        self, folder: str | os.PathLike[str], run_digest: str, *, writes: bool = True
+    ) -> None:
+        self.path, self.digest, self.writes = Path(folder) / NAME, run_digest, writes
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -138,6 +142,8 @@ class Checkpoint:
         self.is_ending = True
 
     def _write(self, run: Run) -> None:
+        if not self.writes:
+            return
         state = run.state()
         if not all(tensor.isfinite().all() for tensor in state.tensors.values()):
             return  # the run is about to go back to its best weights

@@ -1,0 +1,166 @@
+"""One of several processes that train together; started by test_ranks.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy import sparse
+
+import scvae
+from scvae.core import networks
+from scvae.core.distributions import Gaussian
+from scvae.core.objectives import elbo
+from scvae.data.hold.cells import Dataset
+from scvae.errors import ConfigError
+from scvae.train.ranks import Ranks
+
+OPTIONS: dict[str, Any] = {
+    "batch": "batch",
+    "n_latent": 4,
+    "n_hidden": 16,
+    "max_steps": 60,
+    "batch_size": 33,
+    "validation": 0.2,
+    "robust": False,  # genes are hidden at random, by every rank for itself
+    "progress": False,
+    "device": "cpu",
+}
+
+
+def cells() -> Any:
+    adata = scvae.simulate(300, 40, seed=2)
+    adata.X = sparse.csr_matrix(adata.X)
+    return adata
+
+
+def without_noise() -> None:
+    """Let draws from a Gaussian be its mean: ranks draw their own noise, unlike one process. And
+    products exact: what is rounded to bfloat16 differs where its last bits do."""
+    networks.rounded_linear = torch.nn.functional.linear
+    Gaussian.rsample = lambda self, sample_shape=(), generator=None: self.loc.expand(
+        *sample_shape, *self.loc.shape
+    )
+
+
+def digest_of(model: scvae.Model) -> str:
+    total = hashlib.sha256()
+    for value in model.vae.state_dict().values():
+        total.update(value.numpy().tobytes())
+    return total.hexdigest()
+
+
+def told(model: scvae.Model) -> dict[str, Any]:
+    history = model.record.history
+    assert history is not None
+    return {
+        "weights": digest_of(model),
+        "validation": history.validation,
+        "train": history.train,
+        "step": history.step,
+        "interrupted": history.interrupted,
+    }
+
+
+def gradients(model: scvae.Model, ranks: Ranks | None) -> dict[str, Any]:
+    """Return gradients, bound and running moments after a step on 33 cells."""
+    vae, dataset = model.vae, model.read(cells())
+    vae.train()
+    rows = torch.arange(33)
+    minibatch = dataset.cells(rows if ranks is None else ranks.part(rows))
+    if ranks is None:
+        bound = elbo(vae.terms(minibatch)).mean()
+        (-bound * 33).backward()
+        grads = [p.grad / 33 for p in vae.parameters()]
+    else:
+        with ranks.normalising(vae):
+            bound = elbo(vae.terms(minibatch)).mean()
+            bound = ranks.backward(vae, bound, bound, len(minibatch))
+        grads = [p.grad for p in vae.parameters()]
+    moments = [b for name, b in vae.named_buffers() if "running" in name or "tracked" in name]
+    return {"bound": float(bound), "grads": grads, "moments": moments}
+
+
+def laws(folder: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    without_noise()
+    model = scvae.fit(cells(), **{**OPTIONS, "max_steps": 3})
+    model.save(folder / f"model{rank}")
+    alone = gradients(scvae.load(folder / f"model{rank}", device="cpu"), None)
+    whole = scvae.fit(cells(), **OPTIONS)
+    found["alone"] = told(whole)
+    join(folder, rank)
+    ranks = Ranks.here()
+    assert ranks is not None
+    shared = gradients(scvae.load(folder / f"model{rank}", device="cpu"), ranks)
+    found["bound"] = [alone["bound"], shared["bound"]]
+    for name in ("grads", "moments"):
+        pairs = zip(alone[name], shared[name], strict=True)
+        scale = max(float(one.double().norm()) for one in alone[name])
+        found[name] = max(float((a - b).double().norm()) for a, b in pairs) / scale
+    adata = cells()
+    model = scvae.fit(adata, **OPTIONS)
+    found["together"] = told(model)
+    apart = np.abs(model.elbo(cells(), samples=1) - whole.elbo(cells(), samples=1))
+    found["apart"] = float(apart.mean())
+    adata.write_h5ad(path := folder / f"cells{rank}.h5ad")
+    on_disk = scvae.on_disk(path)
+    on_disk.memory = 30_000
+    found["disk"] = told(scvae.fit(on_disk, **OPTIONS))
+    try:
+        scvae.fit(cells(), **{**OPTIONS, "seed": rank})
+    except ConfigError as error:
+        found["different"] = str(error)
+    try:
+        scvae.fit(cells(), **{**OPTIONS, "batch_size": 3})
+    except ConfigError as error:
+        found["few"] = str(error)
+    interrupt_at(20 if rank else None)
+    found["interrupted"] = told(scvae.fit(cells(), **OPTIONS))
+    return found
+
+
+def interrupt_at(step: int | None) -> None:
+    """Let this rank, alone, be told to stop at a step."""
+    taken, kept = 0, Dataset._described
+
+    def counted(self: Dataset, *given: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return kept(self, *given)
+
+    Dataset._described = counted  # type: ignore[method-assign]
+
+
+def endless(folder: Path, rank: int) -> dict[str, Any]:
+    """Train with checkpoints at every step until a rank is killed."""
+    import scvae.models.keep.checkpoint as module
+
+    module.SECONDS_BETWEEN = 0.0
+    join(folder, rank)
+    options = {**OPTIONS, "max_steps": 400, "early_stopping": False}
+    scvae.fit(cells(), checkpoint=folder / "kept", **options)
+    return {}
+
+
+def join(folder: Path, rank: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
+
+
+if __name__ == "__main__":
+    what, where, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    result = {"laws": laws, "endless": endless}[what](where, number)
+    (where / f"found{number}.json").write_text(json.dumps(result))

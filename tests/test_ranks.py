@@ -1,0 +1,136 @@
+"""Two processes that train together are one process; where one ends, all end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from ranks import OPTIONS, cells
+
+import scvae
+from scvae.io import read_file
+from scvae.models.keep.checkpoint import NAME
+from scvae.models.keep.migrations import FORMAT
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="gloo and signals of Linux"),
+    pytest.mark.filterwarnings("ignore:Interrupted at step"),
+]
+SCRIPT = Path(__file__).parent / "ranks.py"
+
+
+def started(what: str, folder: Path) -> list[subprocess.Popen[str]]:
+    root = str(Path(scvae.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(SCRIPT), what, str(folder), str(rank)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = started("laws", folder)
+    for process in processes:
+        error = process.communicate(timeout=500)[1]
+        assert process.returncode == 0, error
+    return [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_the_gradient_of_two_is_that_of_one(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        assert one["bound"][1] == pytest.approx(one["bound"][0], rel=1e-6)
+        assert one["grads"] < 1e-5
+        assert one["moments"] < 1e-6
+
+
+def test_a_fit_of_two_is_that_of_one(found: list[dict[str, Any]]) -> None:
+    alone, together = found[0]["alone"], found[0]["together"]
+    assert together["step"] == alone["step"]
+    np.testing.assert_allclose(together["validation"], alone["validation"], rtol=2e-3)
+    np.testing.assert_allclose(together["train"], alone["train"], rtol=2e-3)
+    assert found[0]["apart"] < 0.01 * abs(alone["validation"][-1])
+
+
+@pytest.mark.parametrize("what", ["together", "disk", "interrupted"])
+def test_all_ranks_end_with_the_same_weights_and_history(
+    found: list[dict[str, Any]], what: str
+) -> None:
+    assert found[0][what] == found[1][what]
+
+
+def test_ctrl_c_in_one_rank_ends_all_at_the_same_step(found: list[dict[str, Any]]) -> None:
+    told = found[0]["interrupted"]
+    assert told["interrupted"]
+    assert 0 < told["step"][-1] < OPTIONS["max_steps"]
+
+
+def test_ranks_with_different_arguments_are_refused(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        assert "Process 1 of 2 was given other data or arguments" in one["different"]
+        assert "batch_size=3, but 2 processes share every minibatch" in one["few"]
+
+
+def test_where_one_rank_is_killed_the_other_ends_and_the_checkpoint_goes_on(
+    tmp_path: Path,
+) -> None:
+    processes = started("endless", tmp_path)
+    checkpoint = tmp_path / "kept" / NAME
+    while not checkpoint.exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    time.sleep(random.random() * 0.3)
+    victim, other = processes[::-1]
+    victim.send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    error = other.communicate(timeout=60)[1]
+    assert time.monotonic() - begun < 60
+    assert other.returncode == 1
+    assert "Another process of this fit has ended" in error
+    options = {**OPTIONS, "max_steps": 400, "early_stopping": False}
+    with pytest.MonkeyPatch.context() as patch:
+        # A process alone goes on from there, to its next evaluation.
+        steps = read_file(checkpoint, "checkpoint", content_format=FORMAT)[1]["numbers"]["taken"]
+        over = property(lambda run: run.taken > steps and bool(run.history.step))
+        patch.setattr("scvae.train.run.Run.is_over", over)
+        model = scvae.fit(cells(), checkpoint=tmp_path / "kept", **options)
+    assert 0 < steps < 400
+    assert model.record.history is not None
+    assert model.record.history.step
+
+
+@pytest.mark.slow
+def test_torchrun_writes_what_one_process_writes(tmp_path: Path) -> None:
+    cells().write_h5ad(tmp_path / "in.h5ad")
+    options = ["--nproc-per-node=2", "-m", "scvae", "fit", "in.h5ad", "-o", "out.h5ad"]
+    more = ["--batch", "batch", "--n-latent", "4", "--max-steps", "20", "--device", "cpu"]
+    root = str(Path(scvae.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, *more],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("300 cells, 4 latents") == 1
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scvae"].shape == (300, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
