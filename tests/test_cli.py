@@ -96,8 +96,9 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
     line = (
         "fit in.h5ad -o out.h5ad --batch batch --covariates library_size cell_type --layer counts "
         "--genes highly_variable --library-size latent --likelihood zinb --dispersion gene-batch "
-        "--prior normal --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 --batch-size 8 "
-        "--seed 9 --device cpu --learning-rate 0.01 --validation held --align 0.5 --checkpoint c"
+        "--prior normal --decoder linear --n-latent 5 --n-hidden 6 --n-layers 2 --max-steps 7 "
+        "--batch-size 8 --seed 9 --device cpu --learning-rate 0.01 --validation held "
+        "--align 0.5 --checkpoint c"
     )
     defaults = cli.fit.defaults()
     monkeypatch.setattr("scvae.models.fit.fit", fit)
@@ -112,6 +113,7 @@ def test_every_option_reaches_the_fit(folder, monkeypatch):
         "likelihood": "zinb",
         "dispersion": "gene-batch",
         "prior": "normal",
+        "decoder": "linear",
         "n_latent": 5,
         "n_hidden": 6,
         "n_layers": 2,

@@ -14,6 +14,7 @@ from scvae.errors import ConfigError
 from scvae.models.coordinates import Coordinates
 from scvae.models.model import Model
 
+DRAWN = 1_000  # cells of the model, of which the variance along axes is taken
 FEWEST_OF_SET = 3  # genes of which the ranks of a set are compared
 
 
@@ -26,6 +27,9 @@ def loadings(model: Model) -> pd.DataFrame:
 
     A cell moves by :math:`L_{gk}` along axis k for a unit of log expression of gene g, apart from
     what the alignment of batches adds. Genes that the axes do not see are not listed.
+
+    Of a linear decoder (``scvae.fit(decoder="linear")``) the sum is of :math:`\log \rho_g`, and is
+    exact: axes are orthogonal directions of the decoder's own weights.
 
     Parameters
     ----------
@@ -78,10 +82,11 @@ def interpret(
     -------
     pandas.DataFrame
         A row an axis: ``rises_with`` and ``falls_with`` (genes of the largest weights, strongest
-        first). With `gene_sets` also ``set_rising`` and ``set_falling``, whose genes lie furthest
-        to that end among all, and ``auc_rising`` and ``auc_falling``: the chance that a gene of the
-        set has a larger (a smaller) weight than another gene; 0.5 is none. They order sets; as
-        genes go together they are no test.
+        first), ``explained`` (share of the axes' variance over cells that the model draws; with a
+        linear decoder, of all that it decodes). With `gene_sets` also ``set_rising`` and
+        ``set_falling``, whose genes lie furthest to that end among all, and ``auc_rising`` and
+        ``auc_falling``: the chance that a gene of the set has a larger (a smaller) weight than
+        another gene; 0.5 is none. They order sets; as genes go together they are no test.
 
     Raises
     ------
@@ -94,15 +99,18 @@ def interpret(
     >>> adata = scvae.simulate(n_cells=200, n_genes=50)
     >>> model = scvae.fit(adata, n_latent=4, max_steps=20, progress=False)
     >>> list(scvae.analysis.interpret(model, n_genes=3).columns)
-    ['rises_with', 'falls_with']
+    ['rises_with', 'falls_with', 'explained']
     """
     weights, n = loadings(model), check_whole("n_genes", n_genes, 5)
     rows: dict[str, Any] = {}
     sets = _known_sets(gene_sets, weights.index)
+    variance = model.sample(DRAWN).obsm["X_scvae"].astype(float).var(axis=0)
+    explained = dict(zip(weights, variance / variance.sum(), strict=True))
     for axis in weights:
         ordered = weights[axis].sort_values(ascending=False, kind="stable")
         up, down = ordered[ordered > 0].index[:n], ordered[ordered < 0].index[::-1][:n]
         rows[str(axis)] = {"rises_with": ", ".join(up), "falls_with": ", ".join(down)}
+        rows[str(axis)]["explained"] = explained[axis]
         if sets:
             rows[str(axis)] |= _scored(weights[axis].to_numpy(), sets)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("axis")

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvae.choices import DISPERSIONS, FUSIONS, LIKELIHOODS, PRIORS
+from scvae.choices import DECODERS, DISPERSIONS, FUSIONS, LIKELIHOODS, PRIORS
 from scvae.cli.console import tell
 from scvae.cli.inputs import check_input, of_data, read
 from scvae.cli.large import add_memory, cells_on_disk, copy_with
@@ -214,6 +214,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add("--likelihood", choices=LIKELIHOODS, help="law of the counts")
     add("--dispersion", choices=DISPERSIONS, help="what has a dispersion of its own")
     add("--prior", choices=PRIORS, help="of the latent space")
+    add("--decoder", choices=DECODERS, help="hidden layers, or a linear map with exact loadings")
     add("--fusion", choices=FUSIONS, help="of what several kinds of measurement say of a cell")
     add("--alone", type=float, metavar="WEIGHT", help="of the bounds of single kinds")
     add("--n-latent", type=int, metavar="N", help="latent dimensions")

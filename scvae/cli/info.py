@@ -41,6 +41,7 @@ def facts_of(model: Model) -> dict[str, Any]:
         "likelihood": ", ".join(laws(a).values()),
         "dispersion": None if a.rna is None else a.rna.dispersion,
         "prior": a.prior,
+        "decoder": "linear" if a.rna is not None and a.rna.linear else "network",
         "library_size": origin.library_size,
         "layer": origin.layer or "X",
         "batch_column": origin.covariates.batch,

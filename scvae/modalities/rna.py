@@ -60,6 +60,8 @@ class Rna:
     outside
         Whether the observed library size also counts transcripts of genes that are not fitted;
         the decoder then has one more share, of all of those together.
+    linear
+        Whether the decoder has no hidden layers: log shares are linear in z, but for their sum.
     """
 
     n_genes: int
@@ -67,6 +69,7 @@ class Rna:
     dispersion: Dispersion = "gene"
     latent_library: bool = False
     outside: bool = False
+    linear: bool = False
 
     @property
     def kind(self) -> str:
@@ -132,10 +135,14 @@ class Rna:
         return decoder.expression(z, s)
 
     def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
-        """Return log(1 + counts per 10,000); of some genes, per 10,000 counts of theirs."""
+        """Return log(1 + counts per 10,000); of some genes, per 10,000 counts of theirs.
+
+        Of a linear decoder, log shares of some genes in what these have together."""
         assert isinstance(decoder, Decoder)
         if features is None:
             return logs(decoder.expression(z, s))
+        if self.linear:
+            return decoder.log_composition(z, s, features)
         return logs(decoder.composition(z, s, features))
 
     def measured(self, cells: Cells) -> Tensor:
@@ -205,20 +212,28 @@ class Encoder(nn.Module):
         return Gaussian(loc, q.scale)
 
 
+class Beside(nn.Module):
+    """No hidden layers: what is decoded is z with the covariates beside it."""
+
+    def forward(self, z: Tensor, s: Tensor) -> Tensor:
+        return torch.cat([z, s.expand(*z.shape[:-1], s.shape[-1])], dim=-1)
+
+
 class Decoder(nn.Module):
     """p(x | z, l, s): shares of the library, dispersion and zero inflation of every gene."""
 
     def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:
         super().__init__()
         self.rna, self.n_genes, self.n_latent = rna, rna.n_genes, shape.n_latent
-        self.hidden = shape.decoding(generator)
-        self.share = WideLinear(shape.n_hidden, rna.n_genes + rna.outside, generator)
+        self.hidden = Beside() if rna.linear else shape.decoding(generator)
+        width = shape.n_latent + shape.n_covariates if rna.linear else shape.n_hidden
+        self.share = WideLinear(width, rna.n_genes + rna.outside, generator)
         if rna.likelihood == "zinb":
-            self.dropout = WideLinear(shape.n_hidden, rna.n_genes, generator)
+            self.dropout = WideLinear(width, rna.n_genes, generator)
             nn.init.constant_(self.dropout.bias, -2.0)
         if rna.likelihood != "poisson" and rna.dispersion == "gene-cell":
             self.log_inverse_dispersion: nn.Module | nn.Parameter = WideLinear(
-                shape.n_hidden, rna.n_genes, generator
+                width, rna.n_genes, generator
             )
         elif rna.likelihood != "poisson":
             rows = shape.n_batches if rna.dispersion == "gene-batch" else 1
@@ -244,14 +259,20 @@ class Decoder(nn.Module):
         h = self.hidden(z[..., : self.n_latent], s)
         return torch.softmax(self.share(h), dim=-1)[..., : self.n_genes]
 
-    def composition(self, z: Tensor, s: Tensor, genes: Tensor) -> Tensor:
-        """Return the shares of some genes in what these have together, ``(n, k)``.
+    def log_composition(self, z: Tensor, s: Tensor, genes: Tensor) -> Tensor:
+        """Return log shares of some genes in what these have together, ``(n, k)``.
 
         Parameters
         ----------
         genes
             Their numbers, ``(k,)``; the one after the last is all genes that are not fitted.
         """
+        h = self.hidden(z[..., : self.n_latent], s)
+        logits = linear(h, self.share.weight[genes], self.share.bias[genes])
+        return torch.log_softmax(logits, dim=-1)
+
+    def composition(self, z: Tensor, s: Tensor, genes: Tensor) -> Tensor:
+        """Return the shares of some genes in what these have together, ``(n, k)``."""
         h = self.hidden(z[..., : self.n_latent], s)
         return torch.softmax(linear(h, self.share.weight[genes], self.share.bias[genes]), dim=-1)
 

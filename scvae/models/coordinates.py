@@ -39,6 +39,7 @@ from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.hold.several import CellParts, Datasets
 from scvae.modalities.kinds import View
+from scvae.modalities.rna import Decoder
 
 MOST_GENES = 1024  # in S, of every kind
 MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
@@ -155,6 +156,10 @@ def fit_coordinates(
         latent.append(z)
     chosen_of = [spread.chosen() for spread in spreads]
     n_chosen = sum(len(genes) for genes, _ in chosen_of)
+    decoder = views[0].decoder
+    if isinstance(decoder, Decoder) and decoder.rna.linear:
+        seen = spreads[0].sums[0, 0] / max(spreads[0].n, 1)
+        return _linear_coordinates(views[0], torch.cat(latent), covariates, *chosen_of[0], seen)
     blocks = torch.cat(latent).split(max(2, CHUNK_VALUES // n_chosen))
     means, scaled = [], []
     for view, (genes, deviation) in zip(views, chosen_of, strict=True):
@@ -170,6 +175,36 @@ def fit_coordinates(
     starts = itertools.accumulate((view.width for view in views[:-1]), initial=0)
     genes = torch.cat([genes + k for (genes, _), k in zip(chosen_of, starts, strict=True)])
     return Coordinates(genes, loadings, _beside(means) @ loadings, covariates)
+
+
+def _linear_coordinates(
+    view: View, z: Tensor, covariates: Tensor, genes: Tensor, deviation: Tensor, mean: Tensor
+) -> Coordinates:
+    r"""Return the coordinates of a linear decoder, of posterior means ``(n, d)``.
+
+    .. math:: c_k(z) = \sum_g L_{gk} \log \rho_g(z, s_0) + \mathrm{const}, \quad
+              M = D (W - 1 m^T), \quad M \Sigma_z^{1/2} = U S V^T, \quad L = D U
+
+    with W the decoder's weights and D what log(1 + x) makes of a small change of log expression at
+    the gene's mean, divided by its deviation: squared distances are then about those of other
+    decoders. Columns of U are orthonormal; m, the mean of W by :math:`D^2`, makes those of L add up
+    to zero, so that what makes shares add up to one is in none. They are linear in z, and
+    uncorrelated over the cells.
+    """
+    decoder = view.decoder
+    assert isinstance(decoder, Decoder)
+    scale = (-torch.expm1(-mean[genes].clamp(min=0)) / deviation).clamp(min=1e-6).double()
+    weights = decoder.share.weight[genes, : decoder.n_latent].double()
+    centred = weights - (scale.square() @ weights) / scale.square().sum()
+    spread, turned = torch.linalg.eigh(torch.cov(z.double().T).reshape(z.shape[1], -1))
+    root = turned * spread.clamp(min=0).sqrt()
+    vectors = torch.linalg.svd(scale[:, None] * centred @ root, full_matrices=False)[0]
+    full = torch.zeros(len(genes), z.shape[1], dtype=vectors.dtype, device=z.device)
+    full[:, : vectors.shape[1]] = vectors
+    largest = full.gather(0, full.abs().argmax(0)[None])
+    loadings = (scale[:, None] * full * largest.sign() / math.sqrt(len(genes))).float()
+    at = view.profile(z.mean(0, keepdim=True), covariates[None], genes)[0]
+    return Coordinates(genes, loadings, at @ loadings, covariates)
 
 
 @dataclass

@@ -27,11 +27,13 @@ from scvae.arguments import (
 )
 from scvae.choices import (
     COUNTS,
+    DECODERS,
     DISPERSIONS,
     FUSIONS,
     LIKELIHOODS,
     PRIORS,
     CountKind,
+    Decoding,
     Dispersion,
     Fusion,
     LatentPrior,
@@ -85,6 +87,7 @@ def fit(
     n_layers: int = 1,
     encode_covariates: bool = True,
     prior: LatentPrior = "mixture",
+    decoder: Decoding = "network",
     fusion: Fusion = "product",
     alone: float = 1.0,
     weights: Mapping[str, float] | None = None,
@@ -158,6 +161,11 @@ def fit(
     prior
         "mixture": 50 Gaussians that are learned with everything else, because cells come in groups;
         or "normal", N(0, I). The KL of a mixture is estimated from the latent samples.
+    decoder
+        "network", or "linear": log shares of genes are then a linear map of the latent vector, but
+        for their sum (after Svensson, Gayoso, Yosef and Pachter, "Interpretable factor models of
+        single-cell RNA-seq via variational autoencoders", Bioinformatics 2020), of which
+        `scvae.analysis.loadings` are exact. The encoder has hidden layers still.
     fusion
         How the encoders of several kinds become one posterior: "product", "mixture", or
         "mixture-of-products" (see `scvae.core.fusion`).
@@ -253,6 +261,7 @@ def fit(
         n_genes=1,
         likelihood=check_choice("likelihood", likelihood, LIKELIHOODS),
         dispersion=check_choice("dispersion", dispersion, DISPERSIONS),
+        linear=check_choice("decoder", decoder, DECODERS) == "linear",
     )
     strength, robust = _strength(align), check_switch("robust", robust, True)
     _check_training(batch_size, max_steps, early_stopping)
@@ -267,6 +276,8 @@ def fit(
     sources = sources_of(cells, modalities, measured, split=genes is None)
     alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
     check_arguments_of_rna(sources, genes, library_size, robust)
+    if rna.linear and [part.kind for part in sources.parts] != ["rna"]:
+        raise ConfigError("decoder='linear' is of RNA alone; with other kinds: decoder='network'")
     counts = check_choice("counts", counts, COUNTS)
     prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))

@@ -121,9 +121,10 @@ def _place(part: PartOrigin) -> str:
 
 def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
     layers = "1 layer" if a.n_layers == 1 else f"{a.n_layers} layers"
+    linear = ", linear" if a.rna is not None and a.rna.linear else ""
     return [
         ("latent dimensions", f"{a.n_latent}, prior {PRIOR_NAMES[a.prior]}"),
-        ("encoder, decoder", f"{layers} of {a.n_hidden}; {n_parameters:,} weights in all"),
+        ("encoder, decoder", f"{layers} of {a.n_hidden}{linear}; {n_parameters:,} weights in all"),
         *_laws(a),
         ("library size", origin.library_size),
     ]
@@ -165,7 +166,8 @@ def _objective(a: Architecture, record: Record) -> Rows:
 def _embedding(a: Architecture, origin: Origin, record: Record) -> Rows:
     if record.align is None:
         return []  # a model of an older file
-    rows = [("coordinates", f"{a.n_latent} principal components of decoded expression")]
+    of = "log expression, exact" if a.rna is not None and a.rna.linear else "expression"
+    rows = [("coordinates", f"{a.n_latent} principal components of decoded {of}")]
     if not record.align or a.n_batches < 2:
         return rows
     rows.append(("alignment", f"{record.align:g} of what the network left of the batches"))

@@ -25,6 +25,8 @@ from scvae.models.network import Architecture
 Spec = TypeVar("Spec", bound=EmbeddingSpec | Rna | Protein | Chromatin)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
 MAY_BE_ZERO = ("n_covariates", "genes", "clusters")
+# Fields that files of before them lack; where they are so, they are not written.
+SINCE = {"linear": False}
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
 
@@ -40,8 +42,12 @@ class Description(NamedTuple):
 def describe(description: Description) -> dict[str, Any]:
     """Return a description as JSON holds it."""
     architecture, embedding, origin, record = description
+    of_network = dataclasses.asdict(architecture)
+    for kind, part in of_network["parts"].items():
+        told = {name: value for name, value in part.items() if SINCE.get(name, ...) != value}
+        of_network["parts"][kind] = told
     return {
-        "architecture": dataclasses.asdict(architecture),
+        "architecture": of_network,
         "embedding": dataclasses.asdict(embedding),
         "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
         "record": record.to_json(),
@@ -93,7 +99,8 @@ def _parts_of(parts: Any, where: str) -> dict[str, Any]:
 def _spec(spec: type[Spec], fields: Any, where: str) -> Spec:
     """Return the dataclass of whole numbers, flags and choices that `fields` describe."""
     kinds = get_type_hints(spec)
-    values = _exactly(fields, tuple(kinds), where)
+    since = {name: value for name, value in SINCE.items() if name in kinds}
+    values = _exactly(since | fields if isinstance(fields, dict) else fields, tuple(kinds), where)
     _check_values(kinds, values, where)
     return spec(**values)
 

@@ -58,7 +58,8 @@ def weight_shapes(a: Architecture) -> dict[str, Shape]:
 
 def check_model(tensors: Mapping[str, Tensor], a: Architecture, embedding: EmbeddingSpec) -> None:
     """Raise ValueError unless `tensors` are those of a model of this architecture."""
-    if OF_A_LAYER * a.n_layers > len(tensors):  # before they are built
+    of_a_layer = OF_A_LAYER // (2 if a.rna is not None and a.rna.linear else 1)
+    if of_a_layer * a.n_layers > len(tensors):  # before they are built
         raise ValueError(f"{a.n_layers} layers would need more than its {len(tensors)} tensors")
     check_tensors(tensors, expected_shapes(a, embedding))
     genes = tensors.get(GENES)
