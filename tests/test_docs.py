@@ -14,6 +14,7 @@ import torch
 import scvae
 from scvae import core
 from scvae.analysis.glm import adjust, adjust_by_permutations, size_factors
+from scvae.analysis.labels import transfer
 from scvae.data.checkup.association import cramers_v
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.models.fitted import Fitted
@@ -25,7 +26,7 @@ PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
 PUBLIC = {name: thing for name, thing in PUBLIC.items() if not inspect.ismodule(thing)}
 FURTHER = {"Report": Report, "Finding": Finding, "Kind": Kind, "cramers_v": cramers_v}
 FURTHER |= {"Fitted": Fitted, "size_factors": size_factors, "adjust": adjust}
-FURTHER |= {"adjust_by_permutations": adjust_by_permutations}
+FURTHER |= {"adjust_by_permutations": adjust_by_permutations, "transfer": transfer}
 # Functions of the public modules, and methods of public classes, which no other name shows.
 WITHIN = {
     f"{module}.{name}": getattr(getattr(scvae, module), name)

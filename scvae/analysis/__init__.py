@@ -1,5 +1,6 @@
 """Analyses of cells and fitted models: functions, none of which changes what it is given."""
 
+from scvae.analysis import labels
 from scvae.analysis.compare import Comparison, compare
 from scvae.analysis.correlations import correlations
 from scvae.analysis.doublets import Doublets, doublets
@@ -20,6 +21,7 @@ __all__ = [
     "doublets",
     "interpret",
     "judge",
+    "labels",
     "lay_out",
     "loadings",
     "markers",

@@ -36,6 +36,7 @@ from scvae.models.judged import Judged
 from scvae.models.keep.files import Parts, write_model
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
+from scvae.models.label.reference import Reference
 from scvae.models.network import Architecture
 from scvae.models.query import code_of
 from scvae.models.reading import check_named
@@ -65,6 +66,8 @@ class Model(Judged):
         Genes, covariates and counts that the model was fitted on.
     record
         How the fit went: seed, versions, history, final KL weight; also in ``uns["scvae"]``.
+    reference
+        Labelled cells that it was saved with, without their counts, or None.
     """
 
     def __init__(
@@ -74,9 +77,10 @@ class Model(Judged):
         architecture: Architecture,
         origin: Origin,
         record: Record,
+        reference: Reference | None = None,
     ) -> None:
         super().__init__(vae, architecture, origin)
-        self.embedding, self.record = embedding, record
+        self.embedding, self.record, self.reference = embedding, record, reference
 
     def __repr__(self) -> str:
         a, covariates = self.architecture, self.origin.covariates

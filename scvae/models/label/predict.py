@@ -1,0 +1,89 @@
+"""Labels of cells by a labelled reference: a table with what is likely, and what is strange."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scvae.arguments import check_seed, is_number, refuse
+from scvae.errors import ConfigError
+from scvae.models.fitted import Fitted
+from scvae.models.label.labeller import posterior_of
+from scvae.models.label.reference import Reference
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FALSE_ALARMS = 0.05
+
+
+def demand_reference(reference: Reference | None) -> Reference:
+    """Return the reference that a model carries.
+
+    Raises ConfigError if it carries none."""
+    if reference is None:
+        raise ConfigError(
+            "The model carries no labelled cells to predict by. Give some: "
+            "scvae.analysis.labels.transfer(model, reference, query, 'cell_type'); or save and "
+            "load it with them: model.save('model.scvae', reference=adata, labels='cell_type')"
+        )
+    return reference
+
+
+def predict(
+    model: Fitted,
+    reference: Reference,
+    adata: AnnData,
+    *,
+    batch: str | None,
+    layer: str | None,
+    false_alarms: float,
+    seed: int,
+    call: str,
+) -> pd.DataFrame:
+    """Return labels of cells; as `scvae.analysis.labels.transfer` says, for the user's `call`."""
+    if not is_number(false_alarms) or not 0 < float(false_alarms) < 1:
+        raise refuse("false_alarms", false_alarms, "a share between 0 and 1", FALSE_ALARMS)
+    seed = check_seed(seed)
+    dataset = model._read(adata, layer, call, partial=True, batch=batch)
+    cells, labeller = posterior_of(model, dataset, seed), reference.labeller
+    p = labeller.probabilities(cells).numpy()
+    strange = labeller.strange(cells, dataset.batch.cpu(), dataset.observed is None).numpy()
+    table = _table(p, reference.names)
+    if reference.parents is not None:
+        table = table.join(_coarse(p, reference.parents))
+    table["strangeness"] = strange
+    table["unknown"] = strange > 1 - false_alarms
+    return table.set_index(adata.obs_names.copy())
+
+
+def _table(p: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """Return the likeliest label and the second, with their probabilities ``(n, t)``."""
+    order = np.argsort(-p, axis=1, kind="stable")[:, :2]
+    first, second = np.take_along_axis(p, order, axis=1).T
+    labels = [pd.Categorical.from_codes(order[:, i], pd.Index(names)) for i in range(2)]
+    return pd.DataFrame(
+        {
+            "label": labels[0],
+            "probability": first,
+            "second": labels[1],
+            "second_probability": second,
+        }
+    )
+
+
+def _coarse(p: np.ndarray, parents: list[str]) -> pd.DataFrame:
+    """Return the likeliest parent, to which the probabilities of its labels add up."""
+    names = sorted(set(parents))
+    member = torch.nn.functional.one_hot(torch.tensor([names.index(n) for n in parents]))
+    added = p @ member.numpy()
+    best = added.argmax(1)
+    return pd.DataFrame(
+        {
+            "parent": pd.Categorical.from_codes(best, pd.Index(names)),
+            "parent_probability": added[np.arange(len(best)), best],
+        }
+    )
