@@ -13,6 +13,7 @@ from scvae.cli.console import say, warnings_as_lines
 from scvae.cli.embed import EMBED
 from scvae.cli.fit import FIT
 from scvae.cli.info import INFO
+from scvae.cli.map import MAP
 from scvae.cli.normalize import NORMALIZE
 from scvae.cli.options import Parser
 from scvae.cli.remedies import Shell, as_options
@@ -27,6 +28,7 @@ examples:
   scvae embed model.scvae new.h5ad -o new-embedded.h5ad
   scvae report model.scvae in.h5ad -o report.html --labels cell_type
   scvae normalize model.scvae in.h5ad -o denoised.zarr
+  scvae map reference.scvae new.h5ad -o new-mapped.h5ad --labels labels.csv
   scvae info model.scvae
 """
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -94,6 +96,7 @@ def shell_of(a: argparse.Namespace) -> Shell:
         "embed": f"scvae embed {model} {cells} {output}",
         "report": f"scvae report {model} {cells} {output}",
         "normalize": f"scvae normalize {model} {cells} {output}",
+        "map": f"scvae map {model} {cells} {output}",
     }
     return Shell(a.name, a.options, files, cells, lambda: _reader(a))
 
@@ -110,7 +113,7 @@ def parser() -> Parser:
     whole.add_argument("--version", action="version", version=f"scvae {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     options: dict[str, dict[str, str]] = {}
-    for command in (FIT, CHECK, EMBED, NORMALIZE, REPORT, INFO):
+    for command in (FIT, CHECK, EMBED, MAP, NORMALIZE, REPORT, INFO):
         about = f"{command.about[0].upper()}{command.about[1:]}."
         own = commands.add_parser(
             command.name, help=command.about, description=about, epilog=command.example

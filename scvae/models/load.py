@@ -35,4 +35,5 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
         parts.architecture,
         parts.origin,
         parts.record,
+        parts.reference,
     )

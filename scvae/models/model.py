@@ -36,6 +36,7 @@ from scvae.models.judged import Judged
 from scvae.models.keep.files import Parts, write_model
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
+from scvae.models.label.predict import FALSE_ALARMS, demand_reference, predict, reference_of
 from scvae.models.label.reference import Reference
 from scvae.models.network import Architecture
 from scvae.models.query import code_of
@@ -204,7 +205,8 @@ class Model(Judged):
         """
         options = batch, layer, max_steps, validation, seed
         parts = extended(self, self.embedding, self.record, adata, *options)
-        return Model(parts.vae, parts.embedding, parts.architecture, parts.origin, parts.record)
+        made = parts.vae, parts.embedding, parts.architecture, parts.origin, parts.record
+        return Model(*made, self.reference)
 
     def embed_dataset(self, dataset: Dataset | Datasets, out: Any = None) -> np.ndarray:
         """Return the embedding of cells that were already read, float32 ``(n, d)``, in `out` if it
@@ -405,14 +407,54 @@ class Model(Judged):
 
     # -- files -------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def predict(
+        self,
+        adata: AnnData,
+        *,
+        batch: str | None = None,
+        layer: str | None = None,
+        false_alarms: float = FALSE_ALARMS,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Return the label of every cell, by the labelled cells that the model was saved with.
+
+        As `scvae.analysis.labels.transfer` does with a reference; for parameters, columns and what
+        a probability means here, see there.
+
+        Raises
+        ------
+        ConfigError
+            If the model carries no labelled cells.
+        """
+        reference = demand_reference(self.reference)
+        options = batch, layer, false_alarms, seed, "model.predict(adata"
+        return predict(self, reference, adata, *options)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        reference: AnnData | None = None,
+        labels: str | None = None,
+        parent: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Write the model to one safetensors file, atomically; `scvae.load` reads it.
+
+        With a reference, it is an atlas: whoever has the file alone can map and label cells. Of
+        every cell the posterior, label and batch are in it, and the mean expression of every label;
+        none of the counts. That takes 8 bytes a latent dimension of a cell, 0.3 kB in all.
 
         Parameters
         ----------
         path
             A new file, or one with a model, which is replaced and keeps its permissions; a pipe or
             a device is written into.
+        reference
+            Cells with labels, best those that were fitted; None writes those that the model
+            carries already, if any.
+        labels, parent
+            Columns of reference.obs with the labels and, if there are, coarser ones.
         overwrite
             Also replace a file that holds something else.
 
@@ -420,8 +462,22 @@ class Model(Judged):
         ------
         FileError
             If `path` cannot be written or holds something else; it is then left as it was.
+        DataError
+            If `reference` has no such labels.
+
+        Examples
+        --------
+        >>> import scvae, tempfile
+        >>> adata = scvae.simulate(n_cells=300, n_genes=50)
+        >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/atlas.scvae", reference=adata, labels="cell_type")
+        ...     atlas = scvae.load(f"{folder}/atlas.scvae")
+        >>> atlas.predict(scvae.simulate(n_cells=100, n_genes=50), batch="new").shape
+        (100, 6)
         """
         path = check_path("path", path, "model.scvae")
-        parts = Parts(self.vae, self.embedding, self.architecture, self.origin, self.record)
+        cells = reference_of(self, self.reference, reference, labels, parent)
+        parts = Parts(self.vae, self.embedding, self.architecture, self.origin, self.record, cells)
         overwrite = check_switch("overwrite", overwrite, True)
         write_model(path, parts, overwrite=overwrite)

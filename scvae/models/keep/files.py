@@ -14,9 +14,17 @@ from scvae.io import in_the_way, read_file, write_file
 from scvae.models.embedding import Embedding
 from scvae.models.keep.description import Description, describe, read_description
 from scvae.models.keep.migrations import FORMAT, MIGRATIONS
+from scvae.models.keep.minified import (
+    SECTION,
+    describe_reference,
+    read_reference,
+    reference_tensors,
+    take_reference,
+)
 from scvae.models.keep.origin import Origin
 from scvae.models.keep.record import Record
 from scvae.models.keep.weights import EMBEDDING, check_model
+from scvae.models.label.reference import Reference
 from scvae.models.network import Architecture, blank_vae
 
 
@@ -29,6 +37,7 @@ class Parts:
     architecture: Architecture
     origin: Origin
     record: Record
+    reference: Reference | None = None
 
 
 def write_model(path: str | os.PathLike[str], parts: Parts, *, overwrite: bool = False) -> None:
@@ -45,9 +54,13 @@ def write_model(path: str | os.PathLike[str], parts: Parts, *, overwrite: bool =
     tensors = {**parts.vae.state_dict(), **embedding}
     record, spec = parts.record.without_times(), parts.embedding.spec
     content = describe(Description(parts.architecture, spec, parts.origin, record))
+    section = {} if parts.reference is None else reference_tensors(parts.reference)
+    described = None if parts.reference is None else describe_reference(parts.reference)
     try:
         read_description(json.loads(json.dumps(content)))
         check_model(tensors, parts.architecture, spec)
+        take_from = {name.partition(".")[2]: value for name, value in section.items()}
+        read_reference(take_from, described, parts.architecture)
     except ValueError as error:
         raise FileError(
             f"{path} was not written, as no model could be read from it again: {error}."
@@ -57,6 +70,8 @@ def write_model(path: str | os.PathLike[str], parts: Parts, *, overwrite: bool =
             f"{path} is there and is no model of scvae: {what}. Give another name, or "
             f"model.save({os.fspath(path)!r}, overwrite=True)"
         )
+    if described is not None:
+        tensors, content = {**tensors, **section}, {**content, SECTION: described}
     write_file(path, tensors, content, content_format=FORMAT)
 
 
@@ -69,9 +84,11 @@ def read_model(path: str | os.PathLike[str]) -> Parts:
         If the file is missing, damaged, or not a model of scvae.
     """
     tensors, content = read_file(path, migrations=MIGRATIONS, content_format=FORMAT)
+    section, described = take_reference(tensors, content)
     try:
         architecture, spec, origin, record = read_description(content)
         check_model(tensors, architecture, spec)
+        reference = read_reference(section, described, architecture)
     except ValueError as error:
         raise FileError(
             f"{path} is damaged: {error}. Give a file that model.save(path) wrote."
@@ -81,4 +98,4 @@ def read_model(path: str | os.PathLike[str]) -> Parts:
     of_embedding = {name.removeprefix(EMBEDDING): tensors.pop(name) for name in names}
     vae.load_state_dict(tensors)
     embedding = Embedding.of(spec.coordinates, of_embedding)
-    return Parts(vae.eval(), embedding, architecture, origin, record)
+    return Parts(vae.eval(), embedding, architecture, origin, record, reference)

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvae.arguments import check_seed, is_number, refuse
+from scvae.arguments import check_name, check_seed, is_number, refuse
+from scvae.data.hold.cells import Dataset
 from scvae.errors import ConfigError
 from scvae.models.fitted import Fitted
 from scvae.models.label.labeller import posterior_of
-from scvae.models.label.reference import Reference
+from scvae.models.label.reference import Reference, make_reference
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,11 +34,29 @@ def demand_reference(reference: Reference | None) -> Reference:
     return reference
 
 
+def reference_of(
+    model: Fitted,
+    carried: Reference | None,
+    adata: AnnData | None,
+    labels: str | None,
+    parent: str | None,
+) -> Reference | None:
+    """Return the reference that a model is saved with: a new one, or what it carries."""
+    if adata is None:
+        if labels is not None or parent is not None:
+            raise ConfigError(
+                "labels were named, but no cells that have them: model.save('model.scvae', "
+                "reference=adata, labels='cell_type')"
+            )
+        return carried
+    column = check_name("labels", labels, "cell_type")
+    return make_reference(model, adata, column, parent=parent, call="model.save(path, reference")
+
+
 def predict(
     model: Fitted,
     reference: Reference,
     adata: AnnData,
-    *,
     batch: str | None,
     layer: str | None,
     false_alarms: float,
@@ -48,7 +67,9 @@ def predict(
     if not is_number(false_alarms) or not 0 < float(false_alarms) < 1:
         raise refuse("false_alarms", false_alarms, "a share between 0 and 1", FALSE_ALARMS)
     seed = check_seed(seed)
-    dataset = model._read(adata, layer, call, partial=True, batch=batch)
+    model.demand_rna()
+    dataset = model.read_for(adata, layer, call, partial=True, batch=batch)
+    assert isinstance(dataset, Dataset)
     cells, labeller = posterior_of(model, dataset, seed), reference.labeller
     p = labeller.probabilities(cells).numpy()
     strange = labeller.strange(cells, dataset.batch.cpu(), dataset.observed is None).numpy()
