@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scvae.models.load import load
     from scvae.models.model import Model
     from scvae.models.on_disk import on_disk
+    from scvae.models.tune import Tuning, tune
     from scvae.reporting.write import report
     from scvae.simulation import simulate
 
@@ -31,6 +32,7 @@ __all__ = [
     "Model",
     "ScvaeError",
     "TrainingError",
+    "Tuning",
     "__version__",
     "analysis",
     "check",
@@ -42,6 +44,7 @@ __all__ = [
     "plot",
     "report",
     "simulate",
+    "tune",
 ]
 
 _HOME = {
@@ -57,6 +60,8 @@ _HOME = {
     "on_disk": "scvae.models.on_disk",
     "report": "scvae.reporting.write",
     "simulate": "scvae.simulation",
+    "Tuning": "scvae.models.tune",
+    "tune": "scvae.models.tune",
 }
 _MODULES = ("analysis", "core", "datasets", "plot")
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from scvae._version import __version__
 from scvae.cli.check import CHECK
+from scvae.cli.completion import COMPLETION
 from scvae.cli.console import say, warnings_as_lines
 from scvae.cli.embed import EMBED
 from scvae.cli.fit import FIT
@@ -18,6 +19,7 @@ from scvae.cli.normalize import NORMALIZE
 from scvae.cli.options import Parser
 from scvae.cli.remedies import Shell, as_options
 from scvae.cli.report import REPORT
+from scvae.cli.tune import TUNE
 from scvae.errors import ScvaeError
 
 ABOUT = "Learn what each cell is from its counts: a variational autoencoder for h5ad files."
@@ -93,6 +95,7 @@ def shell_of(a: argparse.Namespace) -> Shell:
     files = {
         "fit": f"scvae fit {cells} {output}",
         "check": f"scvae check {cells}",
+        "tune": f"scvae tune {cells}",
         "embed": f"scvae embed {model} {cells} {output}",
         "report": f"scvae report {model} {cells} {output}",
         "normalize": f"scvae normalize {model} {cells} {output}",
@@ -113,7 +116,7 @@ def parser() -> Parser:
     whole.add_argument("--version", action="version", version=f"scvae {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     options: dict[str, dict[str, str]] = {}
-    for command in (FIT, CHECK, EMBED, MAP, NORMALIZE, REPORT, INFO):
+    for command in (FIT, CHECK, EMBED, MAP, NORMALIZE, REPORT, INFO, TUNE, COMPLETION):
         about = f"{command.about[0].upper()}{command.about[1:]}."
         own = commands.add_parser(
             command.name, help=command.about, description=about, epilog=command.example
@@ -122,4 +125,5 @@ def parser() -> Parser:
         own.add_argument("--debug", action="store_true", help="show traceback and all warnings")
         options[command.name] = own.options
         own.set_defaults(run=command.run, name=command.name, options=options, usage_error=own.error)
+        own.set_defaults(whole=whole)
     return whole

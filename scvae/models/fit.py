@@ -283,7 +283,7 @@ def fit(
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))
     prepared = prepared.told(held_out_rows.cpu().numpy(), validation)
     size = batch_size_of(batch_size, len(train_rows))
-    architecture = _sized(asked, rna, prepared, library_size)
+    architecture = sized(asked, rna, prepared, library_size)
     schedule = schedule_of(max_steps, len(train_rows), size, learning_rate, early_stopping)
     plan = Plan(
         *(prepared, architecture, schedule, train_rows, held_out_rows, size, seed),
@@ -323,7 +323,7 @@ def _warn_of_view(adata: Any) -> None:
         )
 
 
-def _sized(asked: Architecture, rna: Rna, prepared: Prepared, library_size: str) -> Architecture:
+def sized(asked: Architecture, rna: Rna, prepared: Prepared, library_size: str) -> Architecture:
     """Return what was asked for, of the size of the data."""
     sizes = {kind: len(part.names) for kind, part in prepared.parts.items()}
     parts: dict[str, Any] = {kind: spec_of(kind, n) for kind, n in sizes.items() if kind != "rna"}

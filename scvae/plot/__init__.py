@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scvae.plot.analyses import axis_loadings, doublet_scores, volcano
 from scvae.plot.cells import scatter, umap
 from scvae.plot.fits import fit_check, history
+from scvae.plot.tuning import tune
 
 if TYPE_CHECKING:
     from scvae.analysis import neighbors
@@ -21,6 +22,7 @@ __all__ = [
     "history",
     "neighbors",
     "scatter",
+    "tune",
     "umap",
     "volcano",
 ]
