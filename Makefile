@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-fast test-newest lint types tutorials benchmark clean
+.PHONY: demo test test-fast test-newest test-lowest test-wheel lint types tutorials docs clean
 
 demo: $(READY)
 	$(BIN)/python tutorials/demo.py
@@ -38,6 +38,30 @@ test-newest:
 	$(NEWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|numpy|pandas|scipy|torch|dask|zarr) "
 	ANNDATA_ALLOW_WRITE_NULLABLE_STRINGS=1 $(NEWEST) -m pytest -m "not slow" $(DATA_TESTS)
 
+# The oldest versions of everything, in a set-up of its own, and the same tests.
+LOWEST := .venv-lowest/bin/python
+
+test-lowest:
+	test -x $(LOWEST) || $(PYTHON) -m venv .venv-lowest
+	grep "^torch==" constraints.txt | cat - constraints-lowest.txt > .venv-lowest/constraints.txt
+	$(LOWEST) -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt \
+		-e . pytest hypothesis
+	$(LOWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|numpy|pandas|scipy|torch) "
+	$(LOWEST) -m pytest -m "not slow" tests/test_source.py tests/test_covariates.py tests/test_fit.py \
+		tests/test_cli.py tests/test_row_order.py
+
+# Source distribution and wheel, the wheel made from it, installed where there is no checkout.
+WHEEL := .venv-wheel/bin/python
+
+test-wheel:
+	rm -rf dist .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	$(WHEEL) -m pip install --quiet --disable-pip-version-check build
+	$(WHEEL) -m build --outdir dist .
+	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	$(WHEEL) -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && ../$(WHEEL) ../tests/installed.py
+	ls -l dist
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +71,17 @@ types: $(READY)
 
 tutorials: $(READY)
 	$(BIN)/python tutorials/run.py
+
+# The site is looked at as it is built: a warning is an error, and so is a link that leads nowhere.
+SITE := .venv/.site
+
+docs: $(SITE)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/_site/links.py docs/_build/html
+
+$(SITE): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[site]" -c constraints.txt
+	touch $(SITE)
 
 # torch goes first and alone: the constraints name its exact version, so that nothing later
 # pulls in another build of it.
@@ -59,4 +94,4 @@ $(READY): pyproject.toml constraints.txt Makefile
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-newest demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* docs/_build docs/api docs/commands docs/tutorials demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -33,7 +33,7 @@ class MixtureOfGaussians(nn.Module):
 
     Where data come in groups, N(0, I) pays for the empty space between them; a mixture need not.
     At the start all components are alike but for their means, which are drawn from
-    N(0, 1 - `width`^2), so that the whole is about N(0, I).
+    :math:`N(0, 1 - \mathrm{width}^2)`, so that the whole is about N(0, I).
 
     Parameters
     ----------

@@ -1,0 +1,92 @@
+"""The documentation site: a page for every public name, links that lead somewhere, one picture."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import scvae
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "docs" / "_site"))
+
+import architecture  # noqa: E402
+import links  # noqa: E402
+import pages  # noqa: E402
+
+
+def test_every_public_name_has_a_page_that_no_file_system_takes_for_another(tmp_path: Path) -> None:
+    pages.write_api(tmp_path)
+    written = {path.name for path in tmp_path.glob("*.md")}
+    names = [(m, n, t) for m in pages.MODULES for n, t in pages.public(m).items()]
+    assert {f"{pages.file_of(*name)}.md" for name in names} <= written
+    assert len({name.lower() for name in written}) == len(written)
+    modules = {f"scvae.{n}" for n in scvae.__all__ if inspect.ismodule(getattr(scvae, n))}
+    assert modules | {"scvae"} == set(pages.MODULES)
+
+
+def test_the_page_of_a_class_has_its_methods_and_none_of_torch() -> None:
+    shown = pages.members(scvae.Model)
+    assert {"embed", "read", "over"} <= shown.keys()
+    assert shown["device"] == "property"
+    assert pages.members(scvae.core.VAE).keys() >= {"terms", "encode"}
+    assert not pages.members(scvae.core.VAE).keys() & {"parameters", "state_dict", "train"}
+
+
+def test_every_command_has_a_page(tmp_path: Path) -> None:
+    pages.write_commands(tmp_path)
+    assert {"fit.md", "check.md", "embed.md", "index.md"} <= {p.name for p in tmp_path.iterdir()}
+    assert "--likelihood" in (tmp_path / "fit.md").read_text(encoding="utf-8")
+
+
+def test_a_page_that_nobody_names_is_found(tmp_path: Path) -> None:
+    for name in ("index", "named", "new"):
+        (tmp_path / f"{name}.md").write_text("# x")
+    text = pages.with_further(tmp_path / "index.md", "named\n@further@\n")
+    assert text == "named\nnew\n"
+
+
+@pytest.mark.parametrize(
+    ("html", "faults"),
+    [
+        ('<a href="b.html#there">x</a>', 0),
+        ('<a href="c.html">x</a>', 1),
+        ('<a href="b.html#not">x</a>', 1),
+        ('<script src="https://a.example/x.js"></script>', 1),
+        ('<link rel="stylesheet" href="//a.example/x.css">', 1),
+        ('<a href="https://a.example/">x</a>', 0),
+    ],
+)
+def test_links_that_lead_nowhere_and_what_is_loaded_from_elsewhere(
+    html: str, faults: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.html").write_text(html)
+    (tmp_path / "b.html").write_text('<h1 id="there">x</h1>')
+    assert links.main(tmp_path) == bool(faults)
+    assert f"2 pages, {faults} faulty links" in capsys.readouterr().out
+
+
+def test_the_picture_of_the_layers_is_of_these_imports() -> None:
+    below = architecture.arrows()
+    assert {"core", "train"} <= below["models"]
+    assert not below["core"]
+    height = architecture.heights(below)  # raises where arrows go in a circle
+    assert all(height[a] > height[b] for a in below for b in below[a])
+    drawn = (ROOT / "docs" / "_static" / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture.picture(), (
+        "draw it again: python docs/_site/architecture.py docs/_static/architecture.svg"
+    )
+
+
+def test_arrows_that_a_longer_way_says_are_left_out() -> None:
+    below = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert architecture.without_shortcuts(below) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+def test_no_page_names_a_machine() -> None:
+    for path in (ROOT / "docs").rglob("*.md"):
+        assert not re.search(r"/(work|root|tmp)/", path.read_text(encoding="utf-8")), path
