@@ -4,15 +4,15 @@ from typing import Literal, get_args
 
 Likelihood = Literal["nb", "zinb", "poisson"]
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+ChromatinLikelihood = Literal["poisson", "bernoulli"]
 LatentPrior = Literal["normal", "mixture"]
 Decoding = Literal["network", "linear"]
 CountKind = Literal["whole", "rounded"]
 Fusion = Literal["product", "mixture", "mixture-of-products"]
-Kind = Literal["rna", "protein", "chromatin"]
 LIKELIHOODS: tuple[Likelihood, ...] = get_args(Likelihood)
 DISPERSIONS: tuple[Dispersion, ...] = get_args(Dispersion)
 PRIORS: tuple[LatentPrior, ...] = get_args(LatentPrior)
 DECODERS: tuple[Decoding, ...] = get_args(Decoding)
 COUNTS: tuple[CountKind, ...] = get_args(CountKind)
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
-KIND_NAMES: tuple[Kind, ...] = get_args(Kind)
+CHROMATIN_LIKELIHOODS: tuple[ChromatinLikelihood, ...] = get_args(ChromatinLikelihood)

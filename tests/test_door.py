@@ -184,7 +184,7 @@ def finding(adata: AnnData, words: str, **options: Any) -> str:
     return text
 
 
-@pytest.mark.parametrize("other", ["Antibody Capture", "Peaks", "CRISPR Guide Capture", "ADT"])
+@pytest.mark.parametrize("other", ["CRISPR Guide Capture", "Multiplexing Capture", "Custom"])
 def test_features_of_other_kinds_are_left_out_by_the_call(other: str) -> None:
     adata = cells()
     adata.var["feature_types"] = ["Gene Expression"] * 15 + [other] * 5

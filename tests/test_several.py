@@ -359,6 +359,25 @@ def test_one_kind_alone_is_fitted(kind: str, tmp_path: Path) -> None:
     assert model.sample(3).shape == (3, adata.n_vars)
 
 
+def test_chromatin_is_of_ones_where_that_is_chosen() -> None:
+    mdata = cells(missing=0.0, kinds=["rna", "chromatin"])
+    ones = cells(missing=0.0, kinds=["rna", "chromatin"])
+    ones.mod["chromatin"].X = (ones["chromatin"].X > 0).astype(np.float32)
+    law = {"chromatin": "bernoulli"}
+    fit(mdata, likelihood=law)
+    model = fit(ones, likelihood=law)
+    # The depth of a cell is what was counted; what is modelled is whether anything was.
+    assert model.architecture.parts["chromatin"].likelihood == "bernoulli"
+    drawn = model.sample(40)["chromatin"].X
+    assert set(np.unique(drawn.toarray())) <= {0, 1}
+    with pytest.warns(ScvaeWarning, match=r"zeros and ones alone.*\{'chromatin': 'bernoulli'\}"):
+        scvae.fit(ones, **SMALL)
+    with pytest.raises(ConfigError, match="is of chromatin"):
+        fit(cells(kinds=["rna", "protein"]), likelihood=law)
+    with pytest.raises(ConfigError, match="likelihood="):
+        fit(mdata, likelihood={"protein": "nb"})
+
+
 def test_cells_of_known_truth_are_imputed_better_than_by_the_mean() -> None:
     mdata = scvae.simulate(400, 60, modalities=["rna", "protein"], n_proteins=8, seed=1)
     hidden = np.arange(400) % 2 == 0

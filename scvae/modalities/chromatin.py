@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from scipy import sparse
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
-from scvae.choices import CountKind
+from scvae.choices import ChromatinLikelihood, CountKind
 from scvae.core.distributions import Detected, Gaussian, Poisson, Shares
 from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.logarithms import scaled_log1p
@@ -35,8 +35,6 @@ from scvae.modalities.modality import Part, Shape, seen
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Likelihood = Literal["poisson", "bernoulli"]
-LIKELIHOODS: tuple[Likelihood, ...] = ("poisson", "bernoulli")
 KIND = "chromatin"
 PER = 1e4  # fragments per cell in log(1 + f)
 FEWEST = 10  # threes and fours from which reads are told from fragments
@@ -55,7 +53,7 @@ class Chromatin:
     """
 
     n_regions: int
-    likelihood: Likelihood = "poisson"
+    likelihood: ChromatinLikelihood = "poisson"
 
     @property
     def kind(self) -> str:

@@ -62,7 +62,7 @@ def _read(source: Source, n: int, layer: str | None, counts: CountKind) -> None:
     with source.in_words():
         for demand in DEMANDS_OF_OTHERS:
             demand(source.adata)
-        read_other(source, n, layer, counts)
+        read_other(source, n, layer, counts, {})
 
 
 def _with_obs(source: Source, sources: Sources) -> AnnData:

@@ -30,7 +30,6 @@ from scvae.choices import (
     DECODERS,
     DISPERSIONS,
     FUSIONS,
-    LIKELIHOODS,
     PRIORS,
     CountKind,
     Decoding,
@@ -54,7 +53,7 @@ from scvae.models.judge.held_out import measure_held_out
 from scvae.models.keep.checkpoint import Checkpoint
 from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.keep.record import Record
-from scvae.models.kinds import check_arguments_of_rna, check_bounds
+from scvae.models.kinds import check_arguments_of_kinds, check_bounds, check_likelihood
 from scvae.models.model import Model
 from scvae.models.network import Architecture
 from scvae.models.on_disk import opened
@@ -80,7 +79,7 @@ def fit(
     genes: str | Sequence[str] | None = None,
     library_size: str = "observed",
     counts: CountKind = "whole",
-    likelihood: Likelihood = "nb",
+    likelihood: Likelihood | Mapping[str, str] = "nb",
     dispersion: Dispersion = "gene",
     n_latent: int = 30,
     n_hidden: int = 128,
@@ -150,7 +149,8 @@ def fit(
         ambient RNA and assignments of shared reads give them: the nearest whole numbers are fitted,
         and taken of every query, too. Normalised and log values are refused nevertheless.
     likelihood
-        "nb" (negative binomial), "zinb" (zero-inflated), or "poisson".
+        "nb" (negative binomial), "zinb" (zero-inflated), or "poisson", of RNA. Of chromatin,
+        ``{"chromatin": "bernoulli"}`` models whether a region has a fragment; else it is Poisson.
     dispersion
         Inverse dispersion per "gene", per "gene-batch", or per "gene-cell".
     n_latent, n_hidden, n_layers
@@ -247,6 +247,14 @@ def fit(
     >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
     >>> adata.obsm["X_scvae"].shape
     (200, 30)
+
+    Of RNA and proteins, which a third of the cells lack each:
+
+    >>> kinds = ["rna", "protein"]
+    >>> mdata = scvae.simulate(n_cells=200, n_genes=50, modalities=kinds, missing=0.3)
+    >>> model = scvae.fit(mdata, batch="batch", max_steps=20, progress=False)
+    >>> model.normalized(mdata, modality="protein").shape
+    (200, 20)
     """
     asked = Architecture(
         {},  # what follows from the data comes later
@@ -257,9 +265,10 @@ def fit(
         prior=check_choice("prior", prior, PRIORS),
         fusion=check_choice("fusion", fusion, FUSIONS),
     )
+    laws = check_likelihood(likelihood)
     rna = Rna(
         n_genes=1,
-        likelihood=check_choice("likelihood", likelihood, LIKELIHOODS),
+        likelihood=laws.get("rna", "nb"),
         dispersion=check_choice("dispersion", dispersion, DISPERSIONS),
         linear=check_choice("decoder", decoder, DECODERS) == "linear",
     )
@@ -275,15 +284,15 @@ def fit(
     cells = opened(adata)
     sources = sources_of(cells, modalities, measured, split=genes is None)
     alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
-    check_arguments_of_rna(sources, genes, library_size, robust)
+    check_arguments_of_kinds(sources, genes, library_size, robust, laws)
     if rna.linear and [part.kind for part in sources.parts] != ["rna"]:
         raise ConfigError("decoder='linear' is of RNA alone; with other kinds: decoder='network'")
     counts = check_choice("counts", counts, COUNTS)
-    prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts)
+    prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts, laws)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))
     prepared = prepared.told(held_out_rows.cpu().numpy(), validation)
     size = batch_size_of(batch_size, len(train_rows))
-    architecture = sized(asked, rna, prepared, library_size)
+    architecture = sized(asked, rna, prepared, library_size, laws)
     schedule = schedule_of(max_steps, len(train_rows), size, learning_rate, early_stopping)
     plan = Plan(
         *(prepared, architecture, schedule, train_rows, held_out_rows, size, seed),
@@ -323,10 +332,12 @@ def _warn_of_view(adata: Any) -> None:
         )
 
 
-def sized(asked: Architecture, rna: Rna, prepared: Prepared, library_size: str) -> Architecture:
+def sized(
+    asked: Architecture, rna: Rna, prepared: Prepared, library_size: str, laws: Mapping[str, Any]
+) -> Architecture:
     """Return what was asked for, of the size of the data."""
     sizes = {kind: len(part.names) for kind, part in prepared.parts.items()}
-    parts: dict[str, Any] = {kind: spec_of(kind, n) for kind, n in sizes.items() if kind != "rna"}
+    parts: dict[str, Any] = {k: spec_of(k, n, laws) for k, n in sizes.items() if k != "rna"}
     if "rna" in sizes:
         latent, outside = library_size == "latent", library_size not in FROM_COUNTS
         of_rna = dataclasses.replace(

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from scvae.arguments import is_number, refuse, shown
+from scvae.arguments import check_choice, is_number, refuse, shown
+from scvae.choices import CHROMATIN_LIKELIHOODS, LIKELIHOODS
 from scvae.data.read.several import Sources
 from scvae.errors import ConfigError
+
+LAWS: dict[str, tuple[str, ...]] = {"rna": LIKELIHOODS, "chromatin": CHROMATIN_LIKELIHOODS}
 
 
 def check_bounds(alone: Any, weights: Any, kinds: list[str]) -> tuple[float, dict[str, float]]:
@@ -30,9 +33,30 @@ def check_bounds(alone: Any, weights: Any, kinds: list[str]) -> tuple[float, dic
     return float(alone), {kind: float(weight) for kind, weight in weights.items()}
 
 
-def check_arguments_of_rna(sources: Sources, genes: Any, library_size: Any, robust: bool) -> None:
+def check_likelihood(likelihood: Any) -> dict[str, Any]:
+    """Return the law of the counts of kinds that have a choice, as far as it was given."""
+    if isinstance(likelihood, Mapping) and likelihood and likelihood.keys() <= LAWS.keys():
+        return {
+            kind: check_choice(f"likelihood[{kind!r}]", law, LAWS[kind])
+            for kind, law in likelihood.items()
+        }
+    if isinstance(likelihood, Mapping):
+        raise ConfigError(
+            f"likelihood={shown(likelihood)}, but it is of some of {list(LAWS)}: "
+            "likelihood={'chromatin': 'bernoulli'}"
+        )
+    if likelihood == "bernoulli":
+        return {"chromatin": likelihood}
+    return {"rna": check_choice("likelihood", likelihood, LIKELIHOODS)}
+
+
+def check_arguments_of_kinds(
+    sources: Sources, genes: Any, library_size: Any, robust: bool, laws: Mapping[str, Any]
+) -> None:
     """Raise for arguments that the kinds which are there cannot take."""
     kinds = [part.kind for part in sources.parts]
+    if "chromatin" in laws and "chromatin" not in kinds:
+        raise ConfigError(f"likelihood='bernoulli' is of chromatin, but there are {kinds}.")
     if robust and kinds != ["rna"]:
         raise ConfigError(f"robust=True is of RNA alone, but there are {kinds}: robust=False")
     if "rna" not in kinds and genes is not None:

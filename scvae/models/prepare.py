@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +116,7 @@ def prepare(
     genes: str | Sequence[str] | None,
     library_size: str,
     counts: CountKind = "whole",
+    laws: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prepared:
     """Read everything that `fit` needs, checking all of it; see `fit` for the parameters."""
     for source in sources.parts:
@@ -131,7 +133,7 @@ def prepare(
                     sources, source, batch, covariates, where, genes, library_size, counts
                 )
             else:
-                part, said = read_other(source, sources.n_obs, where, counts)
+                part, said = read_other(source, sources.n_obs, where, counts, laws)
         parts[source.kind], told = part, told + said
     if encoded is None:
         encoded = learn_covariates(sources.obs, batch, covariates)
@@ -190,11 +192,11 @@ def _rna(
 
 
 def read_other(
-    source: Source, n: int, layer: str | None, counts: CountKind
+    source: Source, n: int, layer: str | None, counts: CountKind, laws: Mapping[str, Any]
 ) -> tuple[PreparedPart, list[str]]:
     """Return the counts of another kind, and what is worth knowing of them."""
     names = list(map(str, source.adata.var_names))
-    spec = spec_of(source.kind, len(names))
+    spec = spec_of(source.kind, len(names), laws)
     if layer is None:
         _check_measured(source)
     call = "scvae.fit(adata"
@@ -223,9 +225,11 @@ def _check_measured(source: Source) -> None:
         )
 
 
-def spec_of(kind: str, n_features: int) -> Modality:
-    """Return a kind of measurement other than RNA, of so many features."""
-    return Protein(n_features) if kind == "protein" else Chromatin(n_features)
+def spec_of(kind: str, n_features: int, laws: Mapping[str, Any]) -> Modality:
+    """Return a kind of measurement other than RNA, of so many features and of these laws."""
+    if kind == "protein":
+        return Protein(n_features)
+    return Chromatin(n_features, laws.get("chromatin", "poisson"))
 
 
 def _part(

@@ -92,7 +92,7 @@ class _Search:
         given = {**FURTHER, **candidate}
         of_rna = Rna(1, likelihood=given["likelihood"], dispersion=given["dispersion"])
         sizes = {name: given[name] for name in ("n_latent", "n_hidden", "n_layers", "prior")}
-        asked = sized(Architecture({}, **sizes), of_rna, self.prepared, self.library_size)
+        asked = sized(Architecture({}, **sizes), of_rna, self.prepared, self.library_size, {})
         train, held_out = self.rows
         size = batch_size_of(None, len(train))
         steps = max(1, round(share * candidate["max_steps"]))

@@ -117,6 +117,8 @@ class Source:
         """Return words about an AnnData of genes as words about this."""
         whole = "mdata" if self.written.startswith("mdata") else "adata"
         text = re.sub(r"\blayer='(\w+)'", rf"layer={{'{self.kind}': '\1'}}", text)
+        law = r"likelihood='bernoulli'"
+        text = text.replace(law, "likelihood={'chromatin': 'bernoulli'}")
         text = re.sub(r"\bgene(s?)\b(?!=)", rf"{FEATURES[self.kind]}\1", text)
         text = text.replace("(adata", "(\0")
         if ".obsm" in self.written:
