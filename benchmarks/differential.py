@@ -1,151 +1,227 @@
-"""Whether differential expression keeps its word: `python benchmarks/differential.py [MODEL]`.
+"""Whether differential expression keeps its word: `python benchmarks/differential.py STEP ...`.
 
-Of `kang_ifnb`: type-I error, with control donors split at random into two arms; power, false
-discoveries and coverage with effects planted by binomial thinning of one arm's counts; and, where
-MODEL is a file of a model of all genes (or is to become one), ranks of known interferon genes and
-the time of all groups with the null. pydeseq2 stands beside where it is installed.
+    plant       write cells of `kang_ifnb` with planted effects to work/differential; there, run
+                `differential_peers.py` in environments that have pydeseq2, scanpy, scvi-tools
+    score       type-I error of all splits of control donors; power, false discoveries and coverage
+                of effects planted by binomial thinning, of scvae and of the peers that have run
+    known MODEL ranks of interferon genes, and time of all groups with the null
+
+Each step prints tables, and keeps them in results/ for `results.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+import results
 from scipy import sparse, stats
-from sets import DATA
+from sets import DATA, WORK
 
 from scvae.analysis import glm
+from scvae.analysis.decision import tested_arm
+from scvae.analysis.design import Design, make_design, permutations
 
 TYPES = ("CD14+ Monocytes", "CD4 T cells", "B cells", "NK cells", "Dendritic cells")
-SPLITS, PLANTS = 20, 3
+PLANTS, PERMUTATIONS = 2, 40
 KNOWN = ("ISG15", "IFIT1", "IFIT3", "MX1", "ISG20")
-LEAST_TOTAL, SHARE = 100, 0.1  # of genes that are changed
+LEAST_CELLS, LEAST_TOTAL, SHARE = 10, 100, 0.1  # of donors; of genes that are changed
 EFFECTS = (0.5, 1.0, 2.0)  # log2
+FOLDER = WORK / "differential"
+PEERS = ("pydeseq2", "Wilcoxon", "scvi-tools")
 
 
-def donors_of(adata: anndata.AnnData, kind: str) -> np.ndarray:
-    """Return sums of counts of a type's cells by control donor, ``(donors, g)``."""
-    own = ((adata.obs["cell_type"] == kind) & (adata.obs["condition"] == "ctrl")).to_numpy()
-    _, codes = np.unique(adata.obs["donor"][own].astype(str), return_inverse=True)
+def controls(adata: anndata.AnnData, kind: str) -> anndata.AnnData:
+    """Return untreated cells of a type, of donors that have ten."""
+    own = adata[(adata.obs["cell_type"] == kind) & (adata.obs["condition"] == "ctrl")].copy()
+    sizes = own.obs["donor"].astype(str).value_counts()
+    kept = sizes.index[sizes >= LEAST_CELLS]
+    return own[own.obs["donor"].astype(str).isin(kept)].copy()
+
+
+def summed(cells: anndata.AnnData) -> tuple[np.ndarray, np.ndarray]:
+    """Return sums over the cells of donors, ``(donors, g)``, and the names of these."""
+    names, codes = np.unique(cells.obs["donor"].astype(str), return_inverse=True)
     members = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    return (members @ adata.X[own]).toarray()[np.bincount(codes) >= 10]
+    return (members @ sparse.csr_matrix(cells.X)).toarray().astype(float), names
 
 
-def halves(n: int, rng: np.random.Generator) -> np.ndarray:
-    arm = np.zeros(n)
-    arm[rng.permutation(n)[: n // 2]] = 1
-    return arm
+# -- planted effects -----------------------------------------------------------------------------
 
 
-def tested(counts: np.ndarray, arm: np.ndarray) -> pd.DataFrame:
-    """Return p, fdr, lfc and its interval of the genes counted, by their numbers."""
+def plant(adata: anndata.AnnData) -> None:
+    """Write cells of which a tenth of the genes is thinned in one arm, with log2 fold changes."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for i, kind in enumerate(TYPES[:4]):
+        cells = controls(adata, kind)
+        donors = np.unique(cells.obs["donor"].astype(str))
+        often = np.flatnonzero(np.asarray(cells.X.sum(axis=0)).ravel() >= LEAST_TOTAL)
+        for k in range(PLANTS):
+            rng = np.random.default_rng(100 * i + k)
+            treated = rng.choice(donors, len(donors) // 2, replace=False)
+            chosen = rng.choice(often, int(SHARE * len(often)), replace=False)
+            lfc = np.zeros(cells.n_vars)
+            lfc[chosen] = rng.choice([-1, 1], len(chosen)) * rng.choice(EFFECTS, len(chosen))
+            arm = cells.obs["donor"].astype(str).isin(treated).to_numpy()
+            x = sparse.csr_matrix(cells.X).tocoo()
+            keep = 2.0 ** -np.maximum(np.where(arm[x.row], -lfc[x.col], lfc[x.col]), 0)
+            data = rng.binomial(x.data.astype(int), keep).astype(np.float32)
+            out = anndata.AnnData(sparse.csr_matrix((data, (x.row, x.col)), shape=x.shape))
+            out.obs_names, out.var_names = cells.obs_names, cells.var_names
+            out.obs["donor"] = cells.obs["donor"].astype(str).to_numpy()
+            out.obs["arm"], out.var["lfc"] = np.where(arm, "b", "a"), lfc
+            out[out.X.sum(axis=1) > 0].copy().write_h5ad(FOLDER / f"{kind} {k}.h5ad")
+
+
+def tested(counts: np.ndarray, design: Design, most: int) -> pd.DataFrame:
+    """Return what `scvae.analysis.compare` decides, of the genes counted, by their numbers."""
     rows = np.flatnonzero(((counts >= 5).sum(0) >= len(counts) // 2) & (counts.sum(0) >= 15))
     y, size = counts[:, rows].T, glm.size_factors(counts)
-    design = np.column_stack([np.ones(len(arm)), arm])
-    full = glm.fit(y, design, size)
-    null = glm.fit_means(y, design[:, :1], size, full.dispersion)
-    found = glm.f_test(full, y, design, -1, null)
-    lfc, half = found.coefficient, stats.t.ppf(0.975, found.df) * found.error
-    columns = {"p": found.p, "fdr": glm.adjust(found.p), "lfc": lfc, "half": half}
+    found = tested_arm(y, design, size)
+    arms = permutations(design, most, np.random.default_rng(0))
+    again = [tested_arm(y, design.permuted(arm), size).p for arm in arms]
+    fdr = glm.adjust_by_permutations(found.p, again)
+    half = stats.t.ppf(0.975, found.df) * found.error
+    columns = {"p": found.p, "fdr": fdr, "lfc": found.coefficient, "half": half}
     table = pd.DataFrame(columns, index=rows)
     table[["lfc", "half"]] /= np.log(2)
     return table
 
 
-def deseq(counts: np.ndarray, arm: np.ndarray) -> pd.DataFrame | None:
-    """Return the same of pydeseq2, or None where it is not installed."""
-    try:
-        from pydeseq2.dds import DeseqDataSet
-        from pydeseq2.ds import DeseqStats
-    except ImportError:
-        return None
-    meta = pd.DataFrame({"arm": np.where(arm > 0, "b", "a")})
-    meta.index = [f"s{i}" for i in range(len(arm))]
-    table = pd.DataFrame(counts.astype(int), index=meta.index)
-    table.columns = table.columns.astype(str)
-    data = DeseqDataSet(counts=table, metadata=meta, design="~arm", quiet=True, n_cpus=1)
-    data.deseq2()
-    result = DeseqStats(data, contrast=["arm", "b", "a"], quiet=True, n_cpus=1)
-    result.summary()
-    columns = {"pvalue": "p", "padj": "fdr", "log2FoldChange": "lfc", "lfcSE": "half"}
-    found = result.results_df.rename(columns=columns)[list(columns.values())]
-    found["half"] *= 1.96
-    return found.set_axis(np.arange(len(found)))
-
-
-def type_one(adata: anndata.AnnData) -> pd.DataFrame:
+def power() -> pd.DataFrame:
     rows = []
-    for kind in TYPES:
-        counts, rng = donors_of(adata, kind), np.random.default_rng(0)
-        found = [tested(counts, halves(len(counts), rng)) for _ in range(SPLITS)]
-        share = [float((table["p"] < 0.05).mean()) for table in found]
-        none = [not (table["fdr"] < 0.05).any() for table in found]
-        spread = {"least": min(share), "most": max(share), "splits without any": np.mean(none)}
-        rows.append({"type": kind, "donors": len(counts), "share": np.mean(share)} | spread)
-    return pd.DataFrame(rows)
-
-
-def planted(counts: np.ndarray, arm: np.ndarray, rng: np.random.Generator) -> tuple:
-    """Return thinned counts and log2 fold changes of a tenth of the genes."""
-    often = np.flatnonzero(counts.sum(0) >= LEAST_TOTAL)
-    chosen = rng.choice(often, int(SHARE * len(often)), replace=False)
-    lfc = np.zeros(counts.shape[1])
-    lfc[chosen] = rng.choice([-1, 1], len(chosen)) * rng.choice(EFFECTS, len(chosen))
-    keep = np.where(arm[:, None] > 0, 2.0 ** np.minimum(lfc, 0), 2.0 ** -np.maximum(lfc, 0))
-    return rng.binomial(counts.astype(int), keep).astype(float), lfc
-
-
-def power(adata: anndata.AnnData) -> pd.DataFrame:
-    rows = []
-    for kind in TYPES[:4]:
-        original, rng = donors_of(adata, kind), np.random.default_rng(1)
-        for _ in range(PLANTS):
-            arm = halves(len(original), rng)
-            counts, lfc = planted(original, arm, rng)
-            for name, table in (("scvae", tested(counts, arm)), ("pydeseq2", deseq(counts, arm))):
-                if table is not None:
-                    rows.append({"type": kind, "method": name} | scored(table, lfc))
-    return pd.DataFrame(rows).groupby(["type", "method"]).mean()
+    for path in sorted(FOLDER.glob("*.h5ad")):
+        cells = anndata.read_h5ad(path)
+        counts, names = summed(cells)
+        treated = set(cells.obs["donor"][cells.obs["arm"] == "b"])
+        arm = np.isin(names, list(treated)).astype(int)
+        design = make_design(arm, names.astype(str), np.empty((len(arm), 0)))[0]
+        found = {"scvae": tested(counts, design, PERMUTATIONS)}
+        for peer in PEERS:
+            table = path.with_suffix(f".{peer}.csv")
+            if table.exists():
+                read = pd.read_csv(table).set_index("gene").loc[cells.var_names]
+                found[peer] = read.set_axis(np.arange(cells.n_vars))
+        lfc = cells.var["lfc"].to_numpy()
+        kind = path.stem.rsplit(" ", 1)[0]
+        rows += [{"type": kind, "method": m} | scored(t, lfc) for m, t in found.items()]
+    return pd.DataFrame(rows).groupby(["type", "method"]).mean().reset_index()
 
 
 def scored(table: pd.DataFrame, lfc: np.ndarray) -> dict[str, float]:
-    true = lfc[table.index]
-    hit, covered = table["fdr"] < 0.05, (table["lfc"] - true).abs() < table["half"]
-    seen, changed = table["p"].notna(), true != 0
-    return {
+    true, hit = lfc[table.index], table["fdr"] < 0.05
+    changed = true != 0
+    found = {
+        "found": float(hit.sum()),
         "power": float((hit & changed).sum() / (lfc != 0).sum()),
         "FDP": float((hit & ~changed).sum() / max(1, hit.sum())),
-        "p < .05 of unchanged": float((table["p"] < 0.05)[seen & ~changed].mean()),
+    }
+    if "half" not in table:
+        return found
+    covered, seen = (table["lfc"] - true).abs() < table["half"], table["fdr"].notna()
+    return found | {
         "coverage": float(covered[seen].mean()),
         "coverage of changed": float(covered[seen & changed].mean()),
     }
 
 
-def known_genes(adata: anndata.AnnData, path: Path) -> pd.DataFrame:
+# -- nothing differs -----------------------------------------------------------------------------
+
+
+def splits(n: int) -> Iterator[np.ndarray]:
+    """Yield all ways to put half of n donors into an arm, of mirror images one."""
+    for others in itertools.combinations(range(1, n), n // 2 - 1):
+        yield np.isin(np.arange(n), [0, *others]).astype(int)
+
+
+def type_one(adata: anndata.AnnData) -> pd.DataFrame:
+    rows = []
+    for kind in TYPES:
+        counts, names = summed(controls(adata, kind))
+        p, any_found = {}, {"by Benjamini and Hochberg": [], "by permutations, too": []}
+        rows_of = np.flatnonzero(((counts >= 5).sum(0) >= len(counts) // 2) & (counts.sum(0) >= 15))
+        y, size = counts[:, rows_of].T, glm.size_factors(counts)
+        designs = {
+            tuple(arm): make_design(arm, names.astype(str), np.empty((len(arm), 0)))[0]
+            for arm in splits(len(names))
+        }
+        for key, design in designs.items():
+            p[key] = tested_arm(y, design, size).p
+        for key in designs:  # permutations of a split are the other splits
+            rest = [other for name, other in p.items() if name != key]
+            for label, fdr in zip(
+                any_found,
+                (glm.adjust(p[key]), glm.adjust_by_permutations(p[key], rest)),
+                strict=True,
+            ):
+                any_found[label].append(bool((fdr < 0.05).any()))
+        share = [float((values < 0.05).mean()) for values in p.values()]
+        spread = {"share of p < .05": np.mean(share), "least": min(share), "most": max(share)}
+        none = {f"splits without any, {k}": 1 - float(np.mean(v)) for k, v in any_found.items()}
+        rows.append({"type": kind, "donors": len(names), "splits": len(p)} | spread | none)
+    return pd.DataFrame(rows)
+
+
+# -- known genes ---------------------------------------------------------------------------------
+
+
+def known_genes(adata: anndata.AnnData, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     import scvae
 
     if not path.exists():
         scvae.fit(adata, batch="donor", progress=False).save(path)
-    model, start = scvae.load(path), time.perf_counter()
+    model, start, cpu = scvae.load(path), time.perf_counter(), time.process_time()
     found = scvae.analysis.compare(model, adata, "condition", groups="cell_type", replicate="donor")
-    print(f"\n{time.perf_counter() - start:.0f} s for all groups with the null\n\n{found}\n")
-    rank = found.table.groupby("group")["p"].rank(method="first")
-    chosen = found.table["gene"].isin(KNOWN)
-    return found.table[chosen].assign(rank=rank).pivot(index="group", columns="gene", values="rank")
+    seconds = time.perf_counter() - start, time.process_time() - cpu
+    table = found.table
+    rank = {
+        "by p": table.groupby("group")["p"].rank(method="first"),
+        "by lfc_low": table.groupby("group")["lfc_low"].rank(ascending=False, method="first"),
+    }
+    rows = table["gene"].isin(KNOWN)
+    ranks = pd.concat(
+        table[rows]
+        .assign(rank=r, order=name)
+        .pivot(index=["order", "group"], columns="gene", values="rank")
+        for name, r in rank.items()
+    )
+    times = pd.DataFrame([dict(zip(("wall seconds", "CPU seconds"), seconds, strict=True))])
+    return ranks.reset_index(), pd.concat([times, found.null], axis=1)
+
+
+def keep(name: str, title: str, table: pd.DataFrame) -> None:
+    """Print a table, and keep it as a file of results that RESULTS.md shows."""
+    print(f"\n### {title}\n\n{table.round(3).to_markdown(index=False)}", flush=True)
+    rows = [[text(value) for value in row] for row in table.itertuples(index=False)]
+    results.keep(results.TABLES / f"{name}.json", {"columns": list(table), "rows": rows})
+
+
+def text(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if np.isnan(value) else f"{value:.0f}" if value % 1 == 0 else results.number(value, 3)
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
+    step, *rest = sys.argv[1:] or ["score"]
     adata = anndata.read_h5ad(DATA / "kang_ifnb.h5ad")
-    print("### Type-I error\n\n" + type_one(adata).round(3).to_markdown(), flush=True)
-    print("\n### Planted effects\n\n" + power(adata).round(3).to_markdown(), flush=True)
-    if len(sys.argv) > 1:
-        print("\n### Known genes\n\n" + known_genes(adata, Path(sys.argv[1])).to_markdown())
+    if step == "plant":
+        plant(adata)
+    elif step == "score":
+        keep("differential_null", "type-I error", type_one(adata))
+        keep("differential_planted", "planted effects", power())
+    else:
+        ranks, null = known_genes(adata, Path(rest[0]))
+        keep("differential_known", "ranks of interferon genes", ranks)
+        keep("differential_time", "all groups, with the null", null)
 
 
 if __name__ == "__main__":
