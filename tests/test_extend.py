@@ -148,6 +148,9 @@ def test_what_cannot_be_extended_says_so(fitted: Fitted, simulated: AnnData) -> 
         model.extend(adata, batch="donor")
     with pytest.raises(DataError, match="no column 'batch'"):
         model.extend(AnnData(adata.X, var=adata.var))
+    with pytest.raises(DataError, match=r"adata has 3 cells, too few .*batch='new'"):
+        model.extend(query_of(adata, 3))
+    assert model.extend(query_of(adata, 4), max_steps=2).batches[-1] == "run_9"
     bare = scvae.fit(simulated.copy(), max_steps=2, n_latent=3, progress=False)
     with pytest.raises(ConfigError, match="fitted without batches"):
         bare.extend(adata)

@@ -102,6 +102,15 @@ def test_folds_are_batches_and_of_one_batch_a_fifth_each() -> None:
     assert torch.bincount(_folds(many)).tolist() == [24] * 5
 
 
+def test_one_cell_and_none_are_labelled_as_among_others(trained: Fitted) -> None:
+    adata, model = trained
+    table = transfer(model, adata, adata[:40], "cell_type")
+    alone = transfer(model, adata, adata[3:4], "cell_type")
+    assert alone["label"].iloc[0] == table["label"].iloc[3]
+    assert alone["probability"].iloc[0] == pytest.approx(table["probability"].iloc[3], abs=1e-5)
+    assert transfer(model, adata, adata[:0], "cell_type").shape == (0, 6)
+
+
 # -- all together ----------------------------------------------------------------------------------
 
 
@@ -179,6 +188,8 @@ def test_what_is_missing_is_named(trained: Fitted) -> None:
     adata, model = trained
     with pytest.raises(DataError, match="no column 'celltype'"):
         transfer(model, adata, adata, "celltype")
+    with pytest.raises(DataError, match="adata is a int; an AnnData is needed"):
+        transfer(model, 5, adata, "cell_type")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"carries no labelled cells.*labels='cell_type'\)"):
         transfer(model, None, adata)
     with pytest.raises(ConfigError, match=r"false_alarms=2"):

@@ -23,7 +23,7 @@ from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
 from scvae.data.read.forms import check_anndata
 from scvae.data.read.widening import Widened, widen
-from scvae.errors import ConfigError
+from scvae.errors import ConfigError, DataError
 from scvae.models.alignment import with_new_batches
 from scvae.models.budget import split
 from scvae.models.coordinates import Coordinates, encoded
@@ -43,6 +43,7 @@ STEPS = 400
 EVERY, PATIENCE = 20, 5  # steps between evaluations; of these without a better bound
 RATE = 0.02  # of Adam at the start, which falls to 0 by cosine
 BATCH_SIZE = 128
+FEWEST = 4  # cells
 
 PER_COVARIATE = "covariate_weight"  # ends the names of the tensors with a row a column of s
 PER_BATCH = "log_inverse_dispersion"  # has a row a batch, where it has several
@@ -65,6 +66,11 @@ def extended(
     known = model.origin.covariates
     _check_batch(known.batch, batch)
     check_anndata(adata)
+    if adata.n_obs < FEWEST:
+        raise DataError(
+            f"adata has {adata.n_obs} cells, too few to learn from and to hold some out "
+            f"({FEWEST} at least): model.embed(adata, batch='new')"
+        )
     wide = widen(known, adata.obs)
     if not wide.is_new.any():
         raise ConfigError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.read.covariates import names_of_cells
+from scvae.data.read.forms import check_anndata
 from scvae.errors import DataError
 from scvae.models.fitted import Fitted
 from scvae.models.label.labeller import Labeller, Posterior, fit_labeller, posterior_of
@@ -97,6 +98,7 @@ def make_reference(
     DataError
         If there are no labels, one alone, or one with a single cell; or a label has two parents.
     """
+    check_anndata(adata)
     names, codes = labels_of(adata.obs, labels)
     parents = None if parent is None else _parents(adata.obs, labels, parent, names, codes)
     model.demand_rna()
