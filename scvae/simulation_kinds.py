@@ -23,7 +23,8 @@ DEPTH = 0.2  # fragments a region
 def check_kinds(modalities: Any, missing: Any) -> tuple[list[str], float]:
     """Return the kinds asked for, in their order, and the share of cells without each."""
     given = [modalities] if isinstance(modalities, str) else modalities
-    if not isinstance(given, list | tuple) or not given or not set(given) <= set(KINDS):
+    is_list = isinstance(given, list | tuple) and len(given) > 0
+    if not is_list or not all(isinstance(kind, str) and kind in KINDS for kind in given):
         raise ConfigError(
             f"modalities={shown(modalities)}, but they are some of {list(KINDS)}: "
             "modalities=['rna', 'protein']"

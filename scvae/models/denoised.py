@@ -49,7 +49,7 @@ def denoised(
     total = check_positive("library_size", library_size, "1e4")
     codes = codes_of(batch if isinstance(batch, str) else str(batch), model.batches)
     view, spec, n = model.view(kind), model.modalities[kind], model.architecture.n_batches
-    if check_switch("background", background, True):
+    if check_switch("background", background, False):
         if not isinstance(spec, Protein):
             raise ConfigError(f"background=True is of proteins, but modality={kind!r} has none.")
         spec = Background(spec.n_proteins)

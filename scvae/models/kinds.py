@@ -45,7 +45,7 @@ def check_likelihood(likelihood: Any) -> dict[str, Any]:
             f"likelihood={shown(likelihood)}, but it is of some of {list(LAWS)}: "
             "likelihood={'chromatin': 'bernoulli'}"
         )
-    if likelihood == "bernoulli":
+    if isinstance(likelihood, str) and likelihood == "bernoulli":
         return {"chromatin": likelihood}
     return {"rna": check_choice("likelihood", likelihood, LIKELIHOODS)}
 

@@ -142,7 +142,7 @@ def prepare(
 
 def layer_of(source: Source, sources: Sources, layer: str | Mapping[str, str] | None) -> str | None:
     """Return the layer that was given for a kind: one name is that of the only kind."""
-    if layer is None or (isinstance(layer, str) and len(sources.parts) == 1):
+    if layer is None or (not isinstance(layer, Mapping) and len(sources.parts) == 1):
         return layer
     kinds = [part.kind for part in sources.parts]
     if not isinstance(layer, Mapping) or not layer.keys() <= set(kinds):

@@ -191,6 +191,11 @@ def sources_of(
     split
         Whether an AnnData with several kinds of features is taken apart without being asked.
     """
+    if measured is not None and not _are_names(measured):
+        raise ConfigError(
+            f"measured={shown(measured)}, but it says what marks what was measured of a kind: "
+            "measured={'protein': 'has_adt'}"
+        )
     if is_mudata(data):
         found = _of_mudata(data, _checked(modalities, [*data.mod]))
     else:
@@ -215,7 +220,7 @@ def _checked(modalities: Any, there: list[str]) -> dict[str, str] | None:
             raise ConfigError(
                 f"modalities has the kind {shown(kind)}; the kinds are {list(NAMES)}: {example}"
             )
-        if name not in there:
+        if not isinstance(name, str) or name not in there:
             raise DataError(
                 f"modalities says that {kind} is {shown(name)}, which is not there; there are "
                 f"{there}: modalities={{{kind!r}: {there[0] if there else None!r}}}"
@@ -223,6 +228,13 @@ def _checked(modalities: Any, there: list[str]) -> dict[str, str] | None:
     if len(set(modalities.values())) < len(modalities):
         raise ConfigError(f"modalities={dict(modalities)} names one place twice: {example}")
     return {kind: modalities[kind] for kind in NAMES if kind in modalities}
+
+
+def _are_names(given: Any) -> bool:
+    """Return whether names are given by name."""
+    if not isinstance(given, Mapping):
+        return False
+    return all(isinstance(word, str) for pair in given.items() for word in pair)
 
 
 def _of_mudata(mdata: Any, chosen: dict[str, str] | None) -> Sources:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from scvae.arguments import shown
+from scvae.arguments import check_choice, shown
 from scvae.core.objectives import log_evidence
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.hold.several import CellParts, Datasets
@@ -102,16 +102,17 @@ def conditional_evidence(
     """
     if modality is None and given is None:
         return evidence(model, dataset, samples, generator)
-    if modality is None or given == modality:
+    known, asked = tuple(model.modalities), {"modality": modality, "given": given}
+    kinds = [check_choice(k, v, known) for k, v in asked.items() if v is not None]
+    if modality is None or len(set(kinds)) < len(kinds):
         raise ConfigError(
             f"modality={shown(modality)}, given={shown(given)}, but they are two kinds of "
             f"{[*model.modalities]}: modality={[*model.modalities][-1]!r}"
         )
-    kinds = [model.kind_of(kind) for kind in (modality, given) if kind is not None]
     value, error = evidence(model, only(model, dataset, kinds), samples, generator)
     if given is not None:
-        known = evidence(model, only(model, dataset, kinds[1:]), samples, generator)
-        value, error = value - known[0], np.hypot(error, known[1])
+        of_given = evidence(model, only(model, dataset, kinds[1:]), samples, generator)
+        value, error = value - of_given[0], np.hypot(error, of_given[1])
     absent = _absent(model, dataset, kinds)
     value[absent], error[absent] = np.nan, np.nan
     return value, error
