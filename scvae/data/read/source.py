@@ -79,12 +79,11 @@ def matrix_of(adata: AnnData, layer: str | None) -> Any:
     """Return adata.X or the layer, as it is; None where X is empty.
 
     An X in backed mode, if it is CSR, is one that may be read into memory or stay where it is."""
-    if layer is None and isinstance(adata.isbacked, bool) and adata.isbacked and not adata.is_view:
-        path = getattr(adata, "filename", None)
-        if path is not None:
-            return in_file(adata.X, path, int(SHARE * free_memory()))
     if layer is None:
-        return adata.X
+        path = getattr(adata, "filename", None)
+        if path is None or adata.is_view:
+            return adata.X
+        return in_file(adata.X, path, int(SHARE * free_memory()))
     if is_raw(adata, layer):
         return adata.raw.X
     if not isinstance(layer, str) or layer not in adata.layers:
