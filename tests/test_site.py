@@ -90,3 +90,14 @@ def test_arrows_that_a_longer_way_says_are_left_out() -> None:
 def test_no_page_names_a_machine() -> None:
     for path in (ROOT / "docs").rglob("*.md"):
         assert not re.search(r"/(work|root|tmp)/", path.read_text(encoding="utf-8")), path
+
+
+def test_formulas_are_read_as_tex_reads_them() -> None:
+    pytest.importorskip("sphinx")
+    from mathml import spelt
+
+    assert spelt(r"-\frac12 x") == r"-\frac{1}{2} x"
+    assert spelt(r"\frac NB\sum") == r"\frac{N}{B}\sum"
+    assert spelt(r"\tfrac1{2n}") == r"\frac{1}{2n}"
+    assert spelt(r"\frac{1}{k}\sum_k") == r"\frac{1}{k}\sum_k"
+    assert spelt(r"\log p + \log(x)") == r"\log\, p + \log(x)"

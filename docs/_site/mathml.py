@@ -1,5 +1,7 @@
 """Formulas as MathML, made while the site is built: browsers show it without script or network."""
 
+import re
+
 from docutils.nodes import SkipNode
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -17,10 +19,17 @@ SPELLINGS = {
 }
 
 
-def formula(node, as_block):
-    tex = node.astext()
+def spelt(tex):
+    """Return a formula as docutils reads it: it takes the 12 of frac12 for one number."""
     for ours, theirs in SPELLINGS.items():
         tex = tex.replace(ours, theirs)
+    tex = re.sub(r"\\frac\s*([0-9A-Za-z])", r"\\frac{\1}", tex)
+    tex = re.sub(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}", tex)
+    return re.sub(r"(\\log)(?![a-zA-Z_^(\[{])", r"\1\\,", tex)
+
+
+def formula(node, as_block):
+    tex = spelt(node.astext())
     try:
         return tex2mathml(tex, as_block=as_block)
     except MathError as error:

@@ -159,12 +159,11 @@ def _execute(
             stack.enter_context(checkpoint.kept_at_the_end())
 
         def epoch(order: Generator) -> Iterator[Minibatch]:
-            hides = order if ranks is None else ranks.own(order)
             part = None if ranks is None else ranks.part
-            if plan.robust and isinstance(dataset, Dataset):
-                own = dataset.shuffled(plan.train_rows, plan.batch_size, order, part)
-                return hiding(own, hides)
-            return dataset.shuffled(plan.train_rows, plan.batch_size, order, part)
+            if not (plan.robust and isinstance(dataset, Dataset)):
+                return dataset.shuffled(plan.train_rows, plan.batch_size, order, part)
+            hides = order if ranks is None else ranks.own(order)
+            return hiding(dataset.shuffled(plan.train_rows, plan.batch_size, order, part), hides)
 
         history = train(
             vae,
