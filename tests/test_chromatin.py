@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Generator, Tensor
 
+from scvae.choices import ChromatinLikelihood
 from scvae.core.objectives import elbo
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE
@@ -19,7 +20,6 @@ from scvae.data.hold.cells import Cells
 from scvae.errors import ScvaeWarning
 from scvae.modalities.chromatin import (
     Chromatin,
-    Likelihood,
     Statistics,
     are_reads,
     reads_to_fragments,
@@ -45,7 +45,7 @@ def fragments(n: int = N, seed: int = 0) -> tuple[sparse.csr_matrix, np.ndarray,
 
 
 def build(
-    f: sparse.csr_matrix, depth: np.ndarray, likelihood: Likelihood = "poisson"
+    f: sparse.csr_matrix, depth: np.ndarray, likelihood: ChromatinLikelihood = "poisson"
 ) -> tuple[Chromatin, VAE]:
     chromatin = Chromatin(f.shape[1], likelihood)
     shape = Shape(D, 16, 1, 1, 0, encode_covariates=True)
@@ -75,7 +75,7 @@ def train(vae: VAE, cells: Cells, steps: int) -> None:
 
 
 @both
-def test_true_shares_and_mean_counts_are_found(likelihood: Likelihood) -> None:
+def test_true_shares_and_mean_counts_are_found(likelihood: ChromatinLikelihood) -> None:
     f, depth, truth = fragments()
     chromatin, vae = build(f, depth, likelihood)
     cells = cells_of(f, depth, likelihood)
@@ -114,7 +114,7 @@ def test_depth_moves_means_but_not_accessibility() -> None:
 
 
 @both
-def test_gradients_of_the_bound_are_numerical_ones(likelihood: Likelihood) -> None:
+def test_gradients_of_the_bound_are_numerical_ones(likelihood: ChromatinLikelihood) -> None:
     f, depth, _ = fragments(6)
     _, vae = build(f, depth, likelihood)
     vae = vae.eval().double()
@@ -128,7 +128,7 @@ def test_gradients_of_the_bound_are_numerical_ones(likelihood: Likelihood) -> No
 
 
 @both
-def test_what_was_not_measured_is_not_seen(likelihood: Likelihood) -> None:
+def test_what_was_not_measured_is_not_seen(likelihood: ChromatinLikelihood) -> None:
     f, depth, _ = fragments(20)
     _, vae = build(f, depth, likelihood)
     vae.eval()
