@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Join = Literal["inner", "outer"]
 JOINS: tuple[Join, ...] = ("inner", "outer")
 FILE = "file"  # column of obs with the name of every cell's file, where there are several
-MOST_NAMES = 2**21  # cells that are called by their names: those of more would take much memory
+MOST_NAMES = 2**21  # cells that are called by their names, which take memory
 TEXT_ROWS = 2**16  # read at a time
 MOST_TEXTS = 2**15  # different ones that a column of text may have, to be taken as categories
 
@@ -85,8 +85,7 @@ class OnDisk:
             return None
         frames = [_frame(file, "raw/var") for file in self.files]
         var = _joined_genes(self.files, frames, self.join)
-        places = _places(frames, var.index)
-        return Raw(var, lambda: self._matrix("raw/X", places, len(var)))
+        return Raw(var, lambda: self._matrix("raw/X", _places(frames, var.index), len(var)))
 
     def names(self) -> np.ndarray:
         """Return the names of all cells, however many they are."""
@@ -311,8 +310,8 @@ def _joined_cells(files: Sequence[Stored], n: list[int]) -> pd.DataFrame:
 
 def _short(files: Sequence[Stored]) -> list[str]:
     """Return a name for every file, without its folder where those are different."""
-    stems = [file.path.stem for file in files]
-    return stems if len(set(stems)) == len(stems) else [str(file.path) for file in files]
+    stems = list(dict.fromkeys(file.path.stem for file in files))
+    return stems if len(stems) == len(files) else [str(file.path) for file in files]
 
 
 def _stacked(frames: list[pd.DataFrame], name: Any) -> Any:
@@ -377,15 +376,12 @@ def _cells(file: Stored, *, named: bool) -> pd.DataFrame:
         columns = {}
         for name in map(str, obs.attrs["column-order"]):
             column = obs[name]
-            values = _categories(column) if _is_text(column) else read_elem(column)
+            is_text = column.attrs.get("encoding-type") == "string-array"
+            values = _categories(column) if is_text else read_elem(column)
             if values is not None:
                 columns[name] = values
         names = read_elem(obs[index]) if named else np.arange(n)
         return pd.DataFrame(columns, index=pd.Index(names, dtype=object if named else None))
-
-
-def _is_text(column: Any) -> bool:
-    return column.attrs.get("encoding-type") == "string-array"
 
 
 def _categories(column: Any) -> pd.Categorical | None:
@@ -395,12 +391,10 @@ def _categories(column: Any) -> pd.Categorical | None:
         raw = column[start : start + TEXT_ROWS]
         texts = [value.decode() if isinstance(value, bytes) else str(value) for value in raw]
         part, levels = pd.factorize(np.asarray(texts, dtype=object))
-        known = known.append(pd.Index(levels[~np.isin(levels, known)], dtype=object))
+        known = known.union(pd.Index(levels, dtype=object), sort=False)
         if len(known) > MOST_TEXTS:
             return None
         codes.append(known.get_indexer(pd.Index(levels, dtype=object))[part])
     flat = np.concatenate(codes) if codes else np.zeros(0, dtype=np.int64)
     order = known.argsort()
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return pd.Categorical.from_codes(place[flat], known[order])
+    return pd.Categorical.from_codes(np.argsort(order)[flat], known[order])
