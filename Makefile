@@ -76,7 +76,7 @@ tutorials: $(READY)
 SITE := .venv/.site
 
 docs: $(SITE)
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python docs/_site/links.py docs/_build/html
 
 $(SITE): $(READY)

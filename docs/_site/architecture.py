@@ -23,6 +23,7 @@ WORDS = {
     "plot": "pictures",
     "reporting": "one page of a fit",
     "simulation": "cells with known truth",
+    "simulation_kinds": "proteins and chromatin",
     "train": "one loop",
 }
 
