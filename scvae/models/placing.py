@@ -37,7 +37,7 @@ def encode(covariates: Covariates, obs: pd.DataFrame, batch: str | None) -> Enco
         return covariates.read(obs)
     if isinstance(batch, str) and batch in covariates.batches:
         return covariates.read(obs.assign(**{str(covariates.batch): batch}))
-    if batch in (NEW, CLOSEST):
+    if isinstance(batch, str) and batch in (NEW, CLOSEST):
         return encode_unseen(covariates, obs)
     raise ConfigError(
         f"batch={shown(batch)} is not one of the model's: {covariates.batches[:10]}; or give "
