@@ -25,6 +25,7 @@ import scvae
 from scvae import ConfigError, DataError, FileError, ScvaeError
 from scvae.analysis.compare import Comparison
 from scvae.analysis.doublets import Doublets
+from scvae.models.tune import Tuning
 
 METHODS = (
     "embed",
@@ -118,6 +119,13 @@ def compared() -> Comparison:
     return Comparison(table, pd.DataFrame(), [])
 
 
+def searched() -> Tuning:
+    """Return the defaults and one candidate, of a round."""
+    told = {"candidate": [0, 1], "round": [1, 1], "steps": [9, 9], "n_latent": [30, 10]}
+    measured = {"log_likelihood": [-9.0, -8.0], "gain": [0.0, 1.0], "error": [0.0, 0.1]}
+    return Tuning(pd.DataFrame({**told, **measured, "seconds": [1.0, 1.0]}), {})
+
+
 def scored() -> pd.DataFrame:
     return pd.DataFrame({"score": [0.1, 0.9], "is_doublet": [False, True]})
 
@@ -137,6 +145,7 @@ def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
         "plot.axis_loadings": lambda: {
             "weights": pd.DataFrame({"1": [0.5, -0.1]}, index=["a", "b"])
         },
+        "plot.tune": lambda: {"found": searched()},
         "plot.volcano": lambda: {"compared": compared()},
         "plot.doublet_scores": lambda: {
             "found": Doublets(scored(), np.ones(2) / 2, 0.1, 0.5, 0.01, 0.5)

@@ -312,7 +312,7 @@ def test_a_gpu_too_small_for_a_minibatch_says_so(monkeypatch: pytest.MonkeyPatch
     adata = simulated()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ConfigError, match=r"128 cells x 60 genes.*batch_size=64"):
+        with pytest.raises(ConfigError, match=r"128 cells x 60 features.*batch_size=64"):
             scvae.fit(adata, **OPTIONS)
     assert "X_scvae" not in adata.obsm
 

@@ -82,7 +82,7 @@ def a_file_that_is_no_model() -> None:
 
 
 def a_path() -> None:
-    scvae.fit("cells.h5ad")  # type: ignore[arg-type]
+    scvae.fit("cells.loom")  # type: ignore[arg-type]
 
 
 def cells() -> AnnData:

@@ -435,7 +435,8 @@ def test_every_variant_trains(
     )
     assert np.isfinite(adata.obsm["X_scvae"]).all()
     assert np.isfinite(model.record.elbo_held_out)
-    a = model.architecture
+    a = model.architecture.rna
+    assert a is not None
     assert (a.likelihood, a.dispersion) == (likelihood, dispersion)
     assert (a.latent_library, a.outside) == (library_size == "latent", library_size == "total")
 
@@ -806,7 +807,7 @@ def test_too_few_genes_are_refused(adata: AnnData, no_training: None) -> None:
         fit(adata[:, :1].copy())
 
 
-@pytest.mark.parametrize("value", [np.ones((20, 5)), pd.DataFrame(np.ones((20, 5))), "cells.h5ad"])
+@pytest.mark.parametrize("value", [np.ones((20, 5)), pd.DataFrame(np.ones((20, 5))), "cells.loom"])
 def test_what_is_no_anndata_is_refused(value: Any) -> None:
     with pytest.raises(ScvaeError, match="AnnData"):
         fit(value)

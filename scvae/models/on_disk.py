@@ -75,7 +75,7 @@ def opened(data: Any) -> Any:
 def is_paths(data: Any) -> bool:
     """Return whether `data` is a path, or a list of some."""
     several = data if isinstance(data, list | tuple) else [data]
-    return bool(several) and all(isinstance(path, str | os.PathLike) for path in several)
+    return bool(several) and all(isinstance(path, str | os.PathLike) and path for path in several)
 
 
 def _bytes(memory: float) -> int:
@@ -125,4 +125,4 @@ def is_store(path: Path) -> bool:
 def check_ending(path: Path) -> None:
     """Raise unless the name is one of a file of AnnData; says what reads the others."""
     if path.suffix.lower() not in ENDINGS and not is_store(path):
-        check_anndata(path)
+        check_anndata(str(path))

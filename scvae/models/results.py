@@ -139,7 +139,7 @@ def checked(path: str | os.PathLike[str]) -> Path:
     if target.suffix not in (".zarr", ".h5ad"):
         raise ConfigError(
             f"out={str(path)!r} must end in .zarr or .h5ad, by which AnnData reads it: "
-            f"out={str(target.with_suffix('.zarr'))!r}"
+            f"out={str(target.with_suffix('.zarr') if target.name else 'denoised.zarr')!r}"
         )
     if os.path.lexists(target):
         raise FileError(f"{target} is there already. Remove it, or give another name.")

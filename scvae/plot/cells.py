@@ -20,7 +20,6 @@ from scvae.arguments import (
     refuse,
     shown,
 )
-from scvae.data.read.genes import check_unique
 from scvae.errors import DataError
 from scvae.plot.figures import DPI, PALETTE, check_axes, check_picture, draw, save
 
@@ -96,6 +95,8 @@ def umap(
     >>> [ax.get_title() for ax in figure.axes]
     ['cell_type', 'batch']
     """
+    from scvae.data.read.genes import check_unique  # not above: it needs torch
+
     check_unique(adata)
     names = check_names("color", color, "batch")
     check_columns(adata, names, "color")

@@ -69,13 +69,15 @@ def _chosen(adata: AnnData, genes: str | Sequence[Any] | None) -> list[str] | No
         return _masked(adata, genes)
     if isinstance(genes, int | np.integer):
         raise DataError(
-            f"genes={genes} is a number; genes are a column that marks them, or names: "
-            f"sc.pp.highly_variable_genes(adata, n_top_genes={genes}, flavor='seurat_v3') marks as "
-            "many in adata.var, for genes='highly_variable'"
+            f"genes={shown(genes)} is a number; genes are a column that marks them, or names: "
+            f"sc.pp.highly_variable_genes(adata, n_top_genes={shown(genes)}, flavor='seurat_v3') "
+            "marks as many in adata.var, for genes='highly_variable'"
         )
     names = check_names("genes", genes, ["CD3D", "CD8A"])
     if not names:
-        raise DataError("genes is empty; a fit needs at least 2 genes. Leave it out to take all.")
+        raise DataError(
+            "genes=[] is empty; a fit needs at least 2 genes. Leave it out to take all."
+        )
     if len(names) == 1:
         raise DataError(f"genes={names} is one gene; a fit needs at least 2.")
     if len(set(names)) < len(names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from scvae.core.joint import Joint
 from scvae.core.vae import VAE
 from scvae.errors import DataError
 from scvae.models.fitted import Fitted, Layer
+from scvae.models.on_disk import opened
 from scvae.models.query import draws
 from scvae.models.reading import check_named
 
@@ -132,15 +133,16 @@ def predictive_table(
 ) -> pd.DataFrame:
     """Do as `Model.predictive_check`, in the name of the user's `call`."""
     check_named(adata)
+    cells: Any = opened(adata)
     samples, generator = draws(samples, seed, model.device)
     max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
-    if min(adata.n_obs, max_cells) < 1:
-        raise DataError(f"{adata.n_obs} cells, max_cells={max_cells}: nothing to compare.")
-    if adata.n_obs > max_cells:
-        chosen = np.random.default_rng(seed).choice(adata.n_obs, max_cells, replace=False)
-        adata = adata[np.sort(chosen)]
+    if min(cells.n_obs, max_cells) < 1:
+        raise DataError(f"{cells.n_obs} cells, max_cells={max_cells}: nothing to compare.")
+    if cells.n_obs > max_cells:
+        chosen = np.random.default_rng(seed).choice(cells.n_obs, max_cells, replace=False)
+        cells = cells[np.sort(chosen)]
     kind = model.kind_of(modality)
     names, place = model.origin.parts[kind].names, [*model.modalities].index(kind)
     check = PredictiveCheck(model.vae, len(names), generator, samples, place)
-    model.over(model.read_for(adata, layer, call), check.add, samples=samples)
+    model.over(model.read_for(cells, layer, call), check.add, samples=samples)
     return check.table(names)

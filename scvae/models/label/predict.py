@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvae.arguments import check_name, check_seed, is_number, refuse
+from scvae.arguments import check_name, check_seed, is_number, refuse, shown
 from scvae.data.hold.cells import Dataset
 from scvae.errors import ConfigError
 from scvae.models.fitted import Fitted
@@ -45,10 +45,15 @@ def reference_of(
     if adata is None:
         if labels is not None or parent is not None:
             raise ConfigError(
-                "labels were named, but no cells that have them: model.save('model.scvae', "
-                "reference=adata, labels='cell_type')"
+                f"labels={shown(labels)}, parent={shown(parent)} are columns of a reference, but "
+                "reference=None: model.save('model.scvae', reference=adata, labels='cell_type')"
             )
         return carried
+    if labels is None:
+        raise ConfigError(
+            "reference is carried for its labels, but labels=None: model.save('model.scvae', "
+            "reference=adata, labels='cell_type')"
+        )
     column = check_name("labels", labels, "cell_type")
     return make_reference(model, adata, column, parent=parent, call="model.save(path, reference")
 
