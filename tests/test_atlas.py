@@ -89,7 +89,7 @@ def test_what_is_missing_is_named(trained: Fitted, tmp_path: Path) -> None:
         model.predict(adata)
     with pytest.raises(ConfigError, match="but reference=None"):
         model.save(path, labels="cell_type")
-    with pytest.raises(ConfigError, match=r"labels=None, but it must be a name"):
+    with pytest.raises(ConfigError, match=r"but labels=None"):
         model.save(path, reference=adata)
     with pytest.raises(DataError, match="no column 'x'"):
         model.save(path, reference=adata, labels="x")
