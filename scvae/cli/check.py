@@ -7,7 +7,7 @@ import dataclasses
 
 from scvae.cli.console import printable, tell
 from scvae.cli.inputs import of_data, read
-from scvae.cli.options import Command, Parser, add_data, add_input, add_validation, adder
+from scvae.cli.options import Command, Parser, add_data, add_input, add_validation, adder, given
 from scvae.cli.remedies import as_options
 from scvae.errors import DataError
 
@@ -28,10 +28,7 @@ def run(a: argparse.Namespace) -> None:
     options = of_data(a, adata)
     from scvae.models.check import check
 
-    given = {name: value for name, value in vars(a).items() if name in NAMES}
-    if "modalities" in given:
-        given["modalities"] = dict(given["modalities"])
-    report = check(adata, **{**given, **options})
+    report = check(adata, **{**given(a, NAMES), **options})
     findings = [
         dataclasses.replace(found, text=as_options(found.text, a.shell))
         for found in report.findings

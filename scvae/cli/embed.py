@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from scvae.cli.console import tell
-from scvae.cli.inputs import check_input, read
+from scvae.cli.inputs import check_input, fitted, read
 from scvae.cli.large import add_memory, cells_on_disk, copy_with
 from scvae.cli.options import (
-    KEY,
     Command,
     Parser,
     add_device,
     add_input,
+    add_key,
     add_layer,
+    add_model,
     add_output,
     adder,
 )
@@ -40,10 +40,7 @@ def run(a: argparse.Namespace) -> None:
     if large is None:
         cells = read(a.input, a.modality, whole=is_h5mu(a.output))
         check_space(cells, a.output)
-    from scvae.models.load import load
-
-    model = load(a.model, device=getattr(a, "device", None))
-    embedding = model.embed(cells, layer=getattr(a, "layer", None))
+    embedding = fitted(a).embed(cells, layer=getattr(a, "layer", None))
     if large is not None:
         copy_with(a.input, a.output, {a.key: embedding})
     else:
@@ -55,13 +52,11 @@ def run(a: argparse.Namespace) -> None:
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
+    add_model(parser)
     add_input(parser)
     add_output(parser)
     add_layer(parser)
-    parser.add_argument(
-        "--key", default=KEY, help="slot of obsm for the embedding (default: %(default)s)"
-    )
+    add_key(parser)
     add_device(parser)
     add_memory(adder(parser))
 

@@ -21,6 +21,7 @@ from scvae.cli.options import (
     add_output,
     add_validation,
     adder,
+    given,
     share,
 )
 from scvae.cli.outputs import (
@@ -66,7 +67,7 @@ def run(a: argparse.Namespace) -> None:
     colors = _colors(a, adata)
     from scvae.models.fit import fit
 
-    model = fit(adata, key_added=KEY, progress=not a.quiet, **{**_given(a), **options})
+    model = fit(adata, key_added=KEY, progress=not a.quiet, **{**given(a, defaults()), **options})
     if not _is_first():
         return
     with rescued(adata, KEY, a.output):
@@ -79,14 +80,6 @@ def run(a: argparse.Namespace) -> None:
     tell(a.quiet, _outcome(a.output, adata.obsm[KEY].shape, model))
 
 
-def _given(a: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `scvae.fit` that were given."""
-    given = {name: value for name, value in vars(a).items() if name in defaults()}
-    if "modalities" in given:
-        given["modalities"] = dict(given["modalities"])
-    return given
-
-
 def _fit_from_disk(a: argparse.Namespace, cells: OnDisk) -> None:
     """Fit a model to cells that stay on disk, and write a copy of their file with the embedding."""
     from scvae.models.fit import description, fit
@@ -96,7 +89,7 @@ def _fit_from_disk(a: argparse.Namespace, cells: OnDisk) -> None:
             f"{a.input} is larger than --memory, and clusters and UMAP need it in memory: leave "
             "--leiden and --umap out, or give more --memory"
         )
-    model = fit(cells, progress=not a.quiet, **{**_given(a), **of_data(a, cells)})
+    model = fit(cells, progress=not a.quiet, **{**given(a, defaults()), **of_data(a, cells)})
     if not _is_first():
         return
     if a.model:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scvae.cli.console import printable, tell
-from scvae.cli.options import Command, Parser
+from scvae.cli.options import Command, Parser, add_model
 
 if TYPE_CHECKING:
     from scvae.models.model import Model
@@ -89,7 +88,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
+    add_model(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -15,6 +15,8 @@ from scvae.errors import FileError, ScvaeError
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvae.models.model import Model
+
 
 def read(path: Path, modality: str | None = None, *, whole: bool = False) -> AnnData:
     """Read all cells of a file or folder, of whatever kind it is by its content.
@@ -33,6 +35,13 @@ def read(path: Path, modality: str | None = None, *, whole: bool = False) -> Ann
         raise FileError(f"{path} needs more memory than there is. {error}") from error
     except Exception as error:  # a damaged file can make h5py and anndata raise anything
         raise FileError(f"{path} is damaged: it cannot be read as {kind}: {error}") from error
+
+
+def fitted(a: argparse.Namespace) -> Model:
+    """Return the model that was named, on the device that was asked for."""
+    from scvae.models.load import load
+
+    return load(a.model, device=getattr(a, "device", None))
 
 
 def check_input(path: Path, *, folders: bool = False) -> None:

@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvae.cli.console import tell
-from scvae.cli.inputs import check_input, read
-from scvae.cli.options import KEY, Command, Parser, add_device, add_input, add_layer, add_output
+from scvae.cli.inputs import check_input, fitted, read
+from scvae.cli.options import (
+    Command,
+    Parser,
+    add_device,
+    add_input,
+    add_key,
+    add_layer,
+    add_model,
+    add_output,
+)
 from scvae.cli.outputs import check_h5ad, check_outputs, check_space, rescued, write
 from scvae.io import replacing
 
@@ -28,7 +37,6 @@ columns predicted_label, predicted_probability, predicted_second, predicted_seco
 predicted_strangeness and predicted_unknown; labels.csv has the same, a row a cell.
 """
 PREFIX = "predicted_"
-FALSE_ALARMS = "share of cells of known types that may be called unknown (default: %(default)s)"
 
 
 def run(a: argparse.Namespace) -> None:
@@ -43,9 +51,7 @@ def run(a: argparse.Namespace) -> None:
     check_input(a.model)
     adata = read(a.input, a.modality)
     check_space(adata, a.output)
-    from scvae.models.load import load
-
-    model, layer = load(a.model, device=getattr(a, "device", None)), getattr(a, "layer", None)
+    model, layer = fitted(a), getattr(a, "layer", None)
     batch = a.batch or _usual(model, adata, a.quiet)
     if a.extend:
         model, batch = model.extend(adata, layer=layer), None
@@ -90,7 +96,7 @@ def _draw(adata: AnnData, key: str, path: Path) -> None:
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, metavar="reference.scvae", help="a model with labels")
+    add_model(parser, "reference.scvae", "a model with labels")
     add_input(parser)
     add_output(parser)
     add_layer(parser)
@@ -106,7 +112,7 @@ def add_options(parser: Parser) -> None:
         metavar="SHARE",
         help="known cells called unknown",
     )
-    add("--key", default=KEY, help="slot of obsm for the embedding (default: %(default)s)")
+    add_key(parser)
     add_device(parser)
 
 

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from scvae.cli.console import tell
-from scvae.cli.inputs import check_input, genes_given, read
+from scvae.cli.inputs import check_input, fitted, genes_given, read
 from scvae.cli.large import add_memory, cells_on_disk
-from scvae.cli.options import Command, Parser, add_device, add_input, add_layer, adder
+from scvae.cli.options import (
+    Command,
+    Parser,
+    add_device,
+    add_input,
+    add_layer,
+    add_model,
+    adder,
+    given,
+)
 
 EXAMPLE = """\
 example:
@@ -18,6 +27,7 @@ example:
 denoised.zarr (or .h5ad) is read by AnnData: denoised expression in X, names and columns of the
 cells in obs. It is written whole or not at all, and never replaces what is there.
 """
+NAMES = ("layer", "library_size", "dtype", "batch")
 
 
 def run(a: argparse.Namespace) -> None:
@@ -28,19 +38,15 @@ def run(a: argparse.Namespace) -> None:
     check_input(a.input, folders=True)
     large = cells_on_disk(a.input, a)
     cells: Any = read(a.input, a.modality) if large is None else large
-    from scvae.models.load import load
-
-    model = load(a.model, device=getattr(a, "device", None))
-    names = ("layer", "library_size", "dtype", "batch")
-    given = {name: getattr(a, name) for name in names if hasattr(a, name)}
+    model = fitted(a)
     genes = genes_given(a.genes) if hasattr(a, "genes") else None
-    model.normalized(cells, genes=genes, out=a.output, **given)
+    model.normalized(cells, genes=genes, out=a.output, **given(a, NAMES))
     n, g = cells.n_obs, len(genes or model.origin.genes)
     tell(a.quiet, f"{a.output}: {n:,} cells x {g:,} genes, denoised")
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
+    add_model(parser)
     add_input(parser)
     parser.add_argument(
         *("-o", "--output"),

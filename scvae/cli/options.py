@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Parser(argparse.ArgumentParser):
             if default is not None and not str(action.help).endswith(f"(default: {default})"):
                 action.help = f"{action.help} (default: {default})"
         return super().format_help()
+
+
+def add_model(parser: Parser, metavar: str = "model.scvae", about: str = "a fitted model") -> None:
+    parser.add_argument("model", type=Path, metavar=metavar, help=about)
 
 
 def add_input(parser: Parser) -> None:
@@ -126,8 +130,22 @@ def add_output(parser: Parser) -> None:
     )
 
 
+def add_key(parser: Parser) -> None:
+    parser.add_argument(
+        "--key", default=KEY, help="slot of obsm for the embedding (default: %(default)s)"
+    )
+
+
 def add_device(group: argparse._ActionsContainer) -> None:
     adder(group)("--device", help="cpu or cuda; the GPU if there is one, if left out")
+
+
+def given(a: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
+    """Return the arguments of these names that were given, as the functions of scvae take them."""
+    found = {name: value for name, value in vars(a).items() if name in names}
+    if "modalities" in found:
+        found["modalities"] = dict(found["modalities"])
+    return found
 
 
 def adder(group: argparse._ActionsContainer) -> Callable[..., Any]:

@@ -6,8 +6,17 @@ import argparse
 from pathlib import Path
 
 from scvae.cli.console import tell
-from scvae.cli.inputs import check_input, read
-from scvae.cli.options import Command, Parser, add_device, add_input, add_layer, adder
+from scvae.cli.inputs import check_input, fitted, read
+from scvae.cli.options import (
+    Command,
+    Parser,
+    add_device,
+    add_input,
+    add_layer,
+    add_model,
+    adder,
+    given,
+)
 from scvae.cli.outputs import check_outputs
 
 EXAMPLE = """\
@@ -23,17 +32,14 @@ def run(a: argparse.Namespace) -> None:
     check_outputs([a.output], [a.model, a.input])
     check_input(a.model)
     adata = read(a.input, a.modality)
-    from scvae.models.load import load
     from scvae.reporting.write import report
 
-    given = {name: value for name, value in vars(a).items() if name in NAMES}
-    model = load(a.model, device=getattr(a, "device", None))
-    path = report(model, adata, out=a.output, progress=not a.quiet, **given)
+    path = report(fitted(a), adata, out=a.output, progress=not a.quiet, **given(a, NAMES))
     tell(a.quiet, f"{path}: {adata.n_obs:,} cells, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, metavar="model.scvae", help="a fitted model")
+    add_model(parser)
     add_input(parser)
     parser.add_argument(
         *("-o", "--output"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scvae.cli.console import tell
 from scvae.cli.inputs import of_data, read
-from scvae.cli.options import Command, Parser, add_data, add_device, add_input, adder
+from scvae.cli.options import Command, Parser, add_data, add_device, add_input, adder, given
 from scvae.cli.outputs import check_outputs
 
 EXAMPLE = """\
@@ -33,8 +33,7 @@ def run(a: argparse.Namespace) -> None:
     options = of_data(a, adata)
     from scvae.models.tune import tune
 
-    given = {name: value for name, value in vars(a).items() if name in NAMES}
-    found = tune(adata, progress=not a.quiet, **{**given, **options})
+    found = tune(adata, progress=not a.quiet, **{**given(a, NAMES), **options})
     if a.table:
         from scvae.io import replacing
 
