@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from scvae.core.distributions import Gaussian
 from scvae.core.objectives import elbo
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.models.fitted import Fitted
@@ -53,7 +54,8 @@ def posterior_of(model: Fitted, dataset: Dataset, seed: int = 0) -> Posterior:
 
     def said(cells: Cells) -> Tensor:
         terms = model.vae.terms(cells, BOUND_SAMPLES, generator)
-        q = model.vae.encode(cells)
+        q = terms.q
+        assert isinstance(q, Gaussian)  # of RNA alone
         return torch.cat([q.loc[:, :d], q.scale[:, :d], elbo(terms)[:, None]], dim=1)
 
     found = torch.from_numpy(model.over(dataset, said, samples=BOUND_SAMPLES))

@@ -179,12 +179,10 @@ def _colours(adata: AnnData, labels: str, names: list[str]) -> list[str] | None:
 def _expression(model: Fitted, dataset: Dataset, label: Tensor, n_labels: int) -> Tensor:
     """Return the mean share of the counts of every gene in the cells of each label, ``(t, g)``."""
     sums = torch.zeros(n_labels, dataset.counts.n_genes)
-    start = 0
 
     def add(cells: Cells) -> None:
-        nonlocal start
-        own = label[start : start + len(cells)]
-        start += len(cells)
+        assert cells.rows is not None  # as `over` hands them on
+        own = label[cells.rows.cpu()]
         shares = (cells.x / cells.x.sum(1, keepdim=True).clamp(min=1)).cpu()
         sums.index_add_(0, own[own >= 0], shares[own >= 0])
 

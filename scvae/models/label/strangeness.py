@@ -86,13 +86,11 @@ def fit_depth(log_px: Tensor, log_library: Tensor) -> Depth:
     """Return the regression of log p(x) on depth, by least squares, of its spread likewise."""
     x = log_library.double()
     middle, unit = x.mean(), x.std().clamp(min=1e-6)
-    least, most = x.min(), x.max()
-    inside = torch.minimum(torch.maximum(x, least), most)
-    powers, y = _powers((inside - middle) / unit), log_px.double()[:, None]
+    powers, y = _powers((x - middle) / unit), log_px.double()[:, None]
     mean = torch.linalg.lstsq(powers, y, driver="gelsd").solution[:, 0]
     far = (y[:, 0] - powers @ mean).abs().clamp(min=LEAST_SPREAD).log()
     spread = torch.linalg.lstsq(powers, far[:, None], driver="gelsd").solution[:, 0]
-    return Depth(middle, unit, least, most, mean, spread)
+    return Depth(middle, unit, x.min(), x.max(), mean, spread)
 
 
 @dataclass(frozen=True)
