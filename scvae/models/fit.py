@@ -284,9 +284,7 @@ def fit(
     cells = opened(adata)
     sources = sources_of(cells, modalities, measured, split=genes is None)
     alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
-    check_arguments_of_kinds(sources, genes, library_size, robust, laws)
-    if rna.linear and [part.kind for part in sources.parts] != ["rna"]:
-        raise ConfigError("decoder='linear' is of RNA alone; with other kinds: decoder='network'")
+    check_arguments_of_kinds(sources, genes, library_size, robust, laws, rna.linear)
     counts = check_choice("counts", counts, COUNTS)
     prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts, laws)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))

@@ -51,7 +51,12 @@ def check_likelihood(likelihood: Any) -> dict[str, Any]:
 
 
 def check_arguments_of_kinds(
-    sources: Sources, genes: Any, library_size: Any, robust: bool, laws: Mapping[str, Any]
+    sources: Sources,
+    genes: Any,
+    library_size: Any,
+    robust: bool,
+    laws: Mapping[str, Any],
+    linear: bool,
 ) -> None:
     """Raise for arguments that the kinds which are there cannot take."""
     kinds = [part.kind for part in sources.parts]
@@ -71,3 +76,5 @@ def check_arguments_of_kinds(
             "library_size='latent' is one more latent of RNA alone, but there are "
             f"{kinds}: library_size='observed'"
         )
+    if linear and kinds != ["rna"]:
+        raise ConfigError("decoder='linear' is of RNA alone; with other kinds: decoder='network'")
