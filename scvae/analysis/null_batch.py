@@ -17,6 +17,7 @@ from scvae.errors import DataError
 from scvae.models.budget import usual_run
 from scvae.models.fit import fit
 from scvae.models.model import Model
+from scvae.models.query import some_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -141,9 +142,7 @@ def _one_batch(model: Model, adata: AnnData, max_cells: int, seed: int) -> np.nd
         raise DataError(
             f"The largest batch has {len(rows)} cells; the null-batch test needs {FEWEST_CELLS}."
         )
-    if len(rows) > max_cells:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, max_cells, replace=False))
-    return rows
+    return some_rows(rows, max_cells, seed)
 
 
 def _bare(model: Model, counts: Any, obs: pd.DataFrame, fake: np.ndarray) -> AnnData:

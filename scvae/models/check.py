@@ -31,7 +31,7 @@ from scvae.data.read.forms import is_anndata
 from scvae.data.read.genes import choose_genes
 from scvae.data.read.library import check_not_empty, library_sizes
 from scvae.data.read.several import is_several
-from scvae.data.read.source import fitted_place, genes_of, matrix_of, where_named
+from scvae.data.read.source import chosen_genes, fitted_place, matrix_of, where_named
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError
 from scvae.keywords import named
@@ -136,8 +136,7 @@ def _check_rna(
     findings.all += turned(cells)
     columns = findings.attempt(Kind.GENES, choose_genes, cells, genes, layer)
     if columns is not None or genes is None:
-        names = genes_of(cells, layer)
-        names = names if columns is None else names[columns]
+        names = chosen_genes(cells, layer, columns)
         findings.attempt(Kind.GENES, check_one_kind, cells, names)
     encoded = _learn(cells.obs, batch, covariates, findings)
     _check_held_out(cells, encoded, validation, findings)
@@ -150,8 +149,7 @@ def _check_rna(
     written = fitted_place(cells, place, chosen, is_rounded=seen.estimates > 0)
     is_all = chosen is None and place is None and not seen.estimates
     _check_cells(cells, seen, library_size, None if is_all else written, findings)
-    names = genes_of(cells, layer)
-    names = names if columns is None else names[columns]
+    names = chosen_genes(cells, layer, columns)
     findings.all += examine(seen, cells.obs, names, encoded, place, written, label)
     nbytes = None if seen.tallies else _nbytes(seen, cells.n_obs, len(names))
     _tell_memory(nbytes, cells.n_obs, len(names), findings)

@@ -26,7 +26,7 @@ from scvae.data.read.features import check_one_kind
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
 from scvae.data.read.several import Source, Sources
-from scvae.data.read.source import fitted_place, genes_of
+from scvae.data.read.source import chosen_genes, fitted_place
 from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError, warn
@@ -168,8 +168,7 @@ def _rna(
     if is_turned := warning_texts(turned(adata)):
         warn(*is_turned)
     columns = choose_genes(adata, genes, layer)
-    names = genes_of(adata, layer)
-    names = names if columns is None else names[columns]
+    names = chosen_genes(adata, layer, columns)
     check_one_kind(adata, names)
     whole = learn_covariates(sources.obs, batch, covariates)
     encoded, obs = whole, sources.obs
@@ -235,7 +234,6 @@ def spec_of(kind: str, n_features: int, laws: Mapping[str, Any]) -> Modality:
 def _part(
     source: Source, n: int, names: list[str], part: Part, seen: Survey | None
 ) -> PreparedPart:
-    typical = float(np.exp(np.log(part.size).mean())) if len(part.size) else 1.0
     observed = source.observed
     if observed is not None and source.rows is not None:
         of_all = np.zeros((n, observed.shape[1]), dtype=bool)
@@ -244,7 +242,7 @@ def _part(
     return PreparedPart(
         names,
         source.widened(part.counts, n),
-        source.spread(part.size, n, typical),
+        source.spread(part.size, n),
         source.present(n),
         observed,
         part.layer,
@@ -356,4 +354,4 @@ def dataset_of(prepared: Prepared, device: torch.device, stream: bool | None) ->
         )
         for part in prepared.parts.values()
     ]
-    return parts[0] if len(parts) == 1 else Datasets(tuple(parts))
+    return Datasets.of(parts)

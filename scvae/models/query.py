@@ -21,6 +21,13 @@ def draws(samples: int, seed: int, device: torch.device, usual: int = 1) -> tupl
     return samples, Generator(device).manual_seed(check_seed(seed))
 
 
+def some_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return at most so many of the given rows, drawn at random, in order."""
+    if len(rows) <= most:
+        return np.sort(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
 def code_of(batch: str, known: list[str]) -> int:
     """Return the code of one batch."""
     if str(batch) not in known:

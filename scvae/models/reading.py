@@ -14,8 +14,8 @@ from scvae.data.hold.cells import Dataset
 from scvae.data.hold.several import Datasets
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.genes import check_unique
-from scvae.data.read.several import Source, Sources, is_mudata, kind_called, sources_of
-from scvae.data.read.source import is_raw
+from scvae.data.read.several import Source, Sources, is_mudata, kind_called, sources_of, types_of
+from scvae.data.read.source import home_in
 from scvae.errors import DataError
 from scvae.modalities.rna import Rna
 from scvae.models.keep.origin import Origin
@@ -74,7 +74,7 @@ def read_cells(
                 observed=observed,
             )
         )
-    return parts[0] if len(parts) == 1 else Datasets(tuple(parts)), sources.obs
+    return Datasets.of(parts), sources.obs
 
 
 def _empty(n: int, n_features: int) -> sparse.csr_matrix:
@@ -89,10 +89,12 @@ def sources_for(data: AnnData, origin: Origin) -> Sources:
         return Sources(data.obs, (Source(kinds[0], data),))
     if not is_mudata(data):
         check_unique(data)
+        if len(kinds) == 1:
+            return Sources(data.obs, (Source(kinds[0], data),))
+        slots = {*data.obsm, *types_of(data)}
         places = {k: p.place for k, p in origin.parts.items() if p.place is not None}
-        slots = {*data.obsm} | _types_in(data)
         named = {k: place for k, place in places.items() if place in slots}
-        if len(kinds) > 1 and named:
+        if named:
             return sources_of(data, named)
         kind = next((k for k in kinds if _has(data, origin.parts[k].names)), kinds[0])
         return Sources(data.obs, (Source(kind, data),))
@@ -112,10 +114,6 @@ def sources_for(data: AnnData, origin: Origin) -> Sources:
     return sources_of(data, chosen)
 
 
-def _types_in(adata: AnnData) -> set[str]:
-    return {str(name) for column in adata.var for name in adata.var[column].astype(str).unique()}
-
-
 def _has(adata: AnnData, names: list[str]) -> bool:
     return set(names) <= set(adata.var_names)
 
@@ -133,8 +131,7 @@ def _part(
     known, adata, n = origin.parts[source.kind], source.adata, sources.n_obs
     with source.in_words():
         check_unique(adata)
-        is_there = known.layer in adata.layers or is_raw(adata, known.layer)
-        home = known.layer if is_there else None
+        home = home_in(adata, known.layer)
         spec, at = a.parts[source.kind], home if layer is None else layer
         asked = (adata, known.names, at, known.library_size)
         told: Any = {"counts": origin.counts, "call": call, "home": home}
@@ -142,7 +139,10 @@ def _part(
             part = spec.read(*asked, partial=partial, **told)
         else:
             part = spec.read(*asked, **told)
-    typical = float(np.exp(np.log(part.size).mean())) if len(part.size) else 1.0
-    size = source.spread(part.size, n, typical)
     observed = part.observed if source.observed is None else source.observed
-    return source.widened(part.counts, n), size, source.present(n), observed
+    return (
+        source.widened(part.counts, n),
+        source.spread(part.size, n),
+        source.present(n),
+        observed,
+    )

@@ -15,10 +15,11 @@ from scvae.analysis.neighbours import lay_out, neighbors
 from scvae.analysis.null_batch import FEWEST_CELLS, NullBatch, largest_batch, null_batch
 from scvae.analysis.samples import csr
 from scvae.data.checkup.report import Finding, Kind
-from scvae.data.read.source import is_raw
+from scvae.data.read.source import home_in
 from scvae.models.check import check
 from scvae.models.judge.evidence import MeanLogLikelihood
 from scvae.models.judge.recall import held_out_rows
+from scvae.models.query import some_rows
 from scvae.plot.cells import categorical
 from scvae.plot.fits import CHECKED, agreement
 
@@ -120,7 +121,7 @@ def measure(model: Model, adata: AnnData, asked: Asked, tell: Tell) -> Measured:
         judged, layer=asked.layer, max_cells=asked.max_cells, seed=asked.seed
     )
     tell(STAGES[3])
-    drawn = adata[_some(np.arange(adata.n_obs), asked.max_cells, asked.seed)]
+    drawn = adata[some_rows(np.arange(adata.n_obs), asked.max_cells, asked.seed)]
     labels = None if asked.labels is None else _named(drawn.obs[asked.labels])
     batches = _batches(model, drawn)
     notes: list[str] = []
@@ -157,20 +158,12 @@ def agreements(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _some(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Return at most so many rows, drawn at random, in order."""
-    if len(rows) <= most:
-        return np.sort(rows)
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
-
-
 # -- data and fit --------------------------------------------------------------------------------
 
 
 def _check_up(model: Model, adata: AnnData, asked: Asked) -> tuple[Finding, ...]:
     origin = model.origin
-    is_there = origin.layer in adata.layers or is_raw(adata, origin.layer)
-    home = origin.layer if is_there else None
+    home = home_in(adata, origin.layer)
     found = check(
         adata,
         batch=origin.covariates.batch,
@@ -188,14 +181,14 @@ def _likelihood(
     model: Model, adata: AnnData, asked: Asked, held_out: np.ndarray | None
 ) -> Likelihood:
     def mean(rows: np.ndarray) -> MeanLogLikelihood:
-        some = adata[_some(rows, MOST_OF_LIKELIHOOD, asked.seed)]
+        some = adata[some_rows(rows, MOST_OF_LIKELIHOOD, asked.seed)]
         return model.mean_log_likelihood(some, layer=asked.layer, seed=asked.seed)
 
     every = np.arange(adata.n_obs)
     if held_out is None:
         return Likelihood(False, mean(every), None)
     value = mean(held_out)
-    trained = _some(np.setdiff1d(every, held_out), value.n_cells, asked.seed)
+    trained = some_rows(np.setdiff1d(every, held_out), value.n_cells, asked.seed)
     return Likelihood(True, value, mean(trained))
 
 
@@ -271,7 +264,7 @@ def _scores(
         "Without types, mixing is that of all cells together: batches that hold other types, or "
         "other shares of them, are then mixed less, and rightly so."
     )
-    rows = _some(np.arange(len(homes)), MOST_CELLS, 0)
+    rows = some_rows(np.arange(len(homes)), MOST_CELLS, 0)
     one = np.zeros(len(rows), dtype=int)
     return {
         name: {"mixing": mixing(x[known][rows].astype(np.float64), one, homes[rows])}
@@ -283,7 +276,6 @@ def _scores(
 
 
 def _null(model: Model, adata: AnnData, asked: Asked) -> NullBatch | str:
-    size = len(largest_batch(model, adata.obs))
     if asked.null_batch is False:
         return "It was not run: null_batch=False."
     if asked.null_batch is None and adata.n_obs > MOST_OF_NULL:
@@ -292,6 +284,7 @@ def _null(model: Model, adata: AnnData, asked: Asked) -> NullBatch | str:
             f"than {MOST_OF_NULL:,}. To run it: scvae.report(model, adata, null_batch=True), or "
             "scvae report --null-batch"
         )
+    size = len(largest_batch(model, adata.obs))
     if size < FEWEST_CELLS:
         return f"It was not run: the largest batch has {size} cells, and it takes {FEWEST_CELLS}."
     return null_batch(

@@ -54,9 +54,17 @@ class Counts:
     longest: int
 
     @classmethod
-    def from_csr(cls, matrix: sparse.csr_matrix, device: torch.device | str = "cpu") -> Counts:
-        """Copy a scipy CSR matrix of whole numbers to `device`."""
-        largest = int(matrix.data.max()) if matrix.nnz else 0
+    def from_csr(
+        cls,
+        matrix: sparse.csr_matrix,
+        device: torch.device | str = "cpu",
+        *,
+        largest: int | None = None,
+    ) -> Counts:
+        """Copy a scipy CSR matrix of whole numbers to `device`, in types that hold `largest`: of a
+        part of a matrix, the largest of all; None takes that of `matrix`."""
+        if largest is None:
+            largest = int(matrix.data.max()) if matrix.nnz else 0
         n_genes = matrix.shape[1]
         return cls(
             torch.from_numpy(matrix.indptr.astype(np.int64)).to(device),

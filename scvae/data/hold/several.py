@@ -42,6 +42,11 @@ class Datasets:
 
     parts: tuple[Dataset, ...]
 
+    @staticmethod
+    def of(parts: Sequence[Dataset]) -> Dataset | Datasets:
+        """Return the cells of all kinds, or of the only one."""
+        return parts[0] if len(parts) == 1 else Datasets(tuple(parts))
+
     def __len__(self) -> int:
         return len(self.parts[0])
 

@@ -105,21 +105,10 @@ class Shards:
 
     def _run(self, rows: Tensor) -> Counts:
         if not len(rows):
-            return _narrowed(sparse.csr_matrix((0, self.n_genes)), self.largest)
+            return Counts.from_csr(sparse.csr_matrix((0, self.n_genes)), largest=self.largest)
         first, stop = int(rows[0]), int(rows[-1]) + 1
-        read = _narrowed(self.read(first, stop), self.largest)
+        read = Counts.from_csr(self.read(first, stop), largest=self.largest)
         return read if len(read) == len(rows) else read.take(rows - first)
-
-
-def _narrowed(rows: sparse.csr_matrix, largest: int) -> Counts:
-    """Return rows of a matrix in the types that all rows of it have."""
-    return Counts(
-        torch.from_numpy(rows.indptr.astype(np.int64)),
-        torch.from_numpy(rows.indices.astype(narrowest(rows.shape[1]))),
-        torch.from_numpy(rows.data.astype(narrowest(largest))),
-        rows.shape[1],
-        int(np.diff(rows.indptr).max(initial=0)),
-    )
 
 
 def _joined(parts: list[Counts], n_genes: int, largest: int) -> Counts:

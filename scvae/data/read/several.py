@@ -90,12 +90,13 @@ class Source:
         indptr = np.concatenate([[0], np.cumsum(length)])
         return sparse.csr_matrix((ordered.data, ordered.indices, indptr), (n, counts.shape[1]))
 
-    def spread(self, values: np.ndarray, n: int, otherwise: float) -> np.ndarray:
-        """Return one value for each of n cells, `otherwise` where it was not measured."""
+    def spread(self, sizes: np.ndarray, n: int) -> np.ndarray:
+        """Return one size for each of n cells, a typical one where it was not measured."""
         if self.rows is None:
-            return values
-        of_all = np.full(n, otherwise, dtype=np.float64)
-        of_all[self.rows] = values
+            return sizes
+        typical = float(np.exp(np.log(sizes).mean())) if len(sizes) else 1.0
+        of_all = np.full(n, typical, dtype=np.float64)
+        of_all[self.rows] = sizes
         return of_all
 
     @contextmanager
@@ -160,7 +161,7 @@ def is_several(data: Any, modalities: Any, *, split: bool) -> bool:
     """Return whether `data` are more than an AnnData of genes, as `sources_of` takes them."""
     if is_mudata(data) or modalities is not None:
         return True
-    return hasattr(data, "var") and len(_of_anndata(data, None, split).parts) > 1
+    return split and not isinstance(data, OnDisk) and bool(_recognised_types(types_of(data)))
 
 
 def kind_called(name: str) -> str | None:
@@ -385,35 +386,38 @@ def _of_anndata(adata: Any, modalities: Any, split: bool) -> Sources:
                 f"modalities={shown(modalities)}; the kinds are {list(NAMES)}: modalities='protein'"
             )
         return Sources(adata.obs, (Source(modalities, adata),))
-    types = _types_of(adata)
+    types = types_of(adata)
     if modalities is not None:
         slots = [*getattr(adata, "obsm", {})]
         chosen = _checked(modalities, [*types, *slots])
         assert chosen is not None
         parts = {kind: _named_part(adata, kind, name, types) for kind, name in chosen.items()}
         if "rna" not in parts and not set(chosen.values()) & set(types):
-            parts = {"rna": _rest(adata, types), **parts}
+            parts = {"rna": Source("rna", adata, "X", "adata"), **parts}
         return Sources(adata.obs, tuple(parts[kind] for kind in NAMES if kind in parts))
-    kinds = [kind_called(name) for name in types]
-    if not split or len(types) < 2 or None in kinds or len(set(kinds)) < len(kinds):
+    by_kind = _recognised_types(types) if split else {}
+    if not by_kind:
         return Sources(getattr(adata, "obs", None), (Source("rna", adata),))  # type: ignore[arg-type]
-    by_kind = {kind: name for kind, name in zip(kinds, types, strict=True) if kind is not None}
-    ordered = [(kind, by_kind[kind]) for kind in NAMES if kind in by_kind]
-    return Sources(adata.obs, tuple(_named_part(adata, k, name, types) for k, name in ordered))
+    found = (_named_part(adata, kind, name, types) for kind, name in by_kind.items())
+    return Sources(adata.obs, tuple(found))
 
 
-def _types_of(adata: Any) -> dict[str, np.ndarray]:
+def _recognised_types(types: Mapping[str, Any]) -> dict[str, str]:
+    """Return which type of features is of which kind, if there are several and each is of one."""
+    kinds = [kind_called(name) for name in types]
+    if len(kinds) < 2 or None in kinds or len(set(kinds)) < len(kinds):
+        return {}
+    by_kind = dict(zip(kinds, types, strict=True))
+    return {kind: by_kind[kind] for kind in NAMES if kind in by_kind}
+
+
+def types_of(adata: Any) -> dict[str, np.ndarray]:
     """Return which features are of which type, if several types are named."""
     for column in COLUMNS:
         if isinstance(getattr(adata, "var", None), pd.DataFrame) and column in adata.var:
             values = adata.var[column].astype(str)
             return {str(name): (values == name).to_numpy() for name in values.unique()}
     return {}
-
-
-def _rest(adata: AnnData, types: dict[str, np.ndarray]) -> Source:
-    """Return the genes of an AnnData that holds another kind in obsm."""
-    return Source("rna", adata, "X", "adata")
 
 
 def _named_part(adata: AnnData, kind: str, name: str, types: dict[str, np.ndarray]) -> Source:

@@ -34,9 +34,20 @@ def is_raw(adata: AnnData, layer: str | None) -> bool:
     )
 
 
+def home_in(adata: AnnData, layer: str | None) -> str | None:
+    """Return the layer that a fit took the counts from, where `adata` has it; else None."""
+    return layer if layer in adata.layers or is_raw(adata, layer) else None
+
+
 def genes_of(adata: AnnData, layer: str | None) -> pd.Index:
     """Return the names of the columns of a matrix: adata.raw may have more than adata."""
     return adata.raw.var_names if is_raw(adata, layer) else adata.var_names
+
+
+def chosen_genes(adata: AnnData, layer: str | None, columns: np.ndarray | None) -> pd.Index:
+    """Return the names of the columns of a matrix that were chosen; None takes all."""
+    names = genes_of(adata, layer)
+    return names if columns is None else names[columns]
 
 
 def cell_named(adata: AnnData, row: int) -> str:

@@ -18,7 +18,7 @@ from scvae.core.vae import VAE
 from scvae.errors import DataError
 from scvae.models.fitted import Fitted, Layer
 from scvae.models.on_disk import opened
-from scvae.models.query import draws
+from scvae.models.query import draws, some_rows
 from scvae.models.reading import check_named
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def predictive_table(
     if min(cells.n_obs, max_cells) < 1:
         raise DataError(f"{cells.n_obs} cells, max_cells={max_cells}: nothing to compare.")
     if cells.n_obs > max_cells:
-        chosen = np.random.default_rng(seed).choice(cells.n_obs, max_cells, replace=False)
-        cells = cells[np.sort(chosen)]
+        cells = cells[some_rows(np.arange(cells.n_obs), max_cells, seed)]
     kind = model.kind_of(modality)
     names, place = model.origin.parts[kind].names, [*model.modalities].index(kind)
     check = PredictiveCheck(model.vae, len(names), generator, samples, place)
