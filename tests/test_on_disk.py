@@ -215,6 +215,22 @@ def test_check_says_of_a_path_what_it_says_of_the_anndata(atlas: Path) -> None:
     assert told[:-1] == [finding.text for finding in given.findings][:-1]  # the last tells a time
 
 
+def test_rows_that_are_named_are_named_as_in_memory(atlas: Path) -> None:
+    adata = simulated()
+    model = scvae.fit(adata, **QUICK)
+    asked: dict[str, Any] = {"return_interval": 0.8, "samples": 5}
+    for one, other in zip(
+        model.normalized(atlas, **asked), model.normalized(adata, **asked), strict=True
+    ):
+        pd.testing.assert_frame_equal(one, other, check_names=False)
+    transfer = scvae.analysis.labels.transfer
+    pd.testing.assert_frame_equal(
+        transfer(model, adata, atlas, "cell_type"),
+        transfer(model, adata, adata, "cell_type"),
+        check_names=False,
+    )
+
+
 def test_zarr_is_read_like_h5ad(atlas: Path, tmp_path: Path) -> None:
     pytest.importorskip("zarr")
     simulated().write_zarr(path := tmp_path / "atlas.zarr")

@@ -18,7 +18,6 @@ from scvae.errors import ConfigError
 from scvae.modalities.modality import amount_in_batches
 from scvae.modalities.protein import Background, Protein
 from scvae.models.fitted import Fitted, Layer
-from scvae.models.on_disk import opened
 from scvae.models.query import check_out, codes_of, draws, positions_of
 from scvae.models.results import Precision, check_dtype, is_path, written
 
@@ -42,7 +41,6 @@ def denoised(
     dtype: Precision = "float32",
 ) -> Any:
     """Return the amounts of a kind, cells x features; see `Model.normalized`."""
-    cells: Any = opened(adata)
     kind = model.kind_of(modality)
     names = model.origin.parts[kind].names
     columns = positions_of("genes", genes, names, model.device)
@@ -55,24 +53,24 @@ def denoised(
         spec = Background(spec.n_proteins)
     scale = 1.0 if isinstance(spec, Protein) else total
     dtype = check_dtype(dtype, scale)
-    chosen, shape = [names[i] for i in columns.tolist()], (cells.n_obs, len(columns))
+    chosen, shape = [names[i] for i in columns.tolist()], (adata.n_obs, len(columns))
 
     def amounts(part: Cells | CellParts) -> Tensor:
         z = model.vae.encode(part).mean
         return amount_in_batches(spec, view.decoder, z, part.s, codes, n)[:, columns] * scale
 
     def filled(array: Any) -> Any:
-        dataset = model.read_for(cells, layer, NORMALIZED, partial=True)
+        dataset = model.read_for(adata, layer, NORMALIZED, partial=True)
         return model.over(dataset, amounts, out=array)
 
     if is_path(out):
-        with written(out, "X", shape, dtype, cells, pd.DataFrame(index=chosen)) as array:
+        with written(out, "X", shape, dtype, adata, pd.DataFrame(index=chosen)) as array:
             filled(array)
         return Path(out)
     if out is not None:
         check_out(out, shape)
         return filled(out)
-    return _table(filled(None if dtype == "float32" else np.empty(shape, dtype)), cells, chosen)
+    return _table(filled(None if dtype == "float32" else np.empty(shape, dtype)), adata, chosen)
 
 
 def intervals(

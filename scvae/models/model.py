@@ -40,7 +40,7 @@ from scvae.models.label.predict import FALSE_ALARMS, demand_reference, predict, 
 from scvae.models.label.reference import Reference
 from scvae.models.network import Architecture
 from scvae.models.query import code_of
-from scvae.models.reading import check_named
+from scvae.models.reading import cells_of
 from scvae.models.results import Precision, embedded
 
 if TYPE_CHECKING:
@@ -301,9 +301,9 @@ class Model(Judged):
         >>> anndata.read_zarr(path).shape
         (200, 50)
         """
-        check_named(adata)
+        cells = cells_of(adata)
         table = denoised(
-            *(self, adata, layer),
+            *(self, cells, layer),
             modality=modality,
             batch=batch,
             genes=genes,
@@ -315,7 +315,7 @@ class Model(Judged):
         if return_interval is None:
             return table
         asked = (modality, genes, return_interval, samples, seed)
-        return table, *intervals(self, adata, layer, *asked)
+        return table, *intervals(self, cells, layer, *asked)
 
     def foreground(
         self, adata: AnnData, *, layer: Layer = None, samples: int = 10, seed: int = 0
@@ -338,8 +338,7 @@ class Model(Judged):
         ConfigError
             If the model has no proteins.
         """
-        check_named(adata)
-        return foreground(self, adata, layer, samples, seed)
+        return foreground(self, cells_of(adata), layer, samples, seed)
 
     def contributions(self, adata: AnnData, *, layer: Layer = None) -> pd.DataFrame:
         r"""Return what part of every cell's posterior comes from each kind of measurement.
@@ -365,8 +364,7 @@ class Model(Judged):
         ConfigError
             If the model is of one kind alone.
         """
-        check_named(adata)
-        return contributions(self, adata, layer)
+        return contributions(self, cells_of(adata), layer)
 
     def sample(self, n: int, *, batch: str | None = None, seed: int = 0) -> AnnData:
         """Draw `n` new cells from the model: z from the prior, then library, then counts.

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def check_named(data: object) -> None:
-    """Raise unless `data` is an AnnData whose features have unique names, a MuData, or a path."""
+def cells_of(data: Any) -> Any:
+    """Return the cells that a question is about, opened where `data` is the path of some.
+
+    Raises unless it is one, a MuData, or an AnnData whose features have unique names."""
     if not (is_mudata(data) or is_paths(data)):
         check_unique(data)
+    return opened(data)
 
 
 def read_cells(

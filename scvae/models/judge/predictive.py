@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,8 @@ from scvae.core.joint import Joint
 from scvae.core.vae import VAE
 from scvae.errors import DataError
 from scvae.models.fitted import Fitted, Layer
-from scvae.models.on_disk import opened
 from scvae.models.query import draws, some_rows
-from scvae.models.reading import check_named
+from scvae.models.reading import cells_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -132,8 +131,7 @@ def predictive_table(
     call: str,
 ) -> pd.DataFrame:
     """Do as `Model.predictive_check`, in the name of the user's `call`."""
-    check_named(adata)
-    cells: Any = opened(adata)
+    cells = cells_of(adata)
     samples, generator = draws(samples, seed, model.device)
     max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
     if min(cells.n_obs, max_cells) < 1:

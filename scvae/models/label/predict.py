@@ -14,6 +14,7 @@ from scvae.errors import ConfigError
 from scvae.models.fitted import Fitted
 from scvae.models.label.labeller import posterior_of
 from scvae.models.label.reference import Reference, make_reference
+from scvae.models.reading import cells_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,7 +74,8 @@ def predict(
         raise refuse("false_alarms", false_alarms, "a share between 0 and 1", FALSE_ALARMS)
     seed = check_seed(seed)
     model.demand_rna()
-    dataset = model.read_for(adata, layer, call, partial=True, batch=batch)
+    query = cells_of(adata)
+    dataset = model.read_for(query, layer, call, partial=True, batch=batch)
     assert isinstance(dataset, Dataset)
     cells, labeller = posterior_of(model, dataset, seed), reference.labeller
     p = labeller.probabilities(cells).numpy()
@@ -83,7 +85,7 @@ def predict(
         table = table.join(_coarse(p, reference.parents))
     table["strangeness"] = strange
     table["unknown"] = strange > 1 - false_alarms
-    return table.set_index(adata.obs_names.copy())
+    return table.set_index(query.obs_names.copy())
 
 
 def _table(p: np.ndarray, names: list[str]) -> pd.DataFrame:
