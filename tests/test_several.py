@@ -330,7 +330,17 @@ def test_names_types_and_slots_all_lead_to_the_same_fit() -> None:
     whole = AnnData(sparse.hstack([rna.X, protein.X], format="csr"), rna.obs.copy())
     whole.var_names = [*rna.var_names, *protein.var_names]
     whole.var["feature_types"] = ["Gene Expression"] * 12 + ["Antibody Capture"] * 5
+    taken_apart = "12 of 'Gene Expression', 5 of 'Antibody Capture'.*as rna and protein"
+    with pytest.warns(ScvaeWarning, match=taken_apart):
+        scvae.fit(whole.copy(), max_steps=2, progress=False)
     model = fit(whole)
+    assert any("Antibody Capture" in text for text in model.record.warnings)
+    report = scvae.check(whole)
+    assert any("== 'Gene Expression'].copy()" in found.text for found in report.warnings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named_types = {"rna": "Gene Expression", "protein": "Antibody Capture"}
+        scvae.fit(whole.copy(), modalities=named_types, max_steps=2, progress=False)
     np.testing.assert_array_equal(model.embed(whole), whole.obsm["X_scvae"])
     table, array = rna.copy(), rna.copy()
     table.obsm["adt"] = protein.to_df()

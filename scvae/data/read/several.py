@@ -399,7 +399,21 @@ def _of_anndata(adata: Any, modalities: Any, split: bool) -> Sources:
     if not by_kind:
         return Sources(getattr(adata, "obs", None), (Source("rna", adata),))  # type: ignore[arg-type]
     found = (_named_part(adata, kind, name, types) for kind, name in by_kind.items())
-    return Sources(adata.obs, tuple(found))
+    note = _taken_apart(adata, by_kind, types)
+    warn(f"{note} To choose and silence this: scvae.fit(adata, modalities={by_kind})")
+    return Sources(adata.obs, tuple(found), (note,))
+
+
+def _taken_apart(adata: AnnData, by_kind: dict[str, str], types: dict[str, np.ndarray]) -> str:
+    """Say which types of features are taken for which kinds, and how to take one alone."""
+    column = _column_of_types(adata)
+    shown = ", ".join(f"{int(types[name].sum()):,} of {name!r}" for name in by_kind.values())
+    one = next(iter(by_kind.values()))
+    return (
+        f"adata.var[{column!r}] has several kinds of features: {shown}; they are fitted side by "
+        f"side, as {' and '.join(by_kind)}. For one alone: "
+        f"adata = adata[:, adata.var[{column!r}] == {one!r}].copy()."
+    )
 
 
 def _recognised_types(types: Mapping[str, Any]) -> dict[str, str]:
@@ -413,16 +427,22 @@ def _recognised_types(types: Mapping[str, Any]) -> dict[str, str]:
 
 def types_of(adata: Any) -> dict[str, np.ndarray]:
     """Return which features are of which type, if several types are named."""
-    for column in COLUMNS:
-        if isinstance(getattr(adata, "var", None), pd.DataFrame) and column in adata.var:
-            values = adata.var[column].astype(str)
-            return {str(name): (values == name).to_numpy() for name in values.unique()}
-    return {}
+    column = _column_of_types(adata)
+    if column is None:
+        return {}
+    values = adata.var[column].astype(str)
+    return {str(name): (values == name).to_numpy() for name in values.unique()}
+
+
+def _column_of_types(adata: Any) -> str | None:
+    """Return the column of var with the types of features, if there is one."""
+    columns = getattr(getattr(adata, "var", None), "columns", ())
+    return next((column for column in COLUMNS if column in columns), None)
 
 
 def _named_part(adata: AnnData, kind: str, name: str, types: dict[str, np.ndarray]) -> Source:
     if name in types:
-        column = next(column for column in COLUMNS if column in adata.var)
+        column = _column_of_types(adata)
         return Source(
             kind, adata[:, types[name]].copy(), name, f"adata[:, adata.var[{column!r}] == {name!r}]"
         )
