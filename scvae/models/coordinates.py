@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells, Dataset
@@ -46,6 +47,7 @@ MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
 FEWEST_CELLS = 4096  # of which they are taken where there are so many genes that these would be few
 CHUNK_VALUES = 2**20  # cells x genes decoded at once
 SMALLEST_DEVIATION = 1e-2  # of a gene: one that hardly varies is not to weigh the most
+LANES = 16  # of float32 in a vector of the processor
 OVERSAMPLED, ITERATIONS = 20, 4  # of the randomised components
 
 
@@ -76,7 +78,7 @@ class Coordinates:
         s = self.covariates.expand(len(z), -1)
         each = zip(views, by_kind(self.genes, views), strict=True)
         found = [view.profile(z, s, genes) for view, genes in each if len(genes)]
-        return _beside(found) @ self.loadings - self.centre
+        return _narrow_product(_beside(found), self.loadings) - self.centre
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ def by_kind(features: Tensor, views: Sequence[View]) -> list[Tensor]:
         found.append(features[(features >= start) & (features < stop)] - start)
         start = stop
     return found
+
+
+def _narrow_product(x: Tensor, w: Tensor) -> Tensor:
+    """Return x w for x ``(n, k)`` and w ``(k, d)`` with few columns.
+
+    With d filled up to whole vectors of the processor: 30 columns take 1.7 times as long as 32.
+    """
+    return (x @ pad(w, (0, -w.shape[1] % LANES)))[:, : w.shape[1]]
 
 
 def _beside(parts: Sequence[Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Layer = str | Mapping[str, str] | None
-CHUNK_VALUES = 2**20  # dense values of one inference minibatch: 4 MiB of float32, cached
+CHUNK_VALUES = 2**21  # dense values of one inference minibatch: 8 MiB of float32
 
 
 class Fitted:
