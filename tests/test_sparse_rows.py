@@ -12,11 +12,19 @@ from torch import Generator, Tensor
 
 from scvae.core.distributions import Detected, Poisson, Shares
 from scvae.core.numerics import detected_log_mass, log_odds_of_detection, poisson_log_mass
-from scvae.core.sparse_rows import detected_log_prob, poisson_log_prob
+from scvae.core.rows import poisson_log_prob
+from scvae.core.sparse_rows import detected_log_prob
+from scvae.core.sparse_rows import poisson_log_prob as by_nonzeros
 
 N, G = 6, 40
-LAWS = ((poisson_log_prob, poisson_log_mass), (detected_log_prob, detected_log_mass))
-laws = pytest.mark.parametrize(("of_rows", "of_entries"), LAWS, ids=["poisson", "detected"])
+LAWS = (
+    (poisson_log_prob, poisson_log_mass),
+    (by_nonzeros, poisson_log_mass),
+    (detected_log_prob, detected_log_mass),
+)
+laws = pytest.mark.parametrize(
+    ("of_rows", "of_entries"), LAWS, ids=["poisson", "by_nonzeros", "detected"]
+)
 Law = Callable[..., Tensor]
 
 
@@ -75,6 +83,33 @@ def test_rows_of_many_nonzeros_keep_their_digits(of_rows: Law, of_entries: Law) 
     found = of_rows(x, a, log_total + 6)
     wide = entrywise(of_entries, x.double(), a.double(), log_total.double() + 6)
     torch.testing.assert_close(found.double(), wide, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("h", [G, G + 3])
+def test_the_kernel_of_float32_agrees_with_float64_at_any_count(h: int) -> None:
+    x, a, log_total = rows(h, torch.float32)
+    x[0, :4] = torch.tensor([16.0, 17.0, 300.0, 40_000.0])
+    x[1] = 0.0
+    many = torch.stack([a, 5 * a.flip(0)]).requires_grad_()
+    log_total.requires_grad_()
+    weights = torch.linspace(-1, 2, 2 * N).view(2, N)
+    found = poisson_log_prob(x, many, log_total)
+    slopes = torch.autograd.grad((found * weights).sum(), (many, log_total))
+    wide = [t.detach().double().requires_grad_() for t in (many, log_total)]
+    expected = entrywise(poisson_log_mass, x.double(), *wide)
+    wide_slopes = torch.autograd.grad((expected * weights.double()).sum(), wide)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-5)
+    for slope, true in zip(slopes, wide_slopes, strict=True):
+        torch.testing.assert_close(slope.double(), true, rtol=2e-6, atol=2e-4)
+
+
+def test_what_cannot_be_a_count_is_no_number() -> None:
+    x, a, log_total = rows(dtype=torch.float32)
+    x[2, 5] = torch.nan
+    found = poisson_log_prob(x, a, log_total)
+    assert found.isnan().tolist() == [n == 2 for n in range(N)]
+    with pytest.raises(ValueError, match="do not fit each other"):
+        poisson_log_prob(x[:, :7], a, torch.zeros(N + 1, 1))
 
 
 def test_what_is_detected_is_a_count_above_zero() -> None:

@@ -19,6 +19,7 @@ from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
 from scvae.core.numerics import nb_log_mass, zero_inflate
 from scvae.core.shapes import broadcast_shape
+from scvae.core.sparse_rows import poisson_log_prob as sparse_poisson
 
 NO_SECOND = (
     "create_graph=True, but the kernels of float32 counts compute no second derivatives. "
@@ -67,6 +68,17 @@ def zinb_log_prob(
     return zero_inflate(mass, logits, x == 0).sum(-1)
 
 
+def poisson_log_prob(x: Tensor, a: Tensor, log_total: Tensor) -> Tensor:
+    """Return the sum over the last axis of `poisson_log_mass`, of counts ``(..., g)`` that share a
+    total; `a` and `log_total` as for `nb_log_prob`."""
+    shape = _shape(log_total, a, x=x)
+    x, a, log_total = promoted(x, a, log_total)
+    if shape and is_served(x, a, log_total):
+        out: Tensor = _Rows.apply("poisson", shape, x, a, log_total)
+        return out
+    return sparse_poisson(x, a, log_total)
+
+
 def log_means(a: Tensor, log_total: Tensor | None, g: int) -> Tensor:
     """Return the first g log-means: `a` itself, or shares of a total by their logits."""
     return a if log_total is None else torch.log_softmax(a, dim=-1)[..., :g] + log_total
@@ -112,18 +124,21 @@ def _is_served(*tensors: Tensor) -> bool:
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of the kernel called `name`, for a, the total (or nothing: width 0), log r, logits."""
+    """Rows of the kernel called `name`, for a, the total (or nothing: width 0), log r, logits: as
+    many of them as the law has."""
 
     @staticmethod
     def forward(ctx: Any, name: str, full: Size, x: Tensor, *parameters: Tensor) -> Tensor:
-        a, total, log_r, *logits = parameters
+        a, total, *of_entries = parameters
         batch, g = full[:-1], full[-1]
         n = batch.numel()
         shapes = [Size((*batch, width)) for width in _widths(a, total, g, len(parameters))]
-        # The kernels take r, not log r, and one row of it where all rows are the same.
-        of_r = Size((1, g)) if _is_one_row(log_r.shape, shapes[2]) else shapes[2]
         inputs = [_flat(x, Size((*batch, g))), _flat(a, shapes[0]), _flat(total, shapes[1])]
-        inputs += [_flat(log_r, of_r).exp(), *(_flat(h, shapes[3]) for h in logits)]
+        if of_entries:
+            log_r, *logits = of_entries
+            # The kernels take r, not log r, and one row of it where all rows are the same.
+            of_r = Size((1, g)) if _is_one_row(log_r.shape, shapes[2]) else shapes[2]
+            inputs += [_flat(log_r, of_r).exp(), *(_flat(h, shapes[3]) for h in logits)]
         slopes = [x.new_empty(n, shape[-1]) for shape in shapes]
         out = x.new_empty(n, 1)
         if x.is_cuda and (launch := _triton()) is not None:

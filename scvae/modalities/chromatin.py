@@ -135,7 +135,7 @@ class Chromatin:
 
     def measured(self, cells: Cells) -> Tensor:
         """Return log(1 + fragments per 10,000) as they were measured, ``(n, g)``."""
-        return torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
+        return scaled_log1p(cells.x, torch.exp(-cells.log_library) * PER)
 
 
 def logs(shares: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class Encoder(nn.Module):
         self.register_buffer("log_target", torch.zeros((), dtype=torch.float32))
 
     def forward(self, cells: Cells) -> Gaussian:
-        x = torch.log1p(seen(cells, cells.x) * torch.exp(self.log_target - cells.log_library))
+        x = scaled_log1p(seen(cells, cells.x), torch.exp(self.log_target - cells.log_library))
         q: Gaussian = self.head(self.hidden(x, cells.s if self.sees_covariates else None))
         return q
 

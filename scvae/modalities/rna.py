@@ -288,8 +288,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, cells: Cells) -> NegativeBinomial | Poisson | ZeroInflated:
         h = self.hidden(z[..., : self.n_latent], cells.s)
         log_library = z[..., self.n_latent :] if self.rna.latent_library else cells.log_library
-        if self.rna.likelihood == "poisson":
-            return Poisson(self.log_shares(h, cells) + log_library)
         means = Shares(self.logits(h, cells), log_library, self.n_genes)
+        if self.rna.likelihood == "poisson":
+            return Poisson(means)
         counts = NegativeBinomial(means, self._log_r(h, cells))
         return ZeroInflated(counts, self.dropout(h)) if self.rna.likelihood == "zinb" else counts

@@ -12,9 +12,9 @@ from torch.distributions import Gamma, Independent, constraints
 
 from scvae.core.distributions.factorised import Factorised, demand_support
 from scvae.core.numerics import detected_log_mass, nb_log_mass, poisson_log_mass, zero_inflate
-from scvae.core.rows import log_means, nb_log_prob, zinb_log_prob
+from scvae.core.rows import log_means, nb_log_prob, poisson_log_prob, zinb_log_prob
 from scvae.core.shapes import broadcast_shape
-from scvae.core.sparse_rows import detected_log_prob, poisson_log_prob
+from scvae.core.sparse_rows import detected_log_prob
 
 
 @dataclass(frozen=True)

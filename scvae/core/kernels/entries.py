@@ -4,11 +4,12 @@ They are compiled at the first import and kept on disk. What is kept is renewed 
 entry changes, not when a file that it imports from does: after an edit here, remove __pycache__.
 """
 
-from scvae.core.kernels import counts, logarithms, products
+from scvae.core.kernels import counts, logarithms, poisson, products
 
 ENTRIES = {
     "nb": counts.nb,
     "zinb": counts.zinb,
+    "poisson": poisson.poisson,
     "product": products.product,
     "outer": products.outer,
     "scaled_log1p": logarithms.scaled_log1p,

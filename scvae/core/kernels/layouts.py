@@ -17,6 +17,7 @@ from torch import Size, Tensor
 LAYOUTS = {
     "nb": ("n", "ng na nt rg n1 na nu ng"),
     "zinb": ("n", "ng na nt rg ng n1 na nu ng ng"),
+    "poisson": ("n", "ng na n1 n1 na n1"),
     "product": ("n", "ng gh nh"),
     "outer": ("g", "ng nh gh"),
     "scaled_log1p": ("n", "ng n1 ng"),
@@ -81,6 +82,7 @@ def _demand_sense(name: str, sizes: dict[str, int]) -> None:
         raise ValueError(
             f"The kernel {name!r} takes no total or 1 a row, not {t} with {sizes['u']} derivatives"
         )
-    if "a" in sizes and (sizes["a"] < g or (t == 0 and sizes["a"] != g)):
-        what = "logits of shares" if t else "log-means"
+    of_shares = t > 0 or name == "poisson"
+    if "a" in sizes and (sizes["a"] < g or (not of_shares and sizes["a"] != g)):
+        what = "logits of shares" if of_shares else "log-means"
         raise ValueError(f"The kernel {name!r} got {sizes['a']} {what} for {g} counts")
