@@ -24,7 +24,7 @@ from scvae.choices import ChromatinLikelihood, CountKind
 from scvae.core.distributions import Detected, Gaussian, Poisson, Shares
 from scvae.core.heads import GAUSSIAN, Head
 from scvae.core.logarithms import scaled_log1p
-from scvae.core.networks import WideLinear
+from scvae.core.shrinkage import ShrunkLinear
 from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 KIND = "chromatin"
-PER = 1e4  # fragments per cell in log(1 + f)
+PER = 1e4  # fragments of a cell in whose number cells are compared
+WEIGHT_SCALE = 0.1  # of weights that most regions have too few fragments to learn
 FEWEST = 10  # threes and fours from which reads are told from fragments
 
 
@@ -127,20 +128,19 @@ class Chromatin:
         return decoder.accessibility(z, s)
 
     def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
-        """Return log(1 + fragments per 10,000); of some regions, per 10,000 of theirs."""
+        """Return fragments per 10,000; of some regions, per 10,000 of theirs.
+
+        No logarithm: where a region has one fragment or none, that of what is measured is far from
+        that of what is expected, and the model would seem to explain what it does not.
+        """
         assert isinstance(decoder, Decoder)
         if features is None:
-            return logs(decoder.accessibility(z, s))
-        return logs(decoder.composition(z, s, features))
+            return decoder.accessibility(z, s) * PER
+        return decoder.composition(z, s, features) * PER
 
     def measured(self, cells: Cells) -> Tensor:
-        """Return log(1 + fragments per 10,000) as they were measured, ``(n, g)``."""
-        return scaled_log1p(cells.x, torch.exp(-cells.log_library) * PER)
-
-
-def logs(shares: Tensor) -> Tensor:
-    """Return log(1 + fragments per 10,000) of shares."""
-    return scaled_log1p(shares, shares.new_full((1,), PER))
+        """Return fragments per 10,000 as they were measured, ``(n, g)``."""
+        return cells.x * (torch.exp(-cells.log_library) * PER)
 
 
 def are_reads(values: np.ndarray) -> bool:
@@ -207,7 +207,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.n_latent, self.law = shape.n_latent, _LAWS[chromatin.likelihood]
         self.hidden = shape.decoding(generator)
-        self.share = WideLinear(shape.n_hidden, chromatin.n_regions, generator)
+        self.share = ShrunkLinear(shape.n_hidden, chromatin.n_regions, WEIGHT_SCALE, generator)
 
     def accessibility(self, z: Tensor, s: Tensor) -> Tensor:
         """Return the share of the fragments of every region, ``(..., n, g)``."""

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from scvae._version import __version__
 from scvae.core.batch import Minibatch
 from scvae.core.joint import joint_and_single_bounds
+from scvae.core.shrinkage import shrunk_layers
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.hiding import hiding
@@ -27,7 +28,7 @@ from scvae.models.keep.checkpoint import Checkpoint, digest
 from scvae.models.network import Architecture, build_vae
 from scvae.models.prepare import Prepared, PreparedPart, dataset_of, facts_of
 from scvae.train.history import History
-from scvae.train.loop import Objective, one_bound, train
+from scvae.train.loop import Objective, one_bound, train, with_weight_priors
 from scvae.train.ranks import Ranks
 from scvae.train.schedule import Schedule
 
@@ -129,12 +130,16 @@ def train_plan(
     raise AssertionError("one of two attempts returns or raises")
 
 
-def _objective(plan: Plan) -> Objective:
-    """Return what a step climbs: the bound, and beside it those of every kind alone."""
-    if len(plan.architecture.parts) == 1:
-        return one_bound
-    weights = [plan.weights.get(kind, 1.0) for kind in plan.architecture.parts]
-    return partial(joint_and_single_bounds, alone=plan.alone, weights=weights)
+def _objective(plan: Plan, vae: VAE) -> Objective:
+    """Return what a step climbs: the bound, beside it those of every kind alone, and the priors of
+    weights."""
+    objective: Objective = one_bound
+    if len(plan.architecture.parts) > 1:
+        weights = [plan.weights.get(kind, 1.0) for kind in plan.architecture.parts]
+        objective = partial(joint_and_single_bounds, alone=plan.alone, weights=weights)
+    if not shrunk_layers(vae):
+        return objective
+    return partial(with_weight_priors, objective=objective, cells=len(plan.train_rows))
 
 
 def _execute(
@@ -176,7 +181,7 @@ def _execute(
             resume=state,
             keep=(lambda run: None) if checkpoint is None else checkpoint.keep,
             entry_name=lambda entry: read.first.names[entry],
-            objective=_objective(plan),
+            objective=_objective(plan, vae),
             ranks=ranks,
         )
     return Trained(vae, dataset, history)

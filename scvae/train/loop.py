@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from scvae.core.batch import Minibatch
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
+from scvae.core.shrinkage import shrunk_layers
 from scvae.core.vae import VAE, Terms
 from scvae.errors import TrainingError, warn
 from scvae.train.average import EVERY, with_weights
@@ -41,6 +42,24 @@ def one_bound(
     terms = vae.terms(minibatch, generator=noise)
     bound = elbo(terms, beta).mean()
     return terms, bound, bound
+
+
+def with_weight_priors(
+    vae: VAE,
+    minibatch: Minibatch,
+    noise: Generator,
+    beta: float | Tensor,
+    *,
+    objective: Objective,
+    cells: int,
+) -> tuple[Terms, Tensor, Tensor]:
+    r"""Do as `objective`, and climb :math:`\frac{1}{N} \log p(W)` beside what it climbs.
+
+    `cells` are N, of which the mean bound is of a minibatch."""
+    terms, bound, climbed = objective(vae, minibatch, noise, beta)
+    layers = shrunk_layers(vae)
+    log_prior = torch.stack([layer.log_prior() for layer in layers]).sum()
+    return terms, bound, climbed + log_prior / cells
 
 
 @dataclass

@@ -8,6 +8,8 @@ from html import escape
 
 from scvae.arguments import encodable
 from scvae.data.read.source import RAW, where_named
+from scvae.modalities.chromatin import KIND as CHROMATIN
+from scvae.modalities.chromatin import WEIGHT_SCALE
 from scvae.modalities.rna import Rna
 from scvae.models.judge.convergence import Convergence, convergence
 from scvae.models.judge.held_out import LEAST_VARIANCE
@@ -149,6 +151,8 @@ def _objective(a: Architecture, record: Record) -> Rows:
     if record.weights is not None:
         told = ", ".join(f"{kind} {weight:g}" for kind, weight in record.weights.items())
         rows.append(("weights of log-likelihoods", f"{told} while training"))
+    if CHROMATIN in a.parts:
+        rows.append(("weights of regions", f"N(0, {WEIGHT_SCALE:g}^2) beforehand"))
     if record.final_beta is not None:
         rows.append(("final KL weight", f"{record.final_beta:g}"))
     if record.elbo_held_out is not None:
