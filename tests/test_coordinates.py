@@ -256,3 +256,21 @@ def test_the_summary_says_how_far_cells_were_moved(simulated: AnnData) -> None:
         assert f"{name!r} {share:.2g}" in text
     plain = scvae.fit(simulated.copy(), batch="batch", align=False, max_steps=2, progress=False)
     assert "cells moved by" not in str(plain.summary())
+
+
+def test_every_kind_weighs_what_is_explained_of_its_variance() -> None:
+    mdata = scvae.simulate(300, 40, modalities=("rna", "chromatin"), n_regions=60, seed=3)
+    model = scvae.fit(mdata, max_steps=80, align=False, progress=False)
+    dataset, shares = model.read(mdata), []
+    for m, view in enumerate(model.views):
+        both = [
+            model.over(dataset, lambda cells, v=view, m=m: v.modality.measured(cells.parts[m])),
+            model.over(
+                dataset, lambda cells, v=view: v.profile(model.vae.encode(cells).mean, cells.s)
+            ),
+        ]
+        measured, decoded = (values.astype(np.float64).std(0, ddof=1) for values in both)
+        shares.append(np.mean((decoded / np.maximum(measured, module.SMALLEST_DEVIATION)) ** 2))
+    total = np.asarray(mdata.obsm["X_scvae"], dtype=np.float64).var(0, ddof=1).sum()
+    np.testing.assert_allclose(total, sum(shares), rtol=0.03)
+    assert min(shares) > 0.01

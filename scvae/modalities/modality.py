@@ -159,7 +159,7 @@ class Modality(Protocol):
         """
 
     def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
-        """Return the logarithm of decoded amounts, on a scale on which cells are compared.
+        """Return decoded amounts, on a scale on which cells are compared.
 
         Parameters
         ----------

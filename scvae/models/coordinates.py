@@ -19,10 +19,12 @@ mean of every number: cells differ by z alone. S are the genes of whose variance
 the largest shares; the others would add little but time, which then depends on the genes no more.
 
 Of several kinds of measurement, :math:`\phi` has features of all, each kind by its own amounts
-(`Modality.profile`) and divided by the root of the number of its features, so that the kind with
-the most of them does not drown the others:
+(`Modality.profile`). Every kind weighs as much as the mean share of its features' variance that
+the model explains, however many they are: counts of few fragments a region, which are nearly all
+chance, do not drown what genes say.
 
-.. math:: c(z) = V^T \big(w_m (\phi_m(z) - \bar\phi_m) / \sqrt{|S_m|}\big)_m
+.. math:: c(z) = V^T \big(w_m (\phi_m(z) - \bar\phi_m) / \sqrt{|S_m|}\big)_m, \quad
+          w_m^2 \,\mathrm{mean}_{g \in S_m} \mathrm{var}(\phi_g) = \mathrm{mean}_{g \in S_m} R^2_g
 """
 
 from __future__ import annotations
@@ -178,6 +180,9 @@ def fit_coordinates(
         scaled.append(amounts.sub_(means[-1]).div_(deviation))  # in place: nothing is larger
     roots = [math.sqrt(block.shape[1]) for block in scaled]
     if len(views) > 1:
+        shares = [s.explained(*chosen) for s, chosen in zip(spreads, chosen_of, strict=True)]
+        weights = [_weight(*each) for each in zip(scaled, shares, strict=True)]
+        roots = [root / weight for root, weight in zip(roots, weights, strict=True)]
         scaled = [block.div_(root) for block, root in zip(scaled, roots, strict=True)]
     components = principal_components(_beside(scaled), d, generator)
     each = zip(components.split([len(g) for g, _ in chosen_of]), roots, chosen_of, strict=True)
@@ -244,6 +249,17 @@ class _Spread:
         deviation = deviation.clamp(min=SMALLEST_DEVIATION)
         genes = _first(decoded / deviation, MOST_GENES)
         return genes, deviation[genes]
+
+    def explained(self, features: Tensor, deviation: Tensor) -> float:
+        """Return the mean share of the variance of some features that the model explains."""
+        _, decoded = _deviations(self.sums[..., features], max(self.n, 1))
+        return float((decoded / deviation).double().square().mean())
+
+
+def _weight(scaled: Tensor, explained: float) -> float:
+    """Return what makes the mean variance of columns ``(n, k)`` the share that is explained."""
+    own = float(scaled.double().square().mean())
+    return math.sqrt(explained / own) if own > 0 and explained > 0 else 1.0
 
 
 def _deviations(sums: Tensor, n: int) -> Tensor:
