@@ -1,0 +1,263 @@
+"""Several kinds of measurement, side by side: `python benchmarks/multimodal.py SET METHOD [SEED]`.
+
+Every method embeds the whole set, and a mosaic of it: of a random half of the cells RNA alone is
+left. Where the other kind is proteins, those that were hidden are imputed, and compared with what
+was measured. Scores go to work/SET.multimodal.METHOD.SEED.json; `--table` collects them in
+results/multimodal*.json, of which results.py writes the tables.
+
+METHOD: scvae (both kinds), scvae_rna (RNA alone), pca (components of both, side by side), totalvi
+(its defaults; the cells without proteins are a batch of their own, as it asks), multivi (its
+defaults, the whole set alone). The peers need an environment with scvi-tools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mudata
+import numpy as np
+from results import TABLES
+from scipy import sparse
+from sets import DATA, WORK
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.extmath import randomized_svd
+
+SETS = ("cbmc_cite", "pbmc10k_cite", "snareseq_dev")
+COMPONENTS, NEIGHBOURS, LEVEL = 30, 30, 0.9
+
+
+@dataclass
+class Found:
+    """What a method says: the embedding, and the imputed counts of hidden cells with intervals."""
+
+    embedding: np.ndarray
+    imputed: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+def load(name: str) -> tuple[mudata.MuData, str]:
+    """Return a set, and the name of the kind beside RNA."""
+    mdata = mudata.read_h5mu(DATA / f"{name}.h5mu")
+    (other,) = (kind for kind in mdata.mod if kind != "rna")
+    return mdata, other
+
+
+def hidden_rows(n: int) -> np.ndarray:
+    """Return the cells of which RNA alone is left in the mosaic, ``(n,)`` of bool."""
+    hidden = np.zeros(n, dtype=bool)
+    hidden[np.random.default_rng(0).permutation(n)[: n // 2]] = True
+    return hidden
+
+
+def mosaic(mdata: mudata.MuData, other: str, hidden: np.ndarray) -> mudata.MuData:
+    """Return the same cells, of which the hidden ones lack the other kind."""
+    left = mudata.MuData({"rna": mdata["rna"].copy(), other: mdata[other][~hidden].copy()})
+    return left[mdata.obs_names].copy()
+
+
+def dense(x: Any) -> np.ndarray:
+    return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+def scvae_both(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
+    import scvae
+
+    given = mdata.copy() if hidden is None else mosaic(mdata, other, hidden)
+    model = scvae.fit(given, seed=seed, progress=False)
+    embedding = np.asarray(given.obsm["X_scvae"])
+    if hidden is None or other != "protein":
+        return Found(embedding)
+    tables = model.normalized(
+        mdata["rna"][hidden], modality=other, background=True, return_interval=LEVEL
+    )
+    return Found(embedding, *(np.asarray(table, dtype=np.float64) for table in tables))
+
+
+def scvae_rna(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
+    import scvae
+
+    rna = mdata["rna"].copy()
+    scvae.fit(rna, seed=seed, progress=False)
+    return Found(np.asarray(rna.obsm["X_scvae"]))
+
+
+def pca(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
+    """Components of both kinds, each divided by their deviation; a mosaic has those of RNA alone,
+    and proteins that are means over the neighbours that have them."""
+    from scvae.analysis.baselines import principal_components
+
+    rna = principal_components(mdata["rna"].X, seed)
+    if hidden is None:
+        beside = of_proteins(mdata[other].X) if other == "protein" else of_peaks(mdata[other].X)
+        return Found(np.hstack([rna / rna.std(), beside / beside.std()]))
+    if other != "protein":
+        return Found(rna)
+    near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(rna[~hidden])
+    logs = np.log1p(dense(mdata[other].X))[~hidden]
+    return Found(rna, np.expm1(logs[near.kneighbors(rna[hidden])[1]].mean(1)))
+
+
+def of_proteins(x: Any) -> np.ndarray:
+    """Return components of centred log-ratios."""
+    logs = np.log1p(dense(x))
+    logs -= logs.mean(1, keepdims=True)
+    logs = (logs - logs.mean(0)) / logs.std(0)
+    u, s, _ = np.linalg.svd(logs, full_matrices=False)
+    return (u * s)[:, :COMPONENTS]
+
+
+def of_peaks(x: Any) -> np.ndarray:
+    """Return components of TF-IDF, the first, which is depth, left out."""
+    ones = (x > 0).astype(np.float32)
+    idf = np.log1p(ones.shape[0] / (1 + np.asarray(ones.sum(0)).ravel()))
+    depth = np.maximum(1, np.asarray(ones.sum(1)).ravel())
+    weighed = (sparse.diags(1e4 / depth) @ ones @ sparse.diags(idf)).tocsr()
+    u, s, _ = randomized_svd(weighed.log1p(), COMPONENTS + 1, random_state=0)
+    return (u * s)[:, 1:]
+
+
+def totalvi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
+    import scvi
+
+    scvi.settings.seed = seed
+    adata = mdata["rna"].copy()
+    proteins = dense(mdata[other].X)
+    adata.obs["measured"] = "all"
+    if hidden is not None:
+        proteins[hidden] = 0
+        adata.obs["measured"] = np.where(hidden, "no", "yes")
+    adata.obsm["protein"] = proteins
+    scvi.model.TOTALVI.setup_anndata(
+        adata,
+        batch_key=None if hidden is None else "measured",
+        protein_expression_obsm_key="protein",
+    )
+    model = scvi.model.TOTALVI(adata)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    if hidden is None:
+        return Found(model.get_latent_representation())
+    _, imputed = model.get_normalized_expression(
+        indices=np.flatnonzero(hidden),
+        transform_batch="yes",
+        n_samples=25,
+        return_mean=True,
+        include_protein_background=True,
+    )
+    return Found(model.get_latent_representation(), np.asarray(imputed, dtype=np.float64))
+
+
+def multivi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
+    import scvi
+
+    if hidden is not None:
+        return Found(np.zeros((mdata.n_obs, 0)))
+    scvi.settings.seed = seed
+    mdata = mudata.MuData({"rna": mdata["rna"].copy(), other: mdata[other].copy()})
+    layers = {"rna_layer": "rna", "atac_layer": other, "batch_key": None}
+    scvi.model.MULTIVI.setup_mudata(mdata, modalities=layers)
+    model = scvi.model.MULTIVI(mdata, n_genes=mdata["rna"].n_vars, n_regions=mdata[other].n_vars)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    return Found(model.get_latent_representation())
+
+
+METHODS: dict[str, Callable[..., Found]] = {
+    "scvae": scvae_both,
+    "scvae_rna": scvae_rna,
+    "pca": pca,
+    "totalvi": totalvi,
+    "multivi": multivi,
+}
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def of_imputation(found: Found, truth: np.ndarray) -> dict[str, float]:
+    """Return how near imputed counts are to those that were measured, in means over proteins."""
+    assert found.imputed is not None
+    guess, logs = np.log1p(found.imputed), np.log1p(truth)
+    r = [np.corrcoef(a, b)[0, 1] if a.std() else 0.0 for a, b in zip(guess.T, logs.T, strict=True)]
+    scores = {
+        "pearson": float(np.mean(r)),
+        "rmse": float(np.sqrt(((guess - logs) ** 2).mean(0)).mean()),
+        "rmse of the mean": float(logs.std(0).mean()),
+    }
+    if found.low is not None and found.high is not None:
+        inside = (truth >= found.low) & (truth <= found.high)
+        scores |= {"coverage": float(inside.mean())}
+        scores |= {f"coverage {k}": float(v) for k, v in enumerate(inside.mean(0))}
+    return scores
+
+
+def run(name: str, method: str, seed: int) -> None:
+    """Embed a set and its mosaic, score both, and write the scores."""
+    from scvae.analysis import judge
+
+    mdata, other = load(name)
+    types = mdata.obs["cell_type"].astype(str).to_numpy()
+    hidden = hidden_rows(mdata.n_obs)
+    start = time.perf_counter()
+    whole = METHODS[method](mdata, other, None, seed)
+    scores: dict[str, Any] = {"seconds": time.perf_counter() - start}
+    scores["whole"] = judge(whole.embedding, types)
+    part = METHODS[method](mdata, other, hidden, seed)
+    if part.embedding.shape[1]:
+        scores["mosaic"] = judge(part.embedding, types, hidden.astype(str))
+    if part.imputed is not None:
+        scores["imputed"] = of_imputation(part, dense(mdata[other].X)[hidden])
+    WORK.mkdir(exist_ok=True)
+    (WORK / f"{name}.multimodal.{method}.{seed}.json").write_text(json.dumps(scores, indent=1))
+    print(name, method, seed, json.dumps(scores), flush=True)
+
+
+def collect() -> None:
+    """Write the tables of all runs that there are."""
+    found: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
+    for path in sorted(WORK.glob("*.multimodal.*.json")):
+        name, _, method, _ = path.name.split(".", 3)
+        scores = json.loads(path.read_text())
+        for what, keys in (
+            ("whole", ("biology",)),
+            ("mosaic", ("biology", "mixing")),
+            ("imputed", ("pearson", "rmse", "coverage")),
+        ):
+            for key in keys:
+                if key in scores.get(what, {}):
+                    found[name, what, key, method].append(scores[what][key])
+    methods = [m for m in METHODS if any(key[3] == m for key in found)]
+    rows = []
+    for name, what, key in dict.fromkeys(key[:3] for key in found):
+        cells = [found.get((name, what, key, method), "") for method in methods]
+        rows.append([f"{name}, {what}: {key}", *cells])
+    table = {"columns": ["set", *methods], "rows": rows}
+    (TABLES / "multimodal.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("set", choices=SETS, nargs="?")
+    parser.add_argument("method", choices=METHODS, nargs="?")
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--table", action="store_true", help="collect what was run")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if given.table:
+        collect()
+    elif given.method is None:
+        parser.error("name a set and a method")
+    else:
+        run(given.set, given.method, given.seed)
+
+
+if __name__ == "__main__":
+    main()
