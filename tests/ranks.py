@@ -20,6 +20,7 @@ from scvae.core import networks
 from scvae.core.distributions import Gaussian
 from scvae.core.objectives import elbo
 from scvae.data.hold.cells import Dataset
+from scvae.data.hold.parts import Share
 from scvae.errors import ConfigError
 from scvae.train.ranks import Ranks
 
@@ -75,7 +76,7 @@ def gradients(model: scvae.Model, ranks: Ranks | None) -> dict[str, Any]:
     vae, dataset = model.vae, model.read(cells())
     vae.train()
     rows = torch.arange(33)
-    minibatch = dataset.cells(rows if ranks is None else ranks.part(rows))
+    minibatch = dataset.cells(rows if ranks is None else Share(ranks.rank, ranks.size).of(rows))
     if ranks is None:
         bound = elbo(vae.terms(minibatch)).mean()
         (-bound * 33).backward()

@@ -23,6 +23,7 @@ from scipy import sparse
 
 import scvae
 from scvae.data.hold.cells import Dataset
+from scvae.data.hold.parts import Share, equal_parts
 from scvae.data.hold.shards import Shards
 from scvae.data.read.survey import survey
 from scvae.errors import ConfigError, DataError, FileError
@@ -119,7 +120,7 @@ def test_an_epoch_hands_out_every_cell_once_mixed_from_all_over_the_file(tmp_pat
     found = shards_of(path, memory=4 * 800 * 12)
     rows = torch.randperm(n)[: n - 100]
     generator = torch.Generator().manual_seed(0)
-    first, second = (found.shuffled(rows, generator) for _ in range(2))
+    first, second = (found.shuffled(rows, 100, generator) for _ in range(2))
     for order in (first, second):
         assert sorted(order.tolist()) == sorted(rows.tolist())
     assert (first != second).any()
@@ -129,6 +130,51 @@ def test_an_epoch_hands_out_every_cell_once_mixed_from_all_over_the_file(tmp_pat
     assert parts.min() > 0
     # As far from its mean as cells at random are, but for the blocks: not one part after another.
     assert parts.double().var(0).mean() < 4 * 100 * 0.25 * 0.75
+
+
+@pytest.mark.parametrize("held_out", [0, 400])
+def test_cells_that_are_mixed_together_are_of_all_parts_of_the_file_in_their_shares(
+    held_out: int,
+) -> None:
+    n, memory = 4_000, 4 * 800 * 10
+
+    def read(start: int, stop: int) -> sparse.csr_matrix:
+        return sparse.csr_matrix((stop - start, 2))
+
+    found, generator = Shards(read, (n, 2), n, 1, 1, memory), torch.Generator().manual_seed(0)
+    rows = torch.randperm(n, generator=generator)[held_out:]
+    lengths = [len(part) for part in equal_parts(rows, 50)]
+    windows = found.windows(lengths)
+    assert [i for window in windows for i in range(len(lengths))[window]] == [*range(len(lengths))]
+    for _ in range(20):
+        order = found.shuffled(rows, 50, generator)
+        assert sorted(order.tolist()) == sorted(rows.tolist())
+        for group in order.tensor_split(len(windows)):
+            assert len(group) <= found.group
+            parts = torch.bincount(group // 250, minlength=16)
+            expected = torch.bincount(rows // 250, minlength=16) * len(group) / len(rows)
+            assert (parts - expected).abs().max() <= 3.5 * found.block
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_of_several_processes_reads_its_own_part_of_the_file(size: int) -> None:
+    n, read_by, seen = 6_000, [0] * size, []
+    for rank in range(size):
+
+        def read(start: int, stop: int, rank: int = rank) -> sparse.csr_matrix:
+            read_by[rank] += stop - start
+            return sparse.csr_matrix(np.ones((stop - start, 1)))
+
+        counts = Shards(read, (n, 1), n * 1_000, 1_000, 1, 4 * 3_000 * 2_010)
+        of_cells = np.arange(n, dtype=np.float32)[:, None], np.zeros(n, np.int64), np.ones(n)
+        dataset, order = Dataset.build(counts, *of_cells, "cpu"), torch.Generator().manual_seed(0)
+        share = Share(rank, size)
+        found = list(dataset.shuffled(torch.arange(n), 100, order, share))
+        lengths = [len(cells) for cells in found]
+        assert max(lengths) - min(lengths) <= 1
+        seen += [int(row) for cells in found for row in cells.s[:, 0]]
+    assert sorted(seen) == [*range(n)]
+    assert max(read_by) < 1.5 * n / size
 
 
 @pytest.mark.parametrize("memory", [0, 500, SMALL, 10**6])
@@ -170,7 +216,9 @@ def test_a_group_of_all_cells_in_order_gives_the_bits_of_memory(
     atlas: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Shards, "shuffled", lambda self, rows, g: rows[torch.randperm(len(rows), generator=g)]
+        Shards,
+        "shuffled",
+        lambda self, rows, _, g: rows[torch.randperm(len(rows), generator=g)],
     )
     monkeypatch.setattr(Dataset, "in_order", lambda self, rows: rows)
     adata = simulated()

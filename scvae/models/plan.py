@@ -22,6 +22,7 @@ from scvae.core.shrinkage import shrunk_layers
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.hiding import hiding
+from scvae.data.hold.parts import Share
 from scvae.data.hold.several import Datasets
 from scvae.errors import ConfigError, warn
 from scvae.models.keep.checkpoint import Checkpoint, digest
@@ -164,11 +165,11 @@ def _execute(
             stack.enter_context(checkpoint.kept_at_the_end())
 
         def epoch(order: Generator) -> Iterator[Minibatch]:
-            part = None if ranks is None else ranks.part
+            share = None if ranks is None else Share(ranks.rank, ranks.size)
             if not (plan.robust and isinstance(dataset, Dataset)):
-                return dataset.shuffled(plan.train_rows, plan.batch_size, order, part)
+                return dataset.shuffled(plan.train_rows, plan.batch_size, order, share)
             hides = order if ranks is None else ranks.own(order)
-            return hiding(dataset.shuffled(plan.train_rows, plan.batch_size, order, part), hides)
+            return hiding(dataset.shuffled(plan.train_rows, plan.batch_size, order, share), hides)
 
         history = train(
             vae,

@@ -58,10 +58,6 @@ class Ranks:
         size = dist.get_world_size()
         return cls(dist.get_rank(), size) if size > 1 else None
 
-    def part(self, rows: Tensor) -> Tensor:
-        """Return this rank's part of the rows of a minibatch."""
-        return rows.tensor_split(self.size)[self.rank]
-
     # -- a step --------------------------------------------------------------------------------
 
     def backward(self, vae: VAE, climbed: Tensor, bound: Tensor, cells: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -15,12 +15,12 @@ from torch import Generator, Tensor
 
 from scvae.core.batch import Batch
 from scvae.data.hold.counts import Counts
+from scvae.data.hold.parts import Share, equal_parts
 from scvae.data.hold.residence import ahead, fits
 from scvae.data.hold.shards import Shards
 
 AHEAD = 64  # minibatches sent to a GPU, or made there, at once
 MOST = 2**28  # bytes of dense counts that are made there at once, or one minibatch
-Chosen = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -165,27 +165,33 @@ class Dataset:
             return self._described(rows, self._sent(rows).dense(_all(rows)))
         return self._described(rows, self.counts.dense(rows))
 
-    def minibatches(self, rows: Tensor, size: int, part: Chosen | None = None) -> Iterator[Cells]:
-        """Yield the given rows in their order, in equal parts of about `size`.
+    def minibatches(self, rows: Tensor, size: int, share: Share | None = None) -> Iterator[Cells]:
+        """Yield the given rows in their order, in equal parts of about `size`; of each what this
+        process is to have, if it has a share alone."""
+        parts = equal_parts(rows, size)
+        windows = self.windows([len(part) for part in parts])
+        if share is not None:
+            own = share.near_of if isinstance(self.counts, Shards) else share.of
+            parts = tuple(map(own, parts))
+        yield from self.given(parts, windows)
 
-        Equal parts leave no last minibatch of one cell, unless that is asked for. `part` takes of
-        the rows of each those that this process is to have.
-        """
-        most = len(rows) // min(size, 2)
-        parts = torch.tensor_split(rows, max(1, min(round(len(rows) / size), most)))
-        parts = parts if part is None else tuple(map(part, parts))
+    def given(self, parts: Sequence[Tensor], windows: Sequence[slice]) -> Iterator[Cells]:
+        """Yield minibatches of the given rows, those of a window sent together."""
         if not self.is_streamed:
             one_by_one = self.device.type == "cpu"
             yield from map(self.cells, parts) if one_by_one else self._together(parts)
             return
-        step = AHEAD
-        if isinstance(self.counts, Shards):
-            step = max(1, self.counts.group // max(1, len(parts[0])))
-        groups = [parts[start : start + step] for start in range(0, len(parts), step)]
+        groups = [list(parts[window]) for window in windows]
         for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
             places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
             for own, place in zip(group, places, strict=True):
                 yield self._described(own, counts.dense(place))
+
+    def windows(self, lengths: Sequence[int]) -> list[slice]:
+        """Return which minibatches are sent together."""
+        if isinstance(self.counts, Shards):
+            return self.counts.windows(lengths)
+        return [slice(start, start + AHEAD) for start in range(0, len(lengths), AHEAD)]
 
     def _together(self, parts: Sequence[Tensor]) -> Iterator[Cells]:
         """Yield every part, many made at once: a GPU makes all of them as soon as one.
@@ -202,14 +208,14 @@ class Dataset:
                 yield made.map(partial(_slice, start=first, stop=last))
 
     def shuffled(
-        self, rows: Tensor, size: int, generator: Generator, part: Chosen | None = None
+        self, rows: Tensor, size: int, generator: Generator, share: Share | None = None
     ) -> Iterator[Cells]:
-        """Yield the given rows once each, in a random order; `part` as for `minibatches`."""
+        """Yield the given rows once each, in a random order; `share` as for `minibatches`."""
         if isinstance(self.counts, Shards):
-            order = self.counts.shuffled(rows.cpu(), generator).to(rows.device)
-            yield from self.minibatches(order, size, part)
+            order = self.counts.shuffled(rows.cpu(), size, generator).to(rows.device)
+            yield from self.minibatches(order, size, share)
             return
-        yield from self.minibatches(shuffled(rows, generator), size, part)
+        yield from self.minibatches(shuffled(rows, generator), size, share)
 
     def _described(self, rows: Tensor, x: Tensor) -> Cells:
         batch, log_library = self.batch[rows], self.log_library[rows]

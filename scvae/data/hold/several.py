@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from scvae.core.batch import Parts
-from scvae.data.hold.cells import Cells, Chosen, Dataset, shuffled
+from scvae.data.hold.cells import Cells, Dataset, shuffled
+from scvae.data.hold.parts import Share, equal_parts
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,20 @@ class Datasets:
         return _together([part.cells(rows) for part in self.parts])
 
     def minibatches(
-        self, rows: Tensor, size: int, part: Chosen | None = None
+        self, rows: Tensor, size: int, share: Share | None = None
     ) -> Iterator[CellParts]:
         """Yield the given rows in their order, as `Dataset.minibatches` does."""
-        each = [kind.minibatches(rows, size, part) for kind in self.parts]
+        whole = equal_parts(rows, size)
+        parts = whole if share is None else tuple(map(share.of, whole))
+        lengths = [len(part) for part in whole]
+        each = [kind.given(parts, kind.windows(lengths)) for kind in self.parts]
         yield from (_together(parts) for parts in zip(*each, strict=True))
 
     def shuffled(
-        self, rows: Tensor, size: int, generator: Generator, part: Chosen | None = None
+        self, rows: Tensor, size: int, generator: Generator, share: Share | None = None
     ) -> Iterator[CellParts]:
-        """Yield the given rows once each, in a random order; `part` as for `minibatches`."""
-        yield from self.minibatches(shuffled(rows, generator), size, part)
+        """Yield the given rows once each, in a random order; `share` as for `minibatches`."""
+        yield from self.minibatches(shuffled(rows, generator), size, share)
 
     def only(self, kept: Sequence[int]) -> Datasets:
         """Return the same as if no other kinds than those of these numbers had been measured."""

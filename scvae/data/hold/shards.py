@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.data.hold.counts import Counts, narrowest
+from scvae.data.hold.parts import equal_parts
 
 HELD = 4  # groups of cells in memory at once: in use, next, being read, being put in order
 BLOCK_ENTRIES = 2**17  # non-zeros of a block, about: a megabyte in a file
-FEWEST_BLOCKS = 64  # that a group of cells is mixed from, where it has as many cells
+FEWEST_BLOCKS = 256  # that a group of cells is mixed from, where it has as many cells
 RUN_ENTRIES = 2**20  # non-zeros read by one call, about
 GAP_ENTRIES = 2**13  # of rows that are read and left, rather than reading twice
 
@@ -24,8 +26,10 @@ class Shards:
     """A cells x genes matrix of counts on disk.
 
     Consecutive rows are read fast, rows here and there slowly. An epoch therefore takes blocks of
-    consecutive rows in a random order, as many at a time as memory may hold, and the cells of
-    those in a random order. Each such group of cells mixes blocks from all over the file.
+    consecutive rows, as many at a time as memory may hold, and the cells of those in a random
+    order. Every such group of cells takes one block at random of each stretch of the file, and so
+    has cells of all that the file is sorted by in their shares. Blocks from anywhere would not:
+    one group would have more of a type, the next fewer, and training would follow them.
 
     Attributes
     ----------
@@ -78,13 +82,22 @@ class Shards:
         arrays = (held.values.numpy(), held.indices.numpy(), held.indptr.numpy())
         return sparse.csr_matrix(arrays, shape=(len(rows), self.n_genes))
 
-    def shuffled(self, rows: Tensor, generator: Generator) -> Tensor:
-        """Return the given rows in a random order that is read in blocks."""
+    def windows(self, lengths: Sequence[int]) -> list[slice]:
+        """Return which minibatches, of these numbers of cells, are read and mixed together: as many
+        as memory may hold, in equal numbers."""
+        most = max(1, self.group // max(1, *lengths))
+        ends = np.linspace(0, len(lengths), -(-len(lengths) // most) + 1).round().astype(int)
+        return [slice(start, stop) for start, stop in pairwise(ends.tolist())]
+
+    def shuffled(self, rows: Tensor, size: int, generator: Generator) -> Tensor:
+        """Return the given rows in a random order whose minibatches are read in blocks."""
+        lengths = [len(part) for part in equal_parts(rows, size)]
+        n_groups = len(self.windows(lengths))
         rows = rows.sort().values
         begin = int(torch.randint(self.block, (1,), generator=generator))  # other blocks each time
         blocks = [rows[:begin], *rows[begin:].split(self.block)]
-        order = torch.randperm(len(blocks), generator=generator).tolist()
-        groups = torch.cat([blocks[i] for i in order]).tensor_split(-(-len(rows) // self.group))
+        order = _spread(len(blocks), n_groups, generator)
+        groups = torch.cat([blocks[i] for i in order.tolist()]).tensor_split(n_groups)
         return torch.cat([g[torch.randperm(len(g), generator=generator)] for g in groups])
 
     def take(self, rows: Tensor, *, pinned: bool = False) -> Counts:
@@ -109,6 +122,15 @@ class Shards:
         first, stop = int(rows[0]), int(rows[-1]) + 1
         read = Counts.from_csr(self.read(first, stop), largest=self.largest)
         return read if len(read) == len(rows) else read.take(rows - first)
+
+
+def _spread(n: int, groups: int, generator: Generator) -> Tensor:
+    """Return n numbers so that every group of consecutive ones has one of each stretch of them."""
+    stretches = torch.rand(-(-n // groups), groups, generator=generator)
+    group = stretches.argsort(dim=1).flatten()[
+        :n
+    ]  # of every number: another one for its neighbours
+    return group.argsort(stable=True)
 
 
 def _joined(parts: list[Counts], n_genes: int, largest: int) -> Counts:
