@@ -18,9 +18,13 @@ import pytest
 from ranks import OPTIONS, cells
 
 import scvae
+from scvae.data.hold.residence import free_memory
+from scvae.errors import ConfigError
 from scvae.io import read_file
+from scvae.models.agreed import check_size
 from scvae.models.keep.checkpoint import NAME
 from scvae.models.keep.migrations import FORMAT
+from scvae.train.ranks import Ranks
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="gloo and signals of Linux"),
@@ -68,6 +72,14 @@ def test_a_fit_of_two_is_that_of_one(found: list[dict[str, Any]]) -> None:
     assert found[0]["apart"] < 0.01 * abs(alone["validation"][-1])
 
 
+def test_a_fit_of_two_from_disk_is_that_of_one_with_the_memory_of_both(
+    found: list[dict[str, Any]],
+) -> None:
+    alone, together = found[0]["alone from disk"], found[0]["disk"]
+    np.testing.assert_allclose(together["validation"], alone["validation"], rtol=2e-3)
+    np.testing.assert_allclose(together["train"], alone["train"], rtol=2e-3)
+
+
 @pytest.mark.parametrize("what", ["together", "disk", "interrupted"])
 def test_all_ranks_end_with_the_same_weights_and_history(
     found: list[dict[str, Any]], what: str
@@ -85,6 +97,29 @@ def test_ranks_with_different_arguments_are_refused(found: list[dict[str, Any]])
     for one in found:
         assert "Process 1 of 2 was given other data or arguments" in one["different"]
         assert "batch_size=3, but 2 processes share every minibatch" in one["few"]
+        assert "Process 0 of 2 holds the counts in memory, and process 1 leaves" in one["elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_train", "remedy"),
+    [
+        (10, 200, "batch_size=16, or fewer processes"),
+        (9, 9, "fewer processes, 4 at most for 9 cells to train on"),
+    ],
+)
+def test_fewer_cells_than_processes_are_refused(batch_size: int, n_train: int, remedy: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_size(Ranks(0, 8), batch_size, n_train)
+    assert str(error.value).endswith(f"each needs two cells of it: {remedy}")
+    check_size(Ranks(0, 8), 16, n_train)
+    check_size(None, batch_size, n_train)
+
+
+def test_processes_of_one_machine_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = free_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert 0.8 < 4 * free_memory() / alone < 1.2
 
 
 def test_where_one_rank_is_killed_the_other_ends_and_the_checkpoint_goes_on(

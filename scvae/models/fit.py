@@ -43,9 +43,10 @@ from scvae.data.hold.several import Datasets
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.library import FROM_COUNTS
 from scvae.data.read.several import sources_of
-from scvae.errors import ConfigError, warn
+from scvae.errors import warn
 from scvae.keywords import named
 from scvae.modalities.rna import Rna
+from scvae.models.agreed import check_size
 from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
 from scvae.models.device import pick_device
 from scvae.models.embedding import fit_embedding
@@ -296,7 +297,7 @@ def fit(
         *(prepared, architecture, schedule, train_rows, held_out_rows, size, seed),
         *(robust, alone, weights),
     )
-    _check_ranks(ranks, size)
+    check_size(ranks, size, len(train_rows))
     first = ranks is None or ranks.rank == 0
     kept = None if folder is None else Checkpoint(folder, plan.digest, writes=first)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
@@ -308,15 +309,6 @@ def fit(
         embedded = model.embed_dataset(trained.dataset)
     _write(cells, key_added, embedded, description(model))
     return model
-
-
-def _check_ranks(ranks: Ranks | None, batch_size: int) -> None:
-    """Raise where a minibatch has too few cells for all processes."""
-    if ranks is not None and batch_size < 2 * ranks.size:
-        raise ConfigError(
-            f"batch_size={batch_size}, but {ranks.size} processes share every minibatch, and each "
-            f"needs two cells of it: batch_size={2 * ranks.size}, or fewer processes"
-        )
 
 
 def _warn_of_view(adata: Any) -> None:

@@ -25,6 +25,7 @@ from scvae.data.hold.hiding import hiding
 from scvae.data.hold.parts import Share
 from scvae.data.hold.several import Datasets
 from scvae.errors import ConfigError, warn
+from scvae.models.agreed import agreed
 from scvae.models.keep.checkpoint import Checkpoint, digest
 from scvae.models.network import Architecture, build_vae
 from scvae.models.prepare import Prepared, PreparedPart, dataset_of, facts_of
@@ -158,6 +159,7 @@ def _execute(
     ranks = Ranks.here()
     if ranks is not None:
         ranks.check_same(plan.digest, 0 if state is None else int(state.numbers["taken"]))
+    cells = agreed(dataset, ranks)
     held_out, held_rows = dataset.near(plan.held_out_rows)
     with contextlib.ExitStack() as stack:
         if checkpoint is not None:
@@ -166,10 +168,10 @@ def _execute(
 
         def epoch(order: Generator) -> Iterator[Minibatch]:
             share = None if ranks is None else Share(ranks.rank, ranks.size)
-            if not (plan.robust and isinstance(dataset, Dataset)):
-                return dataset.shuffled(plan.train_rows, plan.batch_size, order, share)
+            if not (plan.robust and isinstance(cells, Dataset)):
+                return cells.shuffled(plan.train_rows, plan.batch_size, order, share)
             hides = order if ranks is None else ranks.own(order)
-            return hiding(dataset.shuffled(plan.train_rows, plan.batch_size, order, share), hides)
+            return hiding(cells.shuffled(plan.train_rows, plan.batch_size, order, share), hides)
 
         history = train(
             vae,

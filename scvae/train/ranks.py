@@ -14,7 +14,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -90,6 +90,19 @@ class Ranks:
         with _explained():
             dist.all_reduce(values)
 
+    def all_of(self, own: Sequence[int]) -> list[list[int]]:
+        """Return the numbers, as many in each, that every rank has."""
+        numbers = torch.tensor(own, dtype=torch.int64, device=self.device)
+        found = [torch.empty_like(numbers) for _ in range(self.size)]
+        with _explained():
+            dist.all_gather(found, numbers)
+        return [one.tolist() for one in found]
+
+    @property
+    def device(self) -> str:
+        """Where numbers lie that are sent."""
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
     def vary(self, noise: Generator, taken: int) -> None:
         """Let the noise of this rank be its own, from step `taken` on; the first keeps its own."""
         if self.rank:
@@ -142,15 +155,11 @@ class Ranks:
         taken
             Steps that were taken before.
         """
-        own = torch.tensor([*bytes.fromhex(digest), *taken.to_bytes(8, "big")], dtype=torch.int64)
-        own = own.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        with _explained():
-            dist.all_gather(found, own)
-        different = [rank for rank, other in enumerate(found) if not other.equal(found[0])]
+        found = self.all_of([*bytes.fromhex(digest), taken])
+        different = [rank for rank, other in enumerate(found) if other != found[0]]
         if not different:
             return
-        if all(other[:-8].equal(found[0][:-8]) for other in found):
+        if all(other[:-1] == found[0][:-1] for other in found):
             raise ConfigError(
                 f"Process {different[0]} of {self.size} found another checkpoint than process 0. "
                 "Give a folder that all of them see: checkpoint=..."

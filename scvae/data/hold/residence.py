@@ -27,7 +27,8 @@ def fits(nbytes: int, device: torch.device) -> bool:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this process may still take."""
+    """Return the bytes of memory that this process may still take: of what is free, its share of
+    those that `torchrun` started on this machine."""
     free = UNKNOWN
     with contextlib.suppress(OSError, ValueError, AttributeError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -38,7 +39,8 @@ def free_memory() -> int:
         group = Path("/sys/fs/cgroup")
         most = int((group / "memory.max").read_text())
         free = min(free, most - int((group / "memory.current").read_text()))
-    return max(free, 0)
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(free, 0) // max(1, int(beside) if beside.isdigit() else 1)
 
 
 def ahead(make: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:
