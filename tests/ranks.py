@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -121,6 +124,7 @@ def laws(folder: Path, rank: int) -> dict[str, Any]:
     adata = cells()
     model = scvae.fit(adata, **OPTIONS)
     found["together"] = told(model)
+    found["embedded"] = bool((adata.obsm["X_scvae"] == model.embed(cells())).all())
     apart = np.abs(model.elbo(cells(), samples=1) - whole.elbo(cells(), samples=1))
     found["apart"] = float(apart.mean())
     found["disk"] = told(scvae.fit(staying(path, MEMORY + 5_000 * rank), **OPTIONS))
@@ -139,6 +143,88 @@ def laws(folder: Path, rank: int) -> dict[str, Any]:
     interrupt_at(20 if rank else None)
     found["interrupted"] = told(scvae.fit(cells(), **OPTIONS))
     return found
+
+
+def answers(folder: Path, rank: int) -> dict[str, Any]:
+    """Ask a model alone, then together; say what was the same to the bit, and how much was done."""
+    from scvae.models import fitted, results
+
+    fitted.CHUNK_VALUES = 40 * 7  # 43 minibatches of seven cells
+    model, adata = scvae.fit(cells(), **{**OPTIONS, "max_steps": 3}), cells()
+    adata.write_h5ad(path := folder / f"cells{rank}.h5ad")
+    genes, few = list(adata.var_names[[5, 2, 30]]), adata[:1].copy()
+    questions: dict[str, Any] = {
+        "embed": lambda **how: model.embed(adata, **how),
+        "spread": lambda **how: model.embed(adata[:40].copy(), return_std=True, **how)[1],
+        "normalized": lambda **how: model.normalized(adata, genes=genes, **how).to_numpy(),
+        "half": lambda **how: model.normalized(adata, dtype="float16", **how).to_numpy(),
+        "disk": lambda **how: model.embed(staying(path, 30_000), **how),
+        "one cell": lambda **how: model.normalized(few, batch="own", **how).to_numpy(),
+        "array": lambda **how: model.embed(adata, out=np.empty((300, 4)), **how),
+    }
+    alone = {name: ask() for name, ask in questions.items()}
+    join(folder, rank)
+    found: dict[str, Any] = {"cells": {}}
+    for name, ask in questions.items():
+        with counted_cells() as seen:
+            together = ask(distributed=True)
+        found["cells"][name] = sum(seen)
+        found[name] = bool(together.dtype == alone[name].dtype and (together == alone[name]).all())
+    import anndata
+
+    for ending, read in ((".h5ad", anndata.read_h5ad), (".zarr", anndata.read_zarr)):
+        model.normalized(adata, genes=genes, out=folder / f"x{ending}", distributed=True)
+        found[ending] = bool((alone["normalized"] == read(folder / f"x{ending}").X).all())
+        found[f"{ending} names"] = list(read(folder / f"x{ending}").var_names) == genes
+    model.embed(path, out=folder / "z.zarr", distributed=True)
+    z = anndata.read_zarr(folder / "z.zarr").obsm["X_scvae"]
+    found["file to file"] = bool((z == alone["embed"]).all())
+    kept, results.InOrder._write = results.InOrder._write, full_disk  # type: ignore[method-assign]
+    results.CHUNK = 100
+    found["disk is full"] = refusal(
+        lambda: model.embed(adata, out=folder / "f.h5ad", distributed=True)
+    )
+    results.InOrder._write = kept  # type: ignore[method-assign]
+    other = adata[:, ::-1].copy() if rank else adata
+    found["other genes"] = refusal(lambda: model.embed(other, distributed=True)) or "same"
+    found["there"] = refusal(lambda: model.embed(adata, out=folder / "z.zarr", distributed=True))
+    other = adata[::-1].copy() if rank else adata
+    found["other cells"] = refusal(lambda: model.embed(other, distributed=True))
+    asked = genes[: 3 - rank]
+    found["other question"] = refusal(
+        lambda: model.normalized(adata, genes=asked, distributed=True)
+    )
+    found["left"] = sorted(
+        one.name for one in folder.iterdir() if "part" in one.name or "f.h5" in one.name
+    )
+    return found
+
+
+@contextlib.contextmanager
+def counted_cells() -> Iterator[list[int]]:
+    """Yield a list that gets the number of cells of every minibatch."""
+    seen: list[int] = []
+    kept = Dataset._described
+
+    def counted(self: Dataset, rows: torch.Tensor, *given: Any) -> Any:
+        seen.append(len(rows))
+        return kept(self, rows, *given)
+
+    with mock.patch.object(Dataset, "_described", counted):
+        yield seen
+
+
+def full_disk(*given: Any, **options: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def refusal(ask: Callable[[], Any]) -> str:
+    """Return the error of what is refused, with its kind."""
+    try:
+        ask()
+    except scvae.ScvaeError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def interrupt_at(step: int | None) -> None:
@@ -175,5 +261,5 @@ def join(folder: Path, rank: int) -> None:
 if __name__ == "__main__":
     what, where, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    result = {"laws": laws, "endless": endless}[what](where, number)
+    result = {"laws": laws, "endless": endless, "answers": answers}[what](where, number)
     (where / f"found{number}.json").write_text(json.dumps(result))

@@ -49,8 +49,11 @@ def started(what: str, folder: Path) -> list[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = started("laws", folder)
+    return ended(started("laws", folder := tmp_path_factory.mktemp("ranks")), folder)
+
+
+def ended(processes: list[subprocess.Popen[str]], folder: Path) -> list[dict[str, Any]]:
+    """Return what the processes found."""
     for process in processes:
         error = process.communicate(timeout=500)[1]
         assert process.returncode == 0, error
@@ -87,6 +90,10 @@ def test_all_ranks_end_with_the_same_weights_and_history(
     assert found[0][what] == found[1][what]
 
 
+def test_every_rank_writes_the_embedding_of_one_process(found: list[dict[str, Any]]) -> None:
+    assert all(one["embedded"] for one in found)
+
+
 def test_ctrl_c_in_one_rank_ends_all_at_the_same_step(found: list[dict[str, Any]]) -> None:
     told = found[0]["interrupted"]
     assert told["interrupted"]
@@ -98,6 +105,52 @@ def test_ranks_with_different_arguments_are_refused(found: list[dict[str, Any]])
         assert "Process 1 of 2 was given other data or arguments" in one["different"]
         assert "batch_size=3, but 2 processes share every minibatch" in one["few"]
         assert "Process 0 of 2 holds the counts in memory, and process 1 leaves" in one["elsewhere"]
+
+
+# -- inference -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return ended(started("answers", folder := tmp_path_factory.mktemp("answers")), folder)
+
+
+QUESTIONS = ["embed", "spread", "normalized", "half", "disk", "one cell", "array"]
+
+
+@pytest.mark.parametrize("what", [*QUESTIONS, ".h5ad", ".zarr", ".zarr names", "file to file"])
+def test_two_processes_answer_as_one_to_the_bit(answered: list[dict[str, Any]], what: str) -> None:
+    assert [one[what] for one in answered] == [True, True]
+
+
+@pytest.mark.parametrize("what", QUESTIONS)
+def test_each_process_answers_for_its_part_of_the_cells(
+    answered: list[dict[str, Any]], what: str
+) -> None:
+    first, second = (one["cells"][what] for one in answered)
+    n = {"one cell": 1, "spread": 80}.get(what, 300)
+    assert first + second == n
+    assert what == "one cell" or max(first, second) <= 0.7 * n
+
+
+def test_where_one_process_cannot_write_all_end(answered: list[dict[str, Any]]) -> None:
+    first, second = (one["disk is full"] for one in answered)
+    assert first.startswith("FileError: ")
+    assert "f.h5ad cannot be written: No space left on device. Nothing of it is left." in first
+    assert second.startswith("TrainingError: Process 0 of 2 has failed, and its error says why")
+    assert answered[0]["left"] == answered[1]["left"] == []
+
+
+def test_what_cannot_be_answered_together_is_refused(answered: list[dict[str, Any]]) -> None:
+    for one in answered:
+        assert one["other genes"] == "same"  # in another order, the same cells
+        assert one["there"].startswith("FileError")
+        assert "is there already" in one["there"]
+        for what in ("other cells", "other question"):
+            assert "Process 1 of 2 was given other data or arguments" in one[what]
+
+
+# -- ends ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,7 +190,7 @@ def test_where_one_rank_is_killed_the_other_ends_and_the_checkpoint_goes_on(
     error = other.communicate(timeout=60)[1]
     assert time.monotonic() - begun < 60
     assert other.returncode == 1
-    assert "Another process of this fit has ended" in error
+    assert "Another process of this job has ended" in error
     options = {**OPTIONS, "max_steps": 400, "early_stopping": False}
     with pytest.MonkeyPatch.context() as patch:
         # A process alone goes on from there, to its next evaluation.

@@ -20,6 +20,7 @@ from scvae.cli.options import (
     adder,
 )
 from scvae.cli.outputs import check_cells, check_outputs, check_space, is_h5mu, rescued, write
+from scvae.cli.ranks import is_first
 
 EXAMPLE = """\
 example:
@@ -40,7 +41,9 @@ def run(a: argparse.Namespace) -> None:
     if large is None:
         cells = read(a.input, a.modality, whole=is_h5mu(a.output))
         check_space(cells, a.output)
-    embedding = fitted(a).embed(cells, layer=getattr(a, "layer", None))
+    embedding = fitted(a).embed(cells, layer=getattr(a, "layer", None), distributed=True)
+    if not is_first():
+        return
     if large is not None:
         copy_with(a.input, a.output, {a.key: embedding})
     else:

@@ -34,6 +34,7 @@ from scvae.cli.outputs import (
     same,
     write,
 )
+from scvae.cli.ranks import is_first
 from scvae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run(a: argparse.Namespace) -> None:
     from scvae.models.fit import fit
 
     model = fit(adata, key_added=KEY, progress=not a.quiet, **{**given(a, defaults()), **options})
-    if not _is_first():
+    if not is_first():
         return
     with rescued(adata, KEY, a.output):
         if a.model:
@@ -90,11 +91,12 @@ def _fit_from_disk(a: argparse.Namespace, cells: OnDisk) -> None:
             "--leiden and --umap out, or give more --memory"
         )
     model = fit(cells, progress=not a.quiet, **{**given(a, defaults()), **of_data(a, cells)})
-    if not _is_first():
-        return
-    if a.model:
+    first = is_first()
+    if a.model and first:
         model.save(a.model, overwrite=a.overwrite)
-    embedding = model.embed(cells)
+    embedding = model.embed(cells, distributed=True)
+    if not first:
+        return
     copy_with(a.input, a.output, {KEY: embedding}, {"scvae": description(model)})
     tell(a.quiet, _outcome(a.output, embedding.shape, model))
 
@@ -160,14 +162,6 @@ def _draw(graph: AnnData | None, colors: list[str], path: Path) -> None:
     from scvae.plot import umap
 
     umap(graph, colors, key=KEY, path=path)
-
-
-def _is_first() -> bool:
-    """Return whether this process is the one that writes, of those that torchrun started."""
-    from scvae.train.ranks import Ranks
-
-    ranks = Ranks.here()
-    return ranks is None or ranks.rank == 0
 
 
 def _outcome(output: Path, shape: tuple[int, ...], model: Model) -> str:

@@ -19,6 +19,7 @@ from scvae.cli.options import (
     adder,
     given,
 )
+from scvae.cli.ranks import is_first
 
 EXAMPLE = """\
 example:
@@ -40,7 +41,9 @@ def run(a: argparse.Namespace) -> None:
     cells: Any = read(a.input, a.modality) if large is None else large
     model = fitted(a)
     genes = genes_given(a.genes) if hasattr(a, "genes") else None
-    model.normalized(cells, genes=genes, out=a.output, **given(a, NAMES))
+    model.normalized(cells, genes=genes, out=a.output, distributed=True, **given(a, NAMES))
+    if not is_first():
+        return
     n, g = cells.n_obs, len(genes or model.origin.genes)
     tell(a.quiet, f"{a.output}: {n:,} cells x {g:,} genes, denoised")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from scvae.data.hold.several import CellParts
 from scvae.errors import ConfigError
 from scvae.modalities.modality import amount_in_batches
 from scvae.modalities.protein import Background, Protein
+from scvae.models.answers import Question, answered, answered_in_file, ranks_of
 from scvae.models.fitted import Fitted, Layer
 from scvae.models.query import check_out, codes_of, draws, positions_of
-from scvae.models.results import Precision, check_dtype, is_path, written
+from scvae.models.results import Precision, check_dtype, checked, is_path
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,6 +39,7 @@ def denoised(
     background: bool,
     out: Any,
     dtype: Precision = "float32",
+    distributed: bool = False,
 ) -> Any:
     """Return the amounts of a kind, cells x features; see `Model.normalized`."""
     kind = model.kind_of(modality)
@@ -52,25 +53,27 @@ def denoised(
             raise ConfigError(f"background=True is of proteins, but modality={kind!r} has none.")
         spec = Background(spec.n_proteins)
     scale = 1.0 if isinstance(spec, Protein) else total
-    dtype = check_dtype(dtype, scale)
+    dtype, as_table = check_dtype(dtype, scale), out is None
     chosen, shape = [names[i] for i in columns.tolist()], (adata.n_obs, len(columns))
 
     def amounts(part: Cells | CellParts) -> Tensor:
         z = model.vae.encode(part).mean
         return amount_in_batches(spec, view.decoder, z, part.s, codes, n)[:, columns] * scale
 
-    def filled(array: Any) -> Any:
-        dataset = model.read_for(adata, layer, NORMALIZED, partial=True)
-        return model.over(dataset, amounts, out=array)
-
     if is_path(out):
-        with written(out, "X", shape, dtype, adata, pd.DataFrame(index=chosen)) as array:
-            filled(array)
-        return Path(out)
-    if out is not None:
+        checked(out)
+    elif out is not None:
         check_out(out, shape)
-        return filled(out)
-    return _table(filled(None if dtype == "float32" else np.empty(shape, dtype)), adata, chosen)
+    elif dtype != "float32":
+        out = np.empty(shape, dtype)
+    said = [kind, codes, chosen, total, background]
+    question, ranks = Question(amounts, len(columns), said), ranks_of(distributed)
+    dataset = model.read_for(adata, layer, NORMALIZED, partial=True)
+    if is_path(out):
+        var = pd.DataFrame(index=chosen)
+        return answered_in_file(model, dataset, question, ranks, out, "X", dtype, adata, var)
+    found = answered(model, dataset, question, out, ranks)
+    return _table(found, adata, chosen) if as_table else found
 
 
 def intervals(

@@ -306,7 +306,7 @@ def fit(
         model = _model(plan, trained, library_size, strength)
         if isinstance(cells, OnDisk):
             return model
-        embedded = model.embed_dataset(trained.dataset)
+        embedded = model.embed_dataset(trained.dataset, ranks=ranks)
     _write(cells, key_added, embedded, description(model))
     return model
 

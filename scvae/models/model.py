@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from torch import Generator, Tensor
+from torch import Generator
 
 from scvae.arguments import (
     check_path,
@@ -17,16 +17,17 @@ from scvae.arguments import (
     check_whole,
     encodable,
 )
-from scvae.core.inference import moments
 from scvae.core.vae import VAE
-from scvae.data.hold.cells import Cells, Dataset
-from scvae.data.hold.several import CellParts, Datasets
+from scvae.data.hold.cells import Dataset
+from scvae.data.hold.several import Datasets
 from scvae.errors import ConfigError
 from scvae.keywords import named_methods
+from scvae.models.answers import answered
 from scvae.models.budget import VALIDATION
 from scvae.models.contributions import contributions
 from scvae.models.denoised import denoised, foreground, intervals
 from scvae.models.draw import draw
+from scvae.models.embedded import embedded, mean_of
 from scvae.models.embedding import Embedding
 from scvae.models.extend import STEPS, extended
 from scvae.models.fitted import Layer
@@ -41,7 +42,8 @@ from scvae.models.label.reference import Reference
 from scvae.models.network import Architecture
 from scvae.models.query import code_of
 from scvae.models.reading import cells_of
-from scvae.models.results import Precision, embedded
+from scvae.models.results import Precision
+from scvae.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -102,6 +104,7 @@ class Model(Judged):
         batch: str | None = None,
         return_std: bool = False,
         out: Any = None,
+        distributed: bool = False,
     ) -> Any:
         r"""Return the embedding of every cell, float32 ``(n, d)``.
 
@@ -126,6 +129,9 @@ class Model(Judged):
         out
             Array ``(n, d)`` to fill and return instead; or the name of a new .zarr or .h5ad, which
             is written as `normalized` does, with the embedding in ``obsm["X_scvae"]``.
+        distributed
+            Share the cells out to the processes of a torchrun job, all of which make this call. The
+            numbers are those of one process; all return them, and the first writes the file.
 
         Raises
         ------
@@ -151,7 +157,7 @@ class Model(Judged):
         (100, 30)
         """
         return_std = check_switch("return_std", return_std, True)
-        return embedded(self, adata, layer, batch, return_std, out)
+        return embedded(self, adata, layer, batch, return_std, out, distributed)
 
     def extend(
         self,
@@ -208,25 +214,13 @@ class Model(Judged):
         made = parts.vae, parts.embedding, parts.architecture, parts.origin, parts.record
         return Model(*made, self.reference)
 
-    def embed_dataset(self, dataset: Dataset | Datasets, out: Any = None) -> np.ndarray:
+    def embed_dataset(
+        self, dataset: Dataset | Datasets, out: Any = None, ranks: Ranks | None = None
+    ) -> np.ndarray:
         """Return the embedding of cells that were already read, float32 ``(n, d)``, in `out` if it
-        is given."""
-        d, views = self.architecture.n_latent, self.views
-
-        def mean(cells: Cells | CellParts) -> Tensor:
-            return self.embedding.mean(views, self.vae.encode(cells).mean[:, :d], cells.batch)
-
-        return self.over(dataset, mean, out=out)
-
-    def deviations(self, dataset: Dataset | Datasets) -> np.ndarray:
-        """Return the posterior standard deviation of the embedding of all cells, ``(n, d)``."""
-        d, views = self.architecture.n_latent, self.views
-
-        def deviation(cells: Cells | CellParts) -> Tensor:
-            q = moments(self.vae.encode(cells))
-            return self.embedding.deviation(views, q.loc[:, :d], q.scale[:, :d], cells.batch)
-
-        return self.over(dataset, deviation)
+        is given; several processes together."""
+        found: np.ndarray = answered(self, dataset, mean_of(self), out, ranks)
+        return found
 
     def normalized(
         self,
@@ -243,6 +237,7 @@ class Model(Judged):
         seed: int = 0,
         out: Any = None,
         dtype: Precision = "float32",
+        distributed: bool = False,
     ) -> Any:
         r"""Return denoised expression: :math:`\rho_{ng}` times a library size, cells x genes.
 
@@ -276,6 +271,8 @@ class Model(Judged):
             in obs. It takes its name once it is whole; if the work fails nothing of it is left.
         dtype
             "float32", or "float16" with three digits.
+        distributed
+            As for `embed`.
 
         Returns
         -------
@@ -311,6 +308,7 @@ class Model(Judged):
             background=background,
             out=out,
             dtype=dtype,
+            distributed=distributed,
         )
         if return_interval is None:
             return table

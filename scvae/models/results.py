@@ -18,7 +18,6 @@ import pandas as pd
 from scvae.arguments import check_choice
 from scvae.data.read.atlas import OnDisk
 from scvae.errors import ConfigError, FileError
-from scvae.models.on_disk import opened
 
 Precision = Literal["float32", "float16"]
 DTYPES: tuple[Precision, ...] = ("float32", "float16")
@@ -41,23 +40,6 @@ def check_dtype(dtype: Precision, largest: float) -> Precision:
             "library_size=1e4, or dtype='float32'"
         )
     return dtype
-
-
-def embedded(
-    model: Any, data: Any, layer: Any, batch: str | None, return_std: bool, out: Any
-) -> Any:
-    """Return the embedding; see `Model.embed`."""
-    cells = opened(data)
-    if out is not None and return_std:
-        raise ConfigError("return_std=True returns two arrays, and out takes one: leave one out.")
-    dataset = model.read_for(cells, layer, "model.embed(adata", partial=True, batch=batch)
-    if not is_path(out):
-        mean = model.embed_dataset(dataset, out=out)
-        return (mean, model.deviations(dataset)) if return_std else mean
-    shape = (len(dataset), model.architecture.n_latent)
-    with written(out, f"obsm/{SLOT}", shape, "float32", cells, None) as array:
-        model.embed_dataset(dataset, out=array)
-    return Path(out)
 
 
 # -- files -------------------------------------------------------------------------------------

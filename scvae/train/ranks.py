@@ -40,11 +40,14 @@ class Ranks:
         Number of this process, and of all.
     told
         Whether this one was told to stop (Ctrl-C).
+    failed
+        Whether one of them has failed where all are to fail.
     """
 
     rank: int
     size: int
     told: bool = field(default=False, init=False)
+    failed: bool = field(default=False, init=False)
 
     @classmethod
     def here(cls) -> Ranks | None:
@@ -143,6 +146,47 @@ class Ranks:
         scaled = (shifted - offset) * torch.rsqrt(variance + norm.eps)
         return scaled * norm.weight + norm.bias
 
+    # -- inference -----------------------------------------------------------------------------
+
+    def gathered(self, own: Tensor, lengths: Sequence[int], *, to_all: bool) -> list[Tensor]:
+        """Return the rows of the first ranks, as many as `lengths` has and of these numbers: in all
+        ranks, or in the first, and none in the others."""
+        padded = own.new_zeros(max(lengths), *own.shape[1:])
+        padded[: len(own)] = own
+        padded = padded.to(self.device)
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        with _explained():
+            if to_all:
+                dist.all_gather(found, padded)
+            else:
+                dist.gather(padded, None if self.rank else found)
+        if self.rank and not to_all:
+            return []
+        return [rows[:n] for rows, n in zip(found, lengths, strict=False)]
+
+    @contextlib.contextmanager
+    def as_one(self) -> Iterator[None]:
+        """Let all ranks raise where one does, once they all are at the end of such a block.
+
+        Blocks may lie in each other; one that fails ends those around it, in all ranks alike."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            if self.failed:
+                raise
+            error = raised
+        failed = [rank for rank, (is_so,) in enumerate(self.all_of([error is not None])) if is_so]
+        if not failed:
+            return
+        self.failed = True
+        if error is not None:
+            raise error
+        raise TrainingError(
+            f"Process {failed[0]} of {self.size} has failed, and its error says why; this one ends "
+            "with it. Nothing was written."
+        )
+
     # -- together ------------------------------------------------------------------------------
 
     def check_same(self, digest: str, taken: int) -> None:
@@ -217,7 +261,7 @@ def _explained() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[:1]
         raise TrainingError(
-            "Another process of this fit has ended or does not answer, so this one ends, too. "
+            "Another process of this job has ended or does not answer, so this one ends, too. "
             "Nothing was written but the last checkpoint, where one was asked for: the same call "
             f"goes on from it. ({' '.join(reason)[:200]})"
         ) from error

@@ -169,25 +169,29 @@ class Dataset:
         """Yield the given rows in their order, in equal parts of about `size`; of each what this
         process is to have, if it has a share alone."""
         parts = equal_parts(rows, size)
-        windows = self.windows([len(part) for part in parts])
+        lengths = [len(part) for part in parts]
         if share is not None:
             own = share.near_of if isinstance(self.counts, Shards) else share.of
             parts = tuple(map(own, parts))
-        yield from self.given(parts, windows)
+        yield from self.given(parts, lengths)
 
-    def given(self, parts: Sequence[Tensor], windows: Sequence[slice]) -> Iterator[Cells]:
-        """Yield minibatches of the given rows, those of a window sent together."""
+    def given(
+        self, parts: Sequence[Tensor], lengths: Sequence[int] | None = None
+    ) -> Iterator[Cells]:
+        """Yield a minibatch of each of these sets of rows; where the sets are parts of larger ones,
+        `lengths` are those of these."""
         if not self.is_streamed:
             one_by_one = self.device.type == "cpu"
             yield from map(self.cells, parts) if one_by_one else self._together(parts)
             return
+        windows = self._windows([len(part) for part in parts] if lengths is None else lengths)
         groups = [list(parts[window]) for window in windows]
         for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
             places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
             for own, place in zip(group, places, strict=True):
                 yield self._described(own, counts.dense(place))
 
-    def windows(self, lengths: Sequence[int]) -> list[slice]:
+    def _windows(self, lengths: Sequence[int]) -> list[slice]:
         """Return which minibatches are sent together."""
         if isinstance(self.counts, Shards):
             return self.counts.windows(lengths)

@@ -98,8 +98,13 @@ class Datasets:
         """Yield the given rows in their order, as `Dataset.minibatches` does."""
         whole = equal_parts(rows, size)
         parts = whole if share is None else tuple(map(share.of, whole))
-        lengths = [len(part) for part in whole]
-        each = [kind.given(parts, kind.windows(lengths)) for kind in self.parts]
+        yield from self.given(parts, [len(part) for part in whole])
+
+    def given(
+        self, parts: Sequence[Tensor], lengths: Sequence[int] | None = None
+    ) -> Iterator[CellParts]:
+        """Yield a minibatch of each of these sets of rows, as `Dataset.given` does."""
+        each = [kind.given(parts, lengths) for kind in self.parts]
         yield from (_together(parts) for parts in zip(*each, strict=True))
 
     def shuffled(

@@ -127,10 +127,8 @@ class Shards:
 def _spread(n: int, groups: int, generator: Generator) -> Tensor:
     """Return n numbers so that every group of consecutive ones has one of each stretch of them."""
     stretches = torch.rand(-(-n // groups), groups, generator=generator)
-    group = stretches.argsort(dim=1).flatten()[
-        :n
-    ]  # of every number: another one for its neighbours
-    return group.argsort(stable=True)
+    group_of = stretches.argsort(dim=1).flatten()[:n]  # neighbours go to different groups
+    return group_of.argsort(stable=True)
 
 
 def _joined(parts: list[Counts], n_genes: int, largest: int) -> Counts:

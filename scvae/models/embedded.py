@@ -1,0 +1,67 @@
+"""The embedding of all cells of data, and its spread: what `Model.embed` returns or writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from scvae.core.inference import moments
+from scvae.data.hold.cells import Cells
+from scvae.data.hold.several import CellParts
+from scvae.errors import ConfigError
+from scvae.models.answers import Question, answered, answered_in_file, ranks_of
+from scvae.models.keep.checkpoint import digest
+from scvae.models.on_disk import opened
+from scvae.models.results import SLOT, checked, is_path
+
+
+def mean_of(model: Any) -> Question:
+    """Return the question for the embedding of a cell."""
+    d, views = model.architecture.n_latent, model.views
+
+    def mean(cells: Cells | CellParts) -> Tensor:
+        return model.embedding.mean(views, model.vae.encode(cells).mean[:, :d], cells.batch)
+
+    return Question(mean, d, _said(model))
+
+
+def deviation_of(model: Any) -> Question:
+    """Return the question for the standard deviation of the embedding of a cell."""
+    d, views = model.architecture.n_latent, model.views
+
+    def deviation(cells: Cells | CellParts) -> Tensor:
+        q = moments(model.vae.encode(cells))
+        return model.embedding.deviation(views, q.loc[:, :d], q.scale[:, :d], cells.batch)
+
+    return Question(deviation, d, _said(model))
+
+
+def _said(model: Any) -> str:
+    return digest(*(tensor.cpu().numpy() for tensor in model.embedding.tensors().values()))
+
+
+def embedded(
+    model: Any,
+    data: Any,
+    layer: Any,
+    batch: str | None,
+    return_std: bool,
+    out: Any,
+    distributed: bool,
+) -> Any:
+    """Return the embedding; see `Model.embed`."""
+    cells, ranks = opened(data), ranks_of(distributed)
+    if out is not None and return_std:
+        raise ConfigError("return_std=True returns two arrays, and out takes one: leave one out.")
+    if is_path(out):
+        checked(out)
+    dataset = model.read_for(cells, layer, "model.embed(adata", partial=True, batch=batch)
+    question = mean_of(model)
+    if is_path(out):
+        place = f"obsm/{SLOT}"
+        return answered_in_file(model, dataset, question, ranks, out, place, "float32", cells)
+    mean = answered(model, dataset, question, out, ranks)
+    return (
+        (mean, answered(model, dataset, deviation_of(model), None, ranks)) if return_std else mean
+    )
