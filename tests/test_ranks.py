@@ -203,6 +203,24 @@ def test_where_one_rank_is_killed_the_other_ends_and_the_checkpoint_goes_on(
     assert model.record.history.step
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_processes_that_are_told_to_end_leave_a_checkpoint(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    processes = started("told_to_end", tmp_path)
+    while not all((tmp_path / f"going{rank}").exists() for rank in range(2)):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    assert not (tmp_path / "kept" / NAME).exists()
+    for rank in order:
+        processes[rank].send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes][order[0]] == -signal.SIGTERM, errors
+    content = read_file(tmp_path / "kept" / NAME, "checkpoint", content_format=FORMAT)[1]
+    assert content["numbers"]["taken"] > 0
+
+
 @pytest.mark.slow
 def test_torchrun_writes_what_one_process_writes(tmp_path: Path) -> None:
     cells().write_h5ad(tmp_path / "in.h5ad")

@@ -109,13 +109,16 @@ class Checkpoint:
     def keep(self, run: Run) -> None:
         """Write the run down, if the last time was long enough ago, or this is the last chance.
 
-        Where that fails, the checkpoint before stays, and training goes on.
+        Where that fails, the checkpoint before stays, and training goes on. Of several processes
+        the one that writes ends first, and the others with it: each needs all for a step.
 
         Raises
         ------
         SystemExit
             If the process was told to end, with the exit code of that signal.
         """
+        if not self.writes:
+            return
         if self.is_ending or time.monotonic() - self.written >= SECONDS_BETWEEN:
             self._write(run)
         if self.is_ending:
@@ -142,8 +145,6 @@ class Checkpoint:
         self.is_ending = True
 
     def _write(self, run: Run) -> None:
-        if not self.writes:
-            return
         state = run.state()
         if not all(tensor.isfinite().all() for tensor in state.tensors.values()):
             return  # the run is about to go back to its best weights
