@@ -23,28 +23,60 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-BLOCK, TYPES, BATCHES = 10_000, 12, 5
+BLOCK, TYPES, BATCHES = 5_000, 12, 5
+DISTINCT = 100_000  # cells that are simulated; of more, the others are copies
 DEPTH = 2_000  # counts of a cell
 
 
+def simulated(
+    group: np.ndarray, n_genes: int, depth: float, rng: np.random.Generator
+) -> Iterator[sparse.csr_matrix]:
+    """Yield counts of cells of these groups, a block at a time."""
+    shares = rng.gamma(0.3, 1.0, (TYPES, n_genes)) * rng.lognormal(0, 1, n_genes)
+    shares = shares + 0.3 * shares.mean(0)
+    effects = rng.lognormal(0, 0.4, (BATCHES, n_genes))
+    for start in range(0, len(group), BLOCK):
+        batch, kind = np.divmod(group[start : start + BLOCK], TYPES)
+        mean = shares[kind] * effects[batch]
+        mean *= rng.gamma(2.0, 0.5, mean.shape)
+        depths = depth * rng.lognormal(0, 0.4, len(mean))
+        counts = rng.poisson(mean / mean.sum(1, keepdims=True) * depths[:, None])
+        yield sparse.csr_matrix(counts.astype(np.float32))
+
+
+def repeated(
+    group: np.ndarray, n_genes: int, depth: float, distinct: int, rng: np.random.Generator
+) -> Iterator[sparse.csr_matrix]:
+    """Yield counts as `simulated` does; cells beyond so many different ones are copies of some."""
+    own = np.sort(rng.integers(0, TYPES * BATCHES, distinct).astype(group.dtype))
+    pool = sparse.vstack([*simulated(own, n_genes, depth, rng)], format="csr")
+    first, size = np.searchsorted(own, np.arange(TYPES * BATCHES)), np.bincount(own)
+    for start in range(0, len(group), BLOCK):
+        of = group[start : start + BLOCK]
+        yield pool[first[of] + (rng.random(len(of)) * size[of]).astype(int)]
+
+
 def write_cells(
-    path: Path, n_cells: int, n_genes: int, seed: int = 0, depth: float = DEPTH
+    path: Path, n_cells: int, n_genes: int, depth: float = DEPTH, distinct: int = DISTINCT
 ) -> None:
     """Write simulated cells, a block at a time, sorted by batch, then by type."""
     from anndata.io import write_elem
 
-    rng = np.random.default_rng(seed)
-    shares = rng.gamma(0.3, 1.0, (TYPES, n_genes)) * rng.lognormal(0, 1, n_genes)
-    shares = shares + 0.3 * shares.mean(0)
-    effects = rng.lognormal(0, 0.4, (BATCHES, n_genes))
+    rng = np.random.default_rng(0)
     group = np.sort(rng.integers(0, TYPES * BATCHES, n_cells).astype(np.int8))
-    batch, kind = np.divmod(group, TYPES)
+    blocks = (
+        simulated(group, n_genes, depth, rng)
+        if n_cells <= distinct
+        else repeated(group, n_genes, depth, distinct, rng)
+    )
     indptr = np.zeros(n_cells + 1, dtype=np.int64)
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -54,21 +86,14 @@ def write_cells(
         options = {"shape": (0,), "maxshape": (None,), "chunks": (2**17,)}
         data = x.create_dataset("data", dtype=np.float32, **options)
         indices = x.create_dataset("indices", dtype=np.int32, **options)
-        for start in range(0, n_cells, BLOCK):
-            rows = slice(start, min(start + BLOCK, n_cells))
-            mean = shares[kind[rows]] * effects[batch[rows]]
-            mean *= rng.gamma(2.0, 0.5, mean.shape)
-            depths = depth * rng.lognormal(0, 0.4, len(mean))
-            counts = rng.poisson(mean / mean.sum(1, keepdims=True) * depths[:, None])
-            row, gene = np.nonzero(counts)
-            begin, stop = len(data), len(data) + len(row)
-            data.resize((stop,))
-            indices.resize((stop,))
-            data[begin:] = counts[row, gene]
-            indices[begin:] = gene
-            ends = begin + np.cumsum(np.count_nonzero(counts, axis=1))
-            indptr[rows.start + 1 : rows.stop + 1] = ends
+        for block, start in zip(blocks, range(0, n_cells, BLOCK), strict=True):
+            begin = len(data)
+            for stored, values in ((data, block.data), (indices, block.indices)):
+                stored.resize((begin + block.nnz,))
+                stored[begin:] = values
+            indptr[start + 1 : start + len(block.indptr)] = begin + block.indptr[1:]
         x["indptr"] = indptr
+        batch, kind = np.divmod(group, TYPES)
         _write_columns(file, {"batch": batch, "cell_type": kind}, n_cells)
         write_elem(file, "var", pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)]))
 
@@ -140,6 +165,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=64e6)
     parser.add_argument("--file", type=Path, default=Path("cells.h5ad"))
     parser.add_argument("--depth", type=float, default=DEPTH, help="counts of a cell, about")
+    parser.add_argument("--distinct", type=int, default=DISTINCT, help="cells that are no copies")
     parser.add_argument("--embed", action="store_true", help="time the embedding from disk, too")
     parser.add_argument("--only", choices=("disk", "memory"), help="one of the two kinds")
     parser.add_argument("--child", choices=("disk", "memory"), help=argparse.SUPPRESS)
@@ -148,7 +174,7 @@ def main() -> None:
         print(json.dumps(run(a.child, a.file, a.steps, a.seed, a.memory, a.embed)))
         return
     if not a.file.exists():
-        write_cells(a.file, a.cells, a.genes, depth=a.depth)
+        write_cells(a.file, a.cells, a.genes, a.depth, a.distinct)
         print(f"{a.file}: {a.file.stat().st_size / 1e9:.1f} GB, {most_resident():.2f} GB resident")
     kinds = [a.only] if a.only else ["memory", "disk"]
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}

@@ -124,6 +124,51 @@ def test_what_fails_on_the_way_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+FULL = """
+import os, resource, sys, anndata, scvae
+from scvae.cli.program import main
+os.chdir(sys.argv[1])
+model, cells = scvae.load("model"), anndata.read_h5ad("cells.h5ad")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+for ending in (".zarr", ".h5ad"):
+    for ask in (model.normalized, model.embed):
+        try:
+            ask(cells, out="out" + ending)
+        except scvae.FileError as error:
+            print(error)
+for more in ([], ["--memory", "0.0015"]):  # read into memory, and left on disk
+    main(["embed", "model", "cells.h5ad", "-o", "out.h5ad", *more])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("limit", [100, 2_000])
+def test_a_disk_that_is_full_is_told_in_a_line_and_nothing_is_left(
+    fitted: tuple[AnnData, scvae.Model], limit: int, tmp_path: Path
+) -> None:
+    adata, model = fitted
+    more = adata[np.arange(6_000) % adata.n_obs].copy()
+    more.obs_names_make_unique()
+    more.write_h5ad(tmp_path / "cells.h5ad")
+    assert (tmp_path / "cells.h5ad").stat().st_size > 1_500_000  # larger than --memory
+    model.save(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FULL, str(tmp_path), str(limit)],
+        env={**os.environ, "PYTHONPATH": str(Path(scvae.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = "cannot be written: File too large."
+    assert done.stdout.splitlines() == [
+        f"out{ending} {said} Nothing of it is left." for ending in 2 * [".zarr"] + 2 * [".h5ad"]
+    ]
+    told = [line for line in done.stderr.splitlines() if line.startswith("scvae: error")]
+    assert told == 2 * [f"scvae: error: out.h5ad {said}"]
+    assert "Traceback" not in done.stderr
+    assert not [one.name for one in tmp_path.iterdir() if "out" in one.name]
+
+
 WRITER = """
 import sys, anndata, scvae
 from scvae.models import fitted

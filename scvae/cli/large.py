@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scvae.cli.formats import kind_of
 from scvae.errors import FileError
 from scvae.io import replacing
+from scvae.io.places import check_room, system_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,8 @@ def copy_with(
         )
     with replacing(target) as draft:
         shutil.copyfile(source, draft)
-        with h5py.File(draft, "r+") as file:
+        check_room(draft, sum(value.nbytes for value in obsm.values()))
+        with system_errors(), h5py.File(draft, "r+") as file:
             for group, items in (("obsm", obsm), ("uns", uns or {})):
                 for name, value in items.items():
                     if group not in file:

@@ -13,6 +13,7 @@ from scvae.cli.console import say
 from scvae.cli.formats import kind_of
 from scvae.errors import ConfigError, FileError
 from scvae.io import check_writable, in_the_way, replacing
+from scvae.io.places import check_room, system_errors
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,15 +89,20 @@ def check_model(path: Path) -> None:
 
 def check_space(adata: AnnData, path: Path) -> None:
     """Raise if the disk of `path` has too little room for the matrices alone."""
-    parts = getattr(adata, "mod", {"": adata}).values()
-    matrices = [matrix for part in parts for matrix in (part.X, *part.layers.values())]
-    needed = sum(_nbytes(matrix) for matrix in matrices)
+    needed = _needed(adata)
     free = shutil.disk_usage(path.resolve().parent).free
     if needed > free and (path.is_file() or not path.exists()):
         raise FileError(
             f"{path} cannot be written: it takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB "
             "are free. Give a path on another disk: -o PATH"
         )
+
+
+def _needed(adata: AnnData) -> int:
+    """Return what the matrices of all cells take in a file."""
+    parts = getattr(adata, "mod", {"": adata}).values()
+    held = [m for part in parts for m in (part.X, *part.layers.values(), *part.obsm.values())]
+    return sum(map(_nbytes, held))
 
 
 def _nbytes(matrix: Any) -> int:
@@ -112,8 +118,10 @@ def _nbytes(matrix: Any) -> int:
 def write(adata: AnnData, path: Path) -> None:
     """Write h5ad or h5mu, whole or not at all; `path` may be where `adata` was read from."""
     with replacing(path) as draft, _every_string():
+        check_room(draft, _needed(adata))
         try:
-            (adata.write_h5mu if hasattr(adata, "mod") else adata.write_h5ad)(draft)
+            with system_errors():
+                (adata.write_h5mu if hasattr(adata, "mod") else adata.write_h5ad)(draft)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # what anndata raises depends on what the slot holds

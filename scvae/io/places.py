@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from scvae.errors import FileError
 
+SLACK = 2**16  # bytes that HDF5 takes for its own, at least
 OTHERS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -92,6 +94,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Raise what the system refused HDF5, such as room on a disk that is full, as the system's own
+    error: HDF5 tells its number amid a page of others."""
+    try:
+        yield
+    except FileError:
+        raise
+    except (OSError, RuntimeError) as error:
+        found = re.search(r"errno = (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def check_room(path: Path, nbytes: int) -> None:
+    """Raise OSError where a file, which is made if it is not there, cannot grow by so many bytes:
+    the disk is full, or a quota or limit at its end. HDF5 may crash where it finds that out itself,
+    and then nothing is told and nothing removed."""
+    with path.open("ab") as file:
+        end = file.tell()
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), end, nbytes + SLACK)
+        file.truncate(end)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

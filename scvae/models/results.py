@@ -18,6 +18,7 @@ import pandas as pd
 from scvae.arguments import check_choice
 from scvae.data.read.atlas import OnDisk
 from scvae.errors import ConfigError, FileError
+from scvae.io.places import system_errors
 
 Precision = Literal["float32", "float16"]
 DTYPES: tuple[Precision, ...] = ("float32", "float16")
@@ -189,9 +190,9 @@ def _root(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
-        with h5py.File(path, "w") as file:
+        with system_errors(), h5py.File(path, "w") as file:
             yield file
-    except RuntimeError as error:  # of a disk that fills: HDF5 cannot close the file
+    except RuntimeError as error:  # HDF5 cannot close the file, and does not say why
         raise OSError(str(error)) from error
 
 
