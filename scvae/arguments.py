@@ -104,6 +104,13 @@ def check_positive(name: str, value: Any, code: str) -> float:
     return float(value)
 
 
+def check_share(name: str, value: Any, remedy: float) -> float:
+    """Return a number between 0 and 1, neither of them."""
+    if not is_number(value) or not 0 < float(value) < 1:
+        raise refuse(name, value, "a share between 0 and 1", remedy)
+    return float(value)
+
+
 def check_switch(name: str, value: Any, remedy: bool, *, or_none: bool = False) -> Any:
     """Return True or False, or None where `or_none`."""
     if is_switch(value):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scvae.plot.analyses import axis_loadings, doublet_scores, volcano
 from scvae.plot.cells import scatter, umap
 from scvae.plot.fits import fit_check, history
+from scvae.plot.mapping import mapping_check
 from scvae.plot.tuning import tune
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "doublet_scores",
     "fit_check",
     "history",
+    "mapping_check",
     "neighbors",
     "scatter",
     "tune",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvae.arguments import check_name, check_seed, is_number, refuse, shown
+from scvae.arguments import check_name, check_seed, check_share, shown
 from scvae.data.hold.cells import Dataset
 from scvae.errors import ConfigError
 from scvae.models.fitted import Fitted
@@ -70,8 +70,7 @@ def predict(
     call: str,
 ) -> pd.DataFrame:
     """Return labels of cells; as `scvae.analysis.labels.transfer` says, for the user's `call`."""
-    if not is_number(false_alarms) or not 0 < float(false_alarms) < 1:
-        raise refuse("false_alarms", false_alarms, "a share between 0 and 1", FALSE_ALARMS)
+    false_alarms = check_share("false_alarms", false_alarms, FALSE_ALARMS)
     seed = check_seed(seed)
     model.demand_rna()
     query = cells_of(adata)
