@@ -7,14 +7,17 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from scipy import stats
+from scipy import sparse, stats
 
 import scvae
 from scvae import ConfigError, DataError
 from scvae.analysis.labels import transfer
+from scvae.data.hold.cells import Dataset
 from scvae.models.label.classifier import Classifier, best_temperature, fit_classifier
-from scvae.models.label.labeller import _folds
+from scvae.models.label.components import fit_components
+from scvae.models.label.labeller import _folds, fit_panel, posterior_of
 from scvae.models.label.reference import labels_of, make_reference
+from scvae.models.label.same_genes import with_genes
 from scvae.models.label.strangeness import fit_depth, fit_strangeness, fit_types, tail
 
 Fitted = tuple[AnnData, scvae.Model]
@@ -37,6 +40,79 @@ def test_probabilities_of_gaussians_are_those_of_bayes() -> None:
     mean = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
     density = np.stack([stats.multivariate_normal(m).pdf(z[:500].numpy()) for m in mean], 1)
     np.testing.assert_allclose(found, density / density.sum(1, keepdims=True), atol=0.03)
+
+
+def test_cells_of_rare_types_weigh_by_the_root_of_their_number() -> None:
+    z, label = drawn(60_000)
+    kept = (label > 0) | (torch.arange(60_000) % 4 == 0)
+    found = fit_classifier(z[kept], label[kept], 3).probabilities(z[:500])
+    mean = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    density = np.stack([stats.multivariate_normal(m).pdf(z[:500].numpy()) for m in mean], 1)
+    density *= np.array([1 / 2, 1, 1])
+    np.testing.assert_allclose(found, density / density.sum(1, keepdims=True), atol=0.03)
+
+
+def test_a_panel_says_the_mean_of_its_classifiers_and_as_surely_as_it_is_right() -> None:
+    z, label = drawn(6_000)
+    fold = torch.arange(6_000) % 3
+    noise = torch.randn(6_000, 2, generator=torch.Generator().manual_seed(9))
+    one, two = (fit_panel([z], label, fold, 3), fit_panel([z, noise], label, fold, 3))
+    single = one.classifiers[0]
+    torch.testing.assert_close(one.probabilities([z]), single.probabilities(z))
+    parts = [c.probabilities(x) for c, x in zip(two.classifiers, (z, noise), strict=True)]
+    torch.testing.assert_close(two.logits([z, noise]).exp(), sum(parts) / 2)
+    p = two.probabilities([z, noise])
+    top, said = p.max(1)
+    assert two.temperature < 0.8  # what knows nothing is not heard
+    assert float((said == label).double().mean()) == pytest.approx(float(top.mean()), abs=0.04)
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def test_components_are_those_of_scaled_log_counts(trained: Fitted) -> None:
+    adata, model = trained
+    observed = torch.arange(100) % 3 > 0
+    dataset = model.read_rna(adata, None)
+    found = fit_components(model, dataset, observed)
+    x = adata.X.toarray()[:, observed.numpy()].astype(float)
+    y = np.log1p(1e4 * x / np.maximum(x.sum(1, keepdims=True), 1))
+    y = ((y - y.mean(0)) / y.std(0)).clip(-10, 10)
+    own = model.over(dataset, found)
+    assert own.shape == (600, observed.sum())
+    np.testing.assert_allclose(own @ own.T, y @ y.T, atol=0.02)  # the same up to a rotation
+    second = (own.T @ own) / 600
+    values = np.linalg.eigvalsh(y.T @ y / 600)[::-1]
+    np.testing.assert_allclose(second, np.diag(values), atol=1e-3 * values[0])
+
+
+def test_genes_taken_from_the_reference_are_as_if_it_never_had_them(trained: Fitted) -> None:
+    adata, model = trained
+    part = adata[:, 37:].copy()
+    with pytest.warns(scvae.errors.ScvaeWarning, match="63 of the model's 100"):
+        query = model.read(part, partial=True)
+    assert isinstance(query, Dataset)
+    assert query.observed is not None
+    hidden = with_genes(model, model.read_rna(adata, None), query.observed)
+    for name, value in vars(posterior_of(model, query)).items():
+        if value is not None:
+            torch.testing.assert_close(getattr(posterior_of(model, hidden), name), value)
+
+
+def test_a_query_without_genes_is_named_by_cells_without_them(trained: Fitted) -> None:
+    adata, model = trained
+    truth, some = adata.obs["cell_type"].astype(str), adata[:, ::4].copy()
+    with pytest.warns(scvae.errors.ScvaeWarning):
+        table = transfer(model, adata, some, "cell_type")
+    assert (table["label"].astype(str) == truth).mean() > 0.93
+    assert table["unknown"].mean() < 0.12  # whatever of the genes is there
+    reference = adata.copy()
+    counts = adata.X.toarray() * (np.arange(100) % 4 == 0)
+    counts[:, 1] = 1.0  # so that no cell is empty; these are not looked at
+    reference.X = sparse.csr_matrix(counts)
+    with pytest.warns(scvae.errors.ScvaeWarning):
+        again = transfer(model, reference, some, "cell_type")
+    pd.testing.assert_frame_equal(again, table)
 
 
 @pytest.mark.parametrize("too_sure", [0.4, 1.0, 3.0])

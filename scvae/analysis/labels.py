@@ -8,7 +8,7 @@ import pandas as pd
 
 from scvae.arguments import check_name
 from scvae.models.label.predict import FALSE_ALARMS, demand_reference, predict
-from scvae.models.label.reference import make_reference
+from scvae.models.label.reference import with_cells
 from scvae.models.model import Model
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ def transfer(
 
     with the temperature T under which the labels of batches that were held out in turn are
     likeliest: of cells of a further batch that are called with probability .9, nine in ten should
-    be right. That speaks of cells of the types that the reference has; whether a cell is one of
-    these, `strangeness` tells (see `scvae.models.label.strangeness`).
+    be right. Where `reference` is given, the probability is the mean with that of a second such
+    regression, on principal components of log-normalised counts; and if the query lacks genes, the
+    reference's cells are embedded by those it has. That speaks of cells of the types that the
+    reference has; whether a cell is one of these, `strangeness` tells (see
+    `scvae.models.label.strangeness`).
 
     Parameters
     ----------
@@ -47,7 +50,8 @@ def transfer(
         A fitted model, best of the reference; of a batch of the query, `Model.extend` lets it
         learn that first.
     reference
-        Cells with labels; None takes those that the model was saved with.
+        Cells with labels; None takes those that the model was saved with, of which counts are not
+        known: what needs these is left out.
     query
         Cells with raw counts of the model's genes, or some of them.
     labels
@@ -93,10 +97,10 @@ def transfer(
     """
     key_added = check_name("key_added", key_added, "label", or_none=True)
     if reference is None:
-        known = demand_reference(model.reference)
+        known, counts = demand_reference(model.reference), None
     else:
         column = check_name("labels", labels, "cell_type")
-        known = make_reference(model, reference, column, parent=parent, layer=layer, call=CALL)
+        known, counts = with_cells(model, reference, column, parent=parent, layer=layer, call=CALL)
     table = predict(
         model,
         known,
@@ -106,6 +110,7 @@ def transfer(
         false_alarms=false_alarms,
         seed=seed,
         call=CALL,
+        counts=counts,
     )
     if key_added is not None:
         query.obs[key_added] = table["label"].to_numpy()

@@ -414,8 +414,8 @@ class Model(Judged):
     ) -> pd.DataFrame:
         """Return the label of every cell, by the labelled cells that the model was saved with.
 
-        As `scvae.analysis.labels.transfer` does with a reference; for parameters, columns and what
-        a probability means here, see there.
+        As `scvae.analysis.labels.transfer` does without their counts; for parameters, columns and
+        what a probability means here, see there.
 
         Raises
         ------

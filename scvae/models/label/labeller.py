@@ -11,7 +11,13 @@ from scvae.core.distributions import Gaussian
 from scvae.core.objectives import elbo
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.models.fitted import Fitted
-from scvae.models.label.classifier import Classifier, best_temperature, fit_classifier
+from scvae.models.label.classifier import (
+    RIDGE,
+    Classifier,
+    Panel,
+    best_temperature,
+    fit_classifier,
+)
 from scvae.models.label.strangeness import (
     Depth,
     Strangeness,
@@ -23,6 +29,7 @@ from scvae.models.label.strangeness import (
 
 MOST_FOLDS = 5  # held out in turn: batches, or some of them together
 BOUND_SAMPLES = 3  # of the evidence lower bound of a cell
+RIDGES = (RIDGE, 30.0)  # of latent vectors, and of components of counts
 
 
 @dataclass(frozen=True)
@@ -37,15 +44,25 @@ class Posterior:
         Evidence lower bound, in nats, ``(n,)``.
     log_library
         Logarithm of the library size, ``(n,)``.
+    components
+        Of log-normalised counts, ``(n, k)``, where those of the reference are at hand, or None.
     """
 
     loc: Tensor
     scale: Tensor
     log_px: Tensor
     log_library: Tensor
+    components: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Posterior:
-        return Posterior(*(t[rows] for t in vars(self).values()))
+        loc, scale, log_px, log_library = (t[rows] for t in [*vars(self).values()][:4])
+        components = None if self.components is None else self.components[rows]
+        return Posterior(loc, scale, log_px, log_library, components)
+
+    @property
+    def features(self) -> list[Tensor]:
+        """What classifiers look at, each at one."""
+        return [self.loc] if self.components is None else [self.loc, self.components]
 
 
 def posterior_of(model: Fitted, dataset: Dataset, seed: int = 0) -> Posterior:
@@ -69,20 +86,20 @@ class Labeller:
 
     Attributes
     ----------
-    classifier
-        p(label | z), with the temperature that batches held out want.
+    panel
+        Classifiers, with the temperatures that batches held out want.
     types, depth, strangeness
         As in `scvae.models.label.strangeness`.
     """
 
-    classifier: Classifier
+    panel: Panel
     types: Types
     depth: Depth
     strangeness: Strangeness
 
     def probabilities(self, cells: Posterior) -> Tensor:
         """Return the probability of every label, ``(n, t)``."""
-        return self.classifier.probabilities(cells.loc)
+        return self.panel.probabilities(cells.features)
 
     def strange(self, cells: Posterior, batch: Tensor, is_whole: bool) -> Tensor:
         """Return the strangeness of cells, ``(n,)``.
@@ -118,23 +135,35 @@ def fit_labeller(cells: Posterior, label: Tensor, batch: Tensor, n_labels: int) 
     there = label >= 0
     cells, label, batch = cells[there], label[there], batch[there]
     fold = _folds(batch)
-    logits = torch.zeros(len(label), n_labels, dtype=torch.float64)
     distance = torch.zeros(len(label), dtype=torch.float64)
     known = torch.zeros(len(label), dtype=torch.bool)
     for held in fold.unique():
         out, rest = fold == held, fold != held
-        part = fit_classifier(cells.loc[rest], label[rest], n_labels)
-        logits[out] = part.logits(cells.loc[out])
         distance[out] = fit_types(cells.loc[rest], label[rest], n_labels).distance(cells.loc[out])
         known[out] = torch.isin(label[out], label[rest])  # others were strange to it
     depth = fit_depth(cells.log_px, cells.log_library)
     shortfall = _centred(depth.shortfall(cells.log_px, cells.log_library), batch)
     known = known if known.any() else torch.ones_like(known)
-    classifier = replace(
-        fit_classifier(cells.loc, label, n_labels), temperature=best_temperature(logits, label)
-    )
     strangeness = fit_strangeness(distance[known], shortfall[known])
-    return Labeller(classifier, fit_types(cells.loc, label, n_labels), depth, strangeness)
+    panel = fit_panel(cells.features, label, fold, n_labels)
+    return Labeller(panel, fit_types(cells.loc, label, n_labels), depth, strangeness)
+
+
+def fit_panel(features: list[Tensor], label: Tensor, fold: Tensor, n_labels: int) -> Panel:
+    """Return classifiers of each kind of features ``(n, d)``, with the temperatures under which the
+    labels ``(n,)`` of every fold ``(n,)`` are likeliest when it is held out."""
+    whole, held_out = [], []
+    for x, ridge in zip(features, RIDGES, strict=False):
+        logits = torch.zeros(len(label), n_labels, dtype=torch.float64)
+        for held in fold.unique():
+            out, rest = fold == held, fold != held
+            logits[out] = fit_classifier(x[rest], label[rest], n_labels, ridge).logits(x[out])
+        temperature = best_temperature(logits, label)
+        fitted: Classifier = fit_classifier(x, label, n_labels, ridge)
+        whole.append(replace(fitted, temperature=temperature))
+        held_out.append(torch.softmax(logits / temperature, dim=-1))
+    together = torch.stack(held_out).mean(0).log()
+    return Panel(tuple(whole), best_temperature(together, label))
 
 
 def _folds(batch: Tensor) -> Tensor:

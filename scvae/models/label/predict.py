@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 
 from scvae.arguments import check_name, check_seed, check_share, shown
 from scvae.data.hold.cells import Dataset
-from scvae.errors import ConfigError
+from scvae.errors import ConfigError, warn
 from scvae.models.fitted import Fitted
 from scvae.models.label.labeller import posterior_of
 from scvae.models.label.reference import Reference, make_reference
+from scvae.models.label.same_genes import labeller_for
 from scvae.models.reading import cells_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 FALSE_ALARMS = 0.05
+MANY = 0.9  # of the genes of a model, of which labels are about as good as of all
 
 
 def demand_reference(reference: Reference | None) -> Reference:
@@ -68,23 +71,45 @@ def predict(
     false_alarms: float,
     seed: int,
     call: str,
+    counts: Dataset | None = None,
 ) -> pd.DataFrame:
-    """Return labels of cells; as `scvae.analysis.labels.transfer` says, for the user's `call`."""
+    """Return labels of cells; as `scvae.analysis.labels.transfer` says, for the user's `call`.
+
+    With the `counts` of the reference's cells, these are embedded by the genes that the query has,
+    and a second classifier looks at components of log-normalised counts."""
     false_alarms = check_share("false_alarms", false_alarms, FALSE_ALARMS)
     seed = check_seed(seed)
     model.demand_rna()
     query = cells_of(adata)
     dataset = model.read_for(query, layer, call, partial=True, batch=batch)
     assert isinstance(dataset, Dataset)
-    cells, labeller = posterior_of(model, dataset, seed), reference.labeller
+    cells, labeller, is_like = posterior_of(model, dataset, seed), reference.labeller, True
+    if counts is None:
+        is_like = dataset.observed is None
+        _tell_of_genes(dataset)
+    else:
+        labeller, components = labeller_for(model, reference, counts, dataset)
+        cells = replace(cells, components=components)
     p = labeller.probabilities(cells).numpy()
-    strange = labeller.strange(cells, dataset.batch.cpu(), dataset.observed is None).numpy()
+    strange = labeller.strange(cells, dataset.batch.cpu(), is_like).numpy()
     table = _table(p, reference.names)
     if reference.parents is not None:
         table = table.join(_coarse(p, reference.parents))
     table["strangeness"] = strange
     table["unknown"] = strange > 1 - false_alarms
     return table.set_index(query.obs_names.copy())
+
+
+def _tell_of_genes(dataset: Dataset) -> None:
+    """Say what labels lose by cells that cannot be embedded anew."""
+    if dataset.observed is None or dataset.observed.float().mean() >= MANY:
+        return
+    warn(
+        "The reference that the model carries was embedded by all genes of the model, of which "
+        f"adata has {dataset.observed.float().mean():.0%}: fewer cells are named rightly, and more "
+        "called unknown, than where the reference's cells can be embedded by the same genes, as "
+        "scvae.analysis.labels.transfer(model, reference, adata, 'cell_type') does."
+    )
 
 
 def _table(p: np.ndarray, names: list[str]) -> pd.DataFrame:

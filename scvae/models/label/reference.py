@@ -98,6 +98,19 @@ def make_reference(
     DataError
         If there are no labels, one alone, or one with a single cell; or a label has two parents.
     """
+    return with_cells(model, adata, labels, parent=parent, layer=layer, call=call)[0]
+
+
+def with_cells(
+    model: Fitted,
+    adata: AnnData,
+    labels: str,
+    *,
+    parent: str | None = None,
+    layer: str | None = None,
+    call: str,
+) -> tuple[Reference, Dataset]:
+    """Return what `make_reference` does, and the cells themselves, counts and all."""
     check_anndata(adata)
     names, codes = labels_of(adata.obs, labels)
     parents = None if parent is None else _parents(adata.obs, labels, parent, names, codes)
@@ -106,7 +119,7 @@ def make_reference(
     assert isinstance(dataset, Dataset)
     said = posterior_of(model, dataset)
     label = torch.from_numpy(codes)
-    return Reference(
+    reference = Reference(
         column=labels,
         names=names,
         parents=parents,
@@ -114,8 +127,12 @@ def make_reference(
         label=label,
         batch=dataset.batch.cpu(),
         expression=_expression(model, dataset, label, len(names)),
-        **vars(said),
+        loc=said.loc,
+        scale=said.scale,
+        log_px=said.log_px,
+        log_library=said.log_library,
     )
+    return reference, dataset
 
 
 def labels_of(obs: pd.DataFrame, name: str) -> tuple[list[str], np.ndarray]:
