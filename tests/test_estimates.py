@@ -20,7 +20,7 @@ from scvae.data.read.choice import look
 from scvae.data.read.survey import survey
 from tests.test_door import cells, pasted, refusal
 
-law = settings(deadline=None, derandomize=True, max_examples=40)
+law = settings(deadline=None, derandomize=True, max_examples=80)
 QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
 Made = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -40,8 +40,31 @@ def _table(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.round(60 * x + (rng.random(x.shape) < 0.4) * rng.gamma(1.0, 9.0, x.shape), 2)
 
 
+def _soup(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return counts less what every cell has of one profile, as SoupX takes it off."""
+    depth = x.sum(1, keepdims=True) * rng.lognormal(0.0, 0.2, (len(x), 1))
+    return np.maximum(0, x - 0.1 * depth * x.sum(0) / x.sum())
+
+
+def _cleaned(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the share of counts that is the cell's own and not of others, as decontX takes it."""
+    other, own = rng.beta(2, 20, (len(x), 1)), rng.gamma(2.0, 1.0, (1, x.shape[1]))
+    return x * (1 - other) * own / ((1 - other) * own + other)
+
+
 def _share(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(x.sum(1, keepdims=True), 1) * 1e4
+
+
+def _scaled(x: np.ndarray, most: float = np.inf) -> np.ndarray:
+    """Return genes divided by their spread, as sc.pp.scale(zero_center=False, max_value=most)."""
+    return np.minimum(x / np.maximum(x.std(0, ddof=1), 1e-12), most)
+
+
+def _per_length(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return transcripts per million."""
+    rate = x / rng.uniform(0.3, 9.0, x.shape[1])
+    return rate / np.maximum(rate.sum(1, keepdims=True), 1e-12) * 1e6
 
 
 ESTIMATES: dict[str, Made] = {
@@ -49,6 +72,8 @@ ESTIMATES: dict[str, Made] = {
     "subtracted": lambda x, rng: np.maximum(0, x - rng.gamma(1.0, 0.1, (1, x.shape[1]))),
     "shared": _shared,
     "table": _table,
+    "soup": _soup,
+    "cleaned": _cleaned,
 }
 FUNCTIONS: dict[str, Made] = {
     "shares": lambda x, rng: _share(x),
@@ -62,6 +87,19 @@ FUNCTIONS: dict[str, Made] = {
     "two decimals of the root": lambda x, rng: np.round(np.sqrt(x), 2),
     "halves": lambda x, rng: x / 2,
     "thousandths": lambda x, rng: x / 1000,
+    "scaled": lambda x, rng: _scaled(x),
+    "scaled log": lambda x, rng: _scaled(np.log1p(x), 10),
+    "scaled and cut log": lambda x, rng: _scaled(np.log1p(x), 2),
+    "scaled log of shares": lambda x, rng: _scaled(np.log1p(_share(x)), 10),
+    "scaled log of shares of some genes": lambda x, rng: _scaled(np.log1p(_share(x)))[:, :30],
+    "scaled shares": lambda x, rng: _scaled(_share(x)),
+    "scaled root": lambda x, rng: _scaled(np.sqrt(x)),
+    "share of the largest": lambda x, rng: x / np.maximum(x.max(0), 1),
+    "per length": lambda x, rng: x / rng.uniform(0.3, 9.0, x.shape[1]),
+    "per million of some genes": lambda x, rng: _per_length(x, rng)[:, :30],
+    "log of per million of some genes": lambda x, rng: np.log1p(_per_length(x, rng))[:, :30],
+    "log2 of per million of some genes": lambda x, rng: np.log2(1 + _per_length(x, rng))[:, :30],
+    "log over the mean": lambda x, rng: np.log1p(x / np.exp(np.log1p(x).mean(0))),
 }
 
 
@@ -195,3 +233,15 @@ def test_counts_are_whole_or_rounded(counts: Any) -> None:
     for function in (scvae.fit, scvae.check):
         with pytest.raises(scvae.ConfigError, match="give one of 'whole', 'rounded'"):
             function(ambient(), counts=counts)
+
+
+GENE_BY_GENE = [name for name in FUNCTIONS if name.startswith("scaled") or name == "per length"]
+
+
+@pytest.mark.parametrize("name", GENE_BY_GENE)
+def test_check_tells_of_genes_that_were_divided(name: str) -> None:
+    adata = AnnData(FUNCTIONS[name](deep(1), np.random.default_rng(1)))
+    for counts in ("whole", "rounded"):
+        texts = [f.text for f in scvae.check(adata, counts=counts).warnings]  # type: ignore[arg-type]
+        assert any("looks divided gene by gene" in text for text in texts)
+    assert "counts='rounded'" not in refusal(scvae.fit, adata)

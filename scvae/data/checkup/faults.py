@@ -60,6 +60,12 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
     was = recognise(seen.traces, adata.n_obs)
     if was is not None:
         return f"{_deed(place, was)} {_remedy(adata, other, _undo(layer, was))}"
+    if seen.traces.by_gene:
+        return (
+            f"{place} looks divided gene by gene, by its spread as sc.pp.scale(adata, zero_center="
+            "False) does or by its length: pairs of genes have the same ratio in many cells. "
+            f"Counts cannot be had back. {_remedy(adata, other, None)}"
+        )
     if not seen.may_be_rounded or other is not None:
         return None
     given = "" if layer is None else f", layer={layer!r}"

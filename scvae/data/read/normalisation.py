@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
+
+from scvae.data.read.ties import FEW_TIES, SAMPLE, are_functions_of_genes, ties_in_cells
 
 SAME_SUM = 1e-3  # relative spread of the sums that normalisation to one total leaves
 SAME_VALUE = 1e-5  # relative error of a float32 that went through a logarithm and back
 ENOUGH = 3  # cells that a pattern must hold in
 SAMPLE_VALUES = 2**16  # of a piece
-SAMPLE = 256  # cells of a piece in which ties are counted, which takes sorting
-FEW_TIES = 0.1  # share of the fractions: a function of counts leaves more, all ones being alike
-PARTS = 60  # of a read, which may be shared among 2 to 6 genes
 MOST, ONES = 0.9, 0.1  # of the cells that were divided; of the values that are one count
-MANY_WHOLE = 0.2  # share of the values of a cell whose fractions were written in two decimals
 
 
 def by_row(ufunc: np.ufunc, values: np.ndarray, indptr: np.ndarray, empty: float) -> np.ndarray:
@@ -39,11 +38,12 @@ class Traces:
         Whether all x, or all exp(x) - 1, are multiples of the smallest one above zero.
     varied
         Whether the cell has different values, without which multiples say nothing.
-    fractions, ties
-        Values that are not whole, and those of them that are there again in the same cell and are
-        no plain parts of a read; of the first cells alone.
+    in_cells
+        What `ties_in_cells` found in the first cells.
     values
         The values of the first cells.
+    first
+        The first cells.
     """
 
     sums: np.ndarray
@@ -51,13 +51,13 @@ class Traces:
     multiples: np.ndarray
     exp_multiples: np.ndarray
     varied: np.ndarray
-    fractions: np.ndarray
-    ties: np.ndarray
+    in_cells: np.ndarray
     values: np.ndarray
+    first: sparse.csr_matrix
 
     @classmethod
-    def of(cls, rows: sparse.csr_matrix) -> Traces:
-        """Return the traces in some cells, none of them empty."""
+    def of(cls, rows: sparse.csr_matrix, kept: int = SAMPLE) -> Traces:
+        """Return the traces in some cells, none of them empty, so many of which are kept."""
         x, indptr = rows.data.astype(np.float64), rows.indptr
         with np.errstate(over="ignore"):
             exp = np.expm1(x)
@@ -68,14 +68,21 @@ class Traces:
             _multiples(x, indptr),
             _multiples(exp, indptr),
             largest > smallest * (1 + SAME_VALUE),
-            *_ties(rows[:SAMPLE]),
+            ties_in_cells(rows[:SAMPLE]),
             x[:SAMPLE_VALUES],
+            rows[:kept],
         )
 
     @classmethod
     def joined(cls, parts: list[Traces]) -> Traces:
-        names = cls.__dataclass_fields__
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        names = [name for name in cls.__dataclass_fields__ if name != "first"]
+        of_all = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+        return cls(*of_all, sparse.vstack([part.first for part in parts], format="csr"))
+
+    @cached_property
+    def by_gene(self) -> bool:
+        """Whether the values are functions of counts, one for every gene: divided by its spread."""
+        return are_functions_of_genes(self.first)
 
 
 def _multiples(x: np.ndarray, indptr: np.ndarray) -> np.ndarray:
@@ -86,39 +93,14 @@ def _multiples(x: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     return by_row(np.logical_and, whole, indptr, True)
 
 
-def _ties(rows: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of fractions in every cell, and of those that are there again in it."""
-    n, sizes = rows.shape[0], np.diff(rows.indptr)
-    row = np.repeat(np.arange(n), sizes)
-    is_fraction = rows.data != np.floor(rows.data)
-    row, values = row[is_fraction], rows.data[is_fraction]
-    order = np.lexsort((values, row))
-    row, values = row[order], values[order].astype(np.float64)
-    fractions = np.bincount(row, minlength=n)
-    starts = np.ones(len(values), dtype=bool)
-    starts[1:] = (row[1:] != row[:-1]) | (values[1:] != values[:-1])
-    alike = np.diff(np.append(np.flatnonzero(starts), len(values)))
-    alike = np.repeat(alike, alike)
-    # Tables of estimates in two decimals have ties by chance, but none that prevails.
-    is_table = fractions <= (1 - MANY_WHOLE) * sizes
-    by_chance = is_table[row] & _are_whole(100 * values) & (alike <= FEW_TIES * fractions[row])
-    tied = (alike > 1) & ~_are_whole(PARTS * values) & ~by_chance
-    return fractions, np.bincount(row[tied], minlength=n)
-
-
-def _are_whole(values: np.ndarray) -> np.ndarray:
-    """Return whether every value is whole but for the round-off of a float32."""
-    return np.abs(values - np.rint(values)) <= 1e-6 * values
-
-
 def are_estimates(traces: Traces, n_cells: int) -> bool:
     """Return whether values may be estimates of counts, as corrections for ambient RNA give them.
 
-    A function of counts, such as a logarithm in any base, makes one value of all ones of a cell;
-    estimates are hardly ever alike, but for reads that are shared among a few genes in equal parts.
+    A function of counts, such as a logarithm in any base, makes one value of all ones of a cell,
+    and has ties among genes where these were divided by numbers of their own.
     """
-    fractions, ties = int(traces.fractions.sum()), int(traces.ties.sum())
-    if not fractions > 0 or ties > FEW_TIES * fractions:
+    fractions, ties = traces.in_cells.sum(axis=0)
+    if not fractions > 0 or ties > FEW_TIES * fractions or traces.by_gene:
         return False
     return recognise(traces, n_cells) is None and divided_by(traces, n_cells) is None
 

@@ -28,6 +28,7 @@ from scvae.data.read.tally import (
     tally,
     wrong_values,
 )
+from scvae.data.read.ties import SAMPLE
 
 MOST_SUMS = 2**24  # of groups x genes: 128 MiB
 PIECE_VALUES = 2**22  # non-zeros looked at together, about: 32 MiB as float64
@@ -205,15 +206,17 @@ def _narrowed(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(arrays, shape=counts.shape)
 
 
-def _traces(piece: sparse.csr_matrix, wrong: np.ndarray) -> Traces:
-    """Return the traces in the rows that have non-integers and no other fault."""
+def _traces(piece: sparse.csr_matrix, wrong: np.ndarray, before: list[Traces]) -> Traces:
+    """Return the traces in the rows that have non-integers and no other fault; `before` are those
+    of the rows before."""
     good = np.ones(piece.nnz, dtype=bool)
     good[wrong] = False
     with np.errstate(invalid="ignore"):
         sane = np.isfinite(piece.data) & (piece.data > 0)
     whole = by_row(np.logical_and, good, piece.indptr, True)
     positive = by_row(np.logical_and, sane, piece.indptr, True)
-    return Traces.of(piece[np.flatnonzero(~whole & positive)])
+    kept = max(0, SAMPLE - sum(part.first.shape[0] for part in before))
+    return Traces.of(piece[np.flatnonzero(~whole & positive)], kept)
 
 
 class _Seen:
@@ -240,7 +243,7 @@ class _Seen:
             self.before += float(piece.data.sum(dtype=np.float64))
         if len(fractions):
             self.fractions = added(self.fractions, tally(piece, fractions, self.rows))
-            self.traces.append(_traces(piece, wrong_values(piece.data)))
+            self.traces.append(_traces(piece, wrong_values(piece.data), self.traces))
             piece = nearest(piece)
         with np.errstate(invalid="ignore", over="ignore"):
             self.after += float(piece.data.sum(dtype=np.float64))
@@ -251,7 +254,7 @@ class _Seen:
         wrong = wrong_values(piece.data)
         if len(wrong):
             self.tallies = added(self.tallies, tally(piece, wrong, self.rows))
-            self.traces.append(_traces(piece, wrong))
+            self.traces.append(_traces(piece, wrong, self.traces))
         self.genes_of_cells.append(np.diff(chosen.indptr))
         self.cells_of_genes += np.bincount(chosen.indices, minlength=len(self.cells_of_genes))
         if not self.tallies:
