@@ -75,9 +75,19 @@ class Traces:
 
     @classmethod
     def joined(cls, parts: list[Traces]) -> Traces:
-        names = [name for name in cls.__dataclass_fields__ if name != "first"]
-        of_all = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
-        return cls(*of_all, sparse.vstack([part.first for part in parts], format="csr"))
+        def of_all(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        return cls(
+            of_all("sums"),
+            of_all("exp_sums"),
+            of_all("multiples"),
+            of_all("exp_multiples"),
+            of_all("varied"),
+            of_all("in_cells"),
+            of_all("values"),
+            sparse.vstack([part.first for part in parts], format="csr"),
+        )
 
     @cached_property
     def by_gene(self) -> bool:
