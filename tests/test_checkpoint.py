@@ -27,6 +27,7 @@ from scvae.models.keep import checkpoint as module
 from scvae.models.keep.checkpoint import NAME, digest
 from scvae.models.keep.migrations import FORMAT
 from scvae.train.run import Run
+from tests.test_progress import Stream
 
 KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
 OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
@@ -239,6 +240,39 @@ def test_sigterm_is_obeyed_once_the_run_is_written_down(
         assert len(told) == 2
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert is_resumable(tmp_path)
+    np.testing.assert_array_equal(fit(tmp_path)[0].obsm["X_scvae"], fit()[0].obsm["X_scvae"])
+
+
+@pytest.mark.filterwarnings("ignore:Told to end")
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("breaks", [True, False])
+def test_sigterm_while_progress_is_drawn_leaves_a_run_to_go_on_with(
+    terminal: bool, breaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(Stream):
+        """A stream that ends the process as it is written to, and breaks then or not."""
+
+        sent = False
+
+        def write(self, text: str) -> int:
+            if "elbo" in text.lower() and not self.sent:
+                self.sent = True
+                os.kill(os.getpid(), signal.SIGTERM)
+                if breaks:
+                    raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+    stream, told = Ending(terminal=terminal), []
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("scvae.models.progress.SECONDS_BETWEEN", 0.0)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            fit(tmp_path, progress=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (stop.value.code, told, stream.sent) == (143, [signal.SIGTERM], True)
     assert is_resumable(tmp_path)
     np.testing.assert_array_equal(fit(tmp_path)[0].obsm["X_scvae"], fit()[0].obsm["X_scvae"])
 

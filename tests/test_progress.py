@@ -164,3 +164,14 @@ def test_a_fit_goes_on_without_standard_error(before: str) -> None:
     command = [sys.executable, "-c", PROGRAM.format(before)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert (done.returncode, done.stdout) == (0, "(60, 3)"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_fit_goes_on_where_nobody_reads_its_standard_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", PROGRAM.format("")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "(60, 3)")
