@@ -58,5 +58,5 @@ CONTROLS = (
 
 def are_controls(names: pd.Index) -> np.ndarray:
     """Return whether every name is that of a control, or of a peak or antibody, ``(g,)``."""
-    found: np.ndarray = names.astype(str).str.match(CONTROLS)
-    return np.asarray(found, dtype=bool)
+    match = re.compile(CONTROLS).match
+    return np.array([match(name) is not None for name in names.astype(str)], dtype=bool)

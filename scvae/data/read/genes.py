@@ -26,8 +26,7 @@ FOUND = "[gene for gene in genes if gene in adata.var_names]"
 def check_unique(adata: AnnData) -> None:
     """Raise if `adata` is no AnnData, or gene names repeat: genes are matched by name."""
     check_anndata(adata)
-    odd = [name for name in adata.var_names if not isinstance(name, str)]
-    if odd:
+    if odd := _no_text(adata.var_names):
         raise DataError(
             f"adata.var_names holds {shown(odd[0])}, which is no text; genes are matched by name: "
             "adata.var_names = adata.var_names.astype(str)"
@@ -39,6 +38,13 @@ def check_unique(adata: AnnData) -> None:
         f"adata.var_names has {len(repeated)} duplicated genes (first: {repeated[0]!r}); genes are "
         "matched by name, so names must be unique: adata.var_names_make_unique()"
     )
+
+
+def _no_text(names: pd.Index) -> list[Any]:
+    """Return the names that are no text."""
+    if names.inferred_type == "string" and not names.hasnans:
+        return []
+    return [name for name in names if not isinstance(name, str)]
 
 
 def choose_genes(

@@ -18,6 +18,8 @@ def _blocks(n: int) -> Iterator[slice]:
 
 def row_sums(counts: sparse.csr_matrix) -> np.ndarray:
     """Return the sum of every row, float64 ``(n,)``."""
+    if counts.shape[0] <= BLOCK_ROWS:
+        return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     sums = np.empty(counts.shape[0])
     for block in _blocks(len(sums)):
         sums[block] = np.asarray(counts[block].sum(axis=1, dtype=np.float64)).ravel()

@@ -168,12 +168,9 @@ def survey(
     for block in blocks(matrix):
         whole = canonical(block) if keep else block
         for rows in _pieces(whole):
-            piece, rounded = settled(rows if keep else canonical(rows))
-            seen.rounded += rounded
-            if estimates:
-                piece = seen.nearest(piece)
+            piece, wrong = seen.counted(rows if keep else canonical(rows), estimates)
             chosen = piece if columns is None else piece[:, columns]
-            seen.add(piece, chosen)
+            seen.add(piece, chosen, wrong)
             if seen.tallies and stop_at_fault:
                 return seen.survey()
             if keep and columns is not None and not seen.tallies:
@@ -196,7 +193,15 @@ def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
         yield block
         return
     for start in range(0, n, step):
-        yield block[start : start + step]
+        yield _rows(block, start, min(start + step, n))
+
+
+def _rows(block: sparse.csr_matrix, start: int, stop: int) -> sparse.csr_matrix:
+    """Return consecutive rows without a copy of their values."""
+    first, last = int(block.indptr[start]), int(block.indptr[stop])
+    indptr = block.indptr[start : stop + 1] - first
+    arrays = (block.data[first:last], block.indices[first:last], indptr)
+    return sparse.csr_matrix(arrays, shape=(stop - start, block.shape[1]))
 
 
 def _narrowed(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -236,6 +241,19 @@ class _Seen:
         self.summary = SummaryOfPieces(n_genes) if summarise else None
         self.kept: list[sparse.csr_matrix] = []
 
+    def counted(
+        self, piece: sparse.csr_matrix, estimates: bool
+    ) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Return the next rows without round-off, and without fractions if these are estimates, and
+        the positions of what cannot be counts nevertheless."""
+        wrong = wrong_values(piece.data)
+        if len(wrong):
+            piece, rounded = settled(piece)
+            self.rounded += rounded
+        if estimates:
+            piece = self.nearest(piece)
+        return piece, wrong_values(piece.data) if len(wrong) else wrong
+
     def nearest(self, piece: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return the next rows with whole numbers for fractions, which are remembered."""
         fractions = fractions_of(piece.data)
@@ -249,9 +267,9 @@ class _Seen:
             self.after += float(piece.data.sum(dtype=np.float64))
         return piece
 
-    def add(self, piece: sparse.csr_matrix, chosen: sparse.csr_matrix) -> None:
-        """Add the next rows, of all genes and of those asked for."""
-        wrong = wrong_values(piece.data)
+    def add(self, piece: sparse.csr_matrix, chosen: sparse.csr_matrix, wrong: np.ndarray) -> None:
+        """Add the next rows, of all genes and of those asked for; `wrong` are the positions of what
+        cannot be counts."""
         if len(wrong):
             self.tallies = added(self.tallies, tally(piece, wrong, self.rows))
             self.traces.append(_traces(piece, wrong, self.traces))
@@ -260,12 +278,19 @@ class _Seen:
         if not self.tallies:
             self.totals.append(row_sums(chosen))
             self.largest = max(self.largest, int(chosen.data.max()) if chosen.nnz else 0)
-            if self.summary is not None:
-                self.summary.add(chosen, self.rows)
-            if self.groups is not None:
-                self.groups.add(chosen, self.rows)
+            self._add_sums(chosen)
         self.stored += piece.nnz
         self.rows += piece.shape[0]
+
+    def _add_sums(self, chosen: sparse.csr_matrix) -> None:
+        if self.summary is None and self.groups is None:
+            return
+        unsigned = (chosen.data.astype(np.uint64), chosen.indices, chosen.indptr)
+        whole = sparse.csr_matrix(unsigned, shape=chosen.shape)
+        if self.summary is not None:
+            self.summary.add(chosen, whole, self.rows)
+        if self.groups is not None:
+            self.groups.add(whole, self.rows)
 
     def survey(self) -> Survey:
         traces = Traces.joined(self.traces) if self.traces else None
@@ -311,8 +336,9 @@ class _Groups:
         self.sums = np.zeros((int(groups.max()) + 1, n_genes))
 
     def add(self, piece: sparse.csr_matrix, start: int) -> None:
-        """Add the rows of the matrix from `start` on."""
+        """Add the rows of the matrix, of uint64, from `start` on."""
         n = piece.shape[0]
-        of_rows = (np.ones(n), (self.groups[start : start + n], np.arange(n)))
-        member = sparse.csr_matrix(of_rows, shape=(len(self.sums), n))
-        self.sums += (member @ piece.astype(np.float64)).toarray()
+        ones = np.ones(n, dtype=np.uint64)
+        places = (self.groups[start : start + n], np.arange(n))
+        member = sparse.csr_matrix((ones, places), shape=(len(self.sums), n))
+        self.sums += (member @ piece).toarray()
