@@ -104,6 +104,35 @@ def test_counts_times_a_constant_are_divided_by_the_call(factor: int, layer: Any
     assert not scvae.check(mended, layer="counts").warnings
 
 
+@pytest.mark.parametrize("factor", [2, 10])
+@pytest.mark.parametrize("layer", [None, "multiplied", "raw"])
+@pytest.mark.parametrize("genes", [20, 12])
+def test_a_query_of_counts_times_a_constant_is_divided_by_the_call(
+    factor: int, layer: Any, genes: int
+) -> None:
+    model = scvae.fit(cells(), **QUICK)
+    query = cells()[:, ::-1][:, :genes].copy()
+    expected = model.embed(query)
+    query.X = query.X * factor
+    query.layers["multiplied"], query.raw = query.X.copy(), query
+    with pytest.warns(UserWarning, match=f"multiples of {factor}:") as told:
+        model.embed(query, layer=layer)
+    (text,) = [str(one.message) for one in told if "multiples" in str(one.message)]
+    assert text.endswith("model.embed(adata, layer='counts')")
+    call = re.search(r"adata\.layers\['counts'\] = .*(?=\. If the fit)", text)
+    assert call is not None
+    np.testing.assert_array_equal(model.embed(pasted(call[0], query), layer="counts"), expected)
+
+
+@pytest.mark.filterwarnings("error:All values")
+def test_a_query_of_few_cells_or_of_counts_is_not_told_of_multiples() -> None:
+    model = scvae.fit(cells(), **QUICK)
+    few = cells()[:9].copy()
+    few.X = few.X * 2
+    for query in (few, cells()):
+        assert len(model.embed(query)) == len(query)
+
+
 @pytest.mark.parametrize("rest", [0, 1, 3, 5])
 def test_one_value_that_is_no_multiple_makes_them_counts(rest: int) -> None:
     adata = cells()

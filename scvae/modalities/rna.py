@@ -30,8 +30,10 @@ from scvae.data.hold.cells import Cells
 from scvae.data.read.choice import look
 from scvae.data.read.genes import match_genes
 from scvae.data.read.library import library_sizes
+from scvae.data.read.multiples import told_multiples
 from scvae.data.read.partial import in_their_places, observed_genes
 from scvae.data.read.source import is_raw, where_named
+from scvae.errors import warn
 from scvae.modalities.modality import DISPERSION_UNIT, Part, Shape, of_batch, seen
 
 if TYPE_CHECKING:
@@ -104,6 +106,9 @@ class Rna:
             place = "adata.raw[:, model.origin.genes].X"
         if survey.estimates:
             place = f"np.rint({place})"
+        then = f"If the fit had no such counts: {call}, layer='counts')"
+        if (text := told_multiples(survey, choice.layer, place, then)) is not None:
+            warn(text)
         library = library_sizes(adata, survey.totals, size, place)
         if observed.all():
             return Part(survey.held, library, layer=choice.layer)

@@ -9,6 +9,7 @@ from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
 from scvae.data.read.covariates import Encoded, native
 from scvae.data.read.features import CONTROLS, are_controls
+from scvae.data.read.multiples import ENOUGH, told_multiples
 from scvae.data.read.source import where_named
 from scvae.data.read.summary import CountSummary
 from scvae.data.read.survey import Survey
@@ -20,7 +21,6 @@ PEAK, ABOVE = 20, 8  # counts of one cell; times those of any other
 FEWEST_PEAKS, PEAKS = 10, 0.005  # genes, and share of the genes, with such a cell
 EXPECTED = 30  # counts of a gene that a batch has none of
 FEWEST_ABSENT, ABSENT = 10, 0.03  # genes, and share of the genes
-ENOUGH = 10  # cells, from where on equal counts are no chance
 
 
 def examine(
@@ -147,7 +147,7 @@ def _odd_counts(
         *_lone_peaks(summary, totals, genes, layer),
         *_totals(totals, cells, place),
         *_even_totals(totals, place),
-        *_multiples(summary, survey.genes_of_cells, cells, layer, place),
+        *_multiples(survey, summary.factors, cells, layer, place),
     ]
 
 
@@ -253,24 +253,12 @@ def _even_totals(totals: np.ndarray, place: str) -> list[Finding]:
 
 
 def _multiples(
-    summary: CountSummary,
-    genes_of_cells: np.ndarray,
-    cells: pd.Index,
-    layer: str | None,
-    place: str,
+    survey: Survey, factors: np.ndarray, cells: pd.Index, layer: str | None, place: str
 ) -> list[Finding]:
-    factors, k = summary.factors, summary.divisor
-    scaled = np.flatnonzero(factors > 1)
-    full = int((genes_of_cells > 0).sum())
-    if k > 1 and full >= ENOUGH:
-        whole = "adata.raw[:, adata.var_names].X" if "adata.raw" in place else where_named(layer)
-        text = (
-            f"All values of {place} are multiples of {k:,}: counts times a constant, or reads that "
-            f"were counted {k:,} times, whose noise is not that of counts. Divide: "
-            f"adata.layers['counts'] = {whole} / {k}. Fit those: "
-            "scvae.fit(adata, layer='counts')"
-        )
+    fit = "Fit those: scvae.fit(adata, layer='counts')"
+    if (text := told_multiples(survey, layer, place, fit)) is not None:
         return [Finding("warning", Kind.MULTIPLES, text)]
+    scaled, full = np.flatnonzero(factors > 1), int((survey.genes_of_cells > 0).sum())
     if len(scaled) <= full / 2:
         return []
     first = scaled[0]

@@ -28,15 +28,12 @@ class CountSummary:
         Counts of every gene, float64 ``(g,)``.
     peaks
         The largest and the second largest count of every gene, ``(2, g)``; at least `SMALL`.
-    divisor
-        Greatest whole number that divides all counts; 0 without any.
     """
 
     factors: np.ndarray
     keys: np.ndarray
     gene_totals: np.ndarray
     peaks: np.ndarray
-    divisor: int
 
 
 class SummaryOfPieces:
@@ -44,22 +41,19 @@ class SummaryOfPieces:
 
     def __init__(self, n_genes: int) -> None:
         self.factors: list[np.ndarray] = []
-        self.divisor = 0
         self.sums = np.zeros((2, n_genes), dtype=np.uint64)
         self.peaks = np.full((2, n_genes), SMALL, dtype=np.float64)
 
     def add(self, piece: sparse.csr_matrix, whole: sparse.csr_matrix, start: int) -> None:
         """Add the rows of the matrix from `start` on; `whole` are the same as uint64."""
-        factors, divisor = _factors(piece)
-        self.factors.append(factors)
-        self.divisor = math.gcd(self.divisor, divisor)
+        self.factors.append(_factors(piece))
         self.sums += _sums(whole, start)
         self.peaks = _joined_peaks(self.peaks, _peaks(piece))
 
     def summary(self) -> CountSummary:
         keys, totals = self.sums
         factors = np.concatenate([*self.factors, np.zeros(0, dtype=np.int64)])
-        return CountSummary(factors, keys, totals.astype(np.float64), self.peaks, self.divisor)
+        return CountSummary(factors, keys, totals.astype(np.float64), self.peaks)
 
 
 def _sums(piece: sparse.csr_matrix, start: int) -> np.ndarray:
@@ -79,19 +73,24 @@ def _random_numbers(start: int, stop: int) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _factors(piece: sparse.csr_matrix) -> tuple[np.ndarray, int]:
-    """Return the common factor of every row, and of all of them, 0 if they are empty; only rows
-    without a single count can have one."""
-    factors, divisor = np.ones(piece.shape[0], dtype=np.int64), int(piece.nnz > 0)
-    smallest = by_row(np.minimum, piece.data, piece.indptr, 0)
-    rows = np.flatnonzero(smallest > 1)
+def _factors(piece: sparse.csr_matrix) -> np.ndarray:
+    """Return the common factor of every row; only rows without a single count can have one."""
+    factors = np.ones(piece.shape[0], dtype=np.int64)
+    rows = np.flatnonzero(by_row(np.minimum, piece.data, piece.indptr, 0) > 1)
     if len(rows):
         few = piece[rows]
         whole = few.data.astype(np.int64)
         common = by_row(np.gcd, whole, few.indptr, 1)
         factors[rows] = np.where(common < by_row(np.maximum, whole, few.indptr, 1), common, 1)
-        divisor = 1 if (smallest == 1).any() else int(np.gcd.reduce(common))
-    return factors, divisor
+    return factors
+
+
+def common_divisor(values: np.ndarray, known: int) -> int:
+    """Return the greatest whole number that divides all of some counts above zero, and `known`,
+    that of others; 0 of none."""
+    if known == 1 or not len(values):
+        return known
+    return 1 if values.min() == 1 else math.gcd(known, int(np.gcd.reduce(values.astype(np.int64))))
 
 
 def _peaks(piece: sparse.csr_matrix) -> np.ndarray:

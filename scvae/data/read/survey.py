@@ -15,7 +15,7 @@ from scvae.data.read.normalisation import Traces, are_estimates, by_row, divided
 from scvae.data.read.source import blocks
 from scvae.data.read.stored import StoredMatrix
 from scvae.data.read.structure import canonical
-from scvae.data.read.summary import CountSummary, SummaryOfPieces
+from scvae.data.read.summary import CountSummary, SummaryOfPieces, common_divisor
 from scvae.data.read.sums import row_sums
 from scvae.data.read.tally import (
     Fault,
@@ -70,6 +70,8 @@ class Survey:
         Sum of all values before that, of all genes, if it was asked for.
     after
         Sum of all values after it, of all genes.
+    divisor
+        Greatest whole number that divides all counts, of all genes; 0 without any.
     """
 
     genes_of_cells: np.ndarray
@@ -86,6 +88,7 @@ class Survey:
     estimates: int = 0
     before: float = 0.0
     after: float = 0.0
+    divisor: int = 0
 
     @property
     def held(self) -> Any:
@@ -233,7 +236,7 @@ class _Seen:
         self.rows, self.stored, self.largest = 0, 0, 0
         self.rounded = 0
         self.fractions: dict[FaultKind, Tally] = {}
-        self.before, self.after = 0.0, 0.0
+        self.before, self.after, self.divisor = 0.0, 0.0, 0
         self.tallies: dict[FaultKind, Tally] = {}
         self.traces: list[Traces] = []
         self.totals: list[np.ndarray] = []
@@ -276,6 +279,7 @@ class _Seen:
         self.genes_of_cells.append(np.diff(chosen.indptr))
         self.cells_of_genes += np.bincount(chosen.indices, minlength=len(self.cells_of_genes))
         if not self.tallies:
+            self.divisor = common_divisor(piece.data, self.divisor)
             self.totals.append(row_sums(chosen))
             self.largest = max(self.largest, int(chosen.data.max()) if chosen.nnz else 0)
             self._add_sums(chosen)
@@ -312,6 +316,7 @@ class _Seen:
             sum(found.number for found in self.fractions.values()),
             self.before,
             self.after,
+            self.divisor,
         )
 
 
