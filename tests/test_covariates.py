@@ -255,7 +255,11 @@ def test_a_lone_category_of_a_covariate_is_allowed() -> None:
     [("donor", ["donor"]), (None, ["age", "age"]), (None, ["chip", "chip"])],
 )
 def test_a_column_given_twice_is_refused(batch: str | None, covariates: list[str]) -> None:
-    assert f"{covariates[-1]!r} is given twice" in failure(OBS, batch, covariates)
+    message = failure(OBS, batch, covariates)
+    assert f"{covariates[-1]!r} is given twice" in message
+    found = re.search(r"scvae\.fit\(adata, (.*)\)", message)
+    assert found
+    assert learned(OBS, **{"batch": None, "covariates": None, **eval(f"dict({found[1]})")})
 
 
 def test_two_columns_of_one_name_are_refused() -> None:

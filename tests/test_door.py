@@ -281,6 +281,51 @@ def test_a_number_that_tells_the_batch_is_said(within: float, told: bool) -> Non
     assert any("correlation ratio" in f.text for f in report.warnings) == told
 
 
+def with_copies() -> AnnData:
+    adata, rng = cells(), np.random.default_rng(0)
+    adata.obs["donor"] = pd.Categorical(["a", "b"] * 40)
+    adata.obs["donor_id"] = [7, 3] * 40
+    adata.obs["name"] = ["x", "y"] * 40
+    adata.obs["chip"] = ["c", "d", "e", "e"] * 20
+    adata.obs["mito"] = rng.uniform(0, 0.1, 80)
+    adata.obs["percent_mito"] = 100 * adata.obs["mito"] + 1
+    adata.obs["log_mito"] = np.log(adata.obs["mito"])
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("batch", "covariates", "copies"),
+    [
+        (None, ["donor", "name"], ["name"]),
+        ("donor", ["name"], ["name"]),
+        ("donor", ["mito", "name", "percent_mito", "chip"], ["name", "percent_mito"]),
+        (None, ["mito", "log_mito", "percent_mito"], ["percent_mito"]),
+        (None, ["name", "donor_id"], ["donor_id"]),
+        ("donor", ["donor_id"], ["donor_id"]),
+        ("donor", ["chip", "mito", "log_mito"], []),
+    ],
+)
+def test_columns_that_say_the_same_are_left_out_by_the_call(
+    batch: str | None, covariates: list[str], copies: list[str]
+) -> None:
+    adata = with_copies()
+    texts = [f.text for f in scvae.check(adata, batch=batch, covariates=covariates).warnings]
+    told = [text for text in texts if "say the same of every cell" in text]
+    assert [text.split("Leave ")[1].split(" out:")[0] for text in told] == list(map(repr, copies))
+    assert not any(f"{name!r}] (covariate): " in text for text in texts for name in copies)
+    if not told:
+        return
+    with pytest.warns(UserWarning, match="say the same of every cell"):
+        scvae.fit(adata, batch=batch, covariates=covariates, **QUICK)
+    for text in told:
+        call = re.search(r"scvae\.fit\(adata, (.*)\)$", text)
+        assert call is not None
+        asked = eval(f"dict({call[1]})")
+        model = scvae.fit(adata, **asked, **QUICK)
+        assert {*model.origin.covariates.others} == {*covariates} - {*copies}
+        assert not any("say the same" in warning for warning in model.record.warnings)
+
+
 def test_all_batches_of_one_cell_are_left_out_by_one_call() -> None:
     adata = cells(92)
     adata.obs["batch"] = pd.Categorical([f"d{i}" for i in range(12)] + ["x", "y"] * 40)

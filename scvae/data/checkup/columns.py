@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,8 +23,10 @@ OUTLYING = 20  # standard deviation over the width of the middle half; 0.74 if n
 TELLS = 0.9  # correlation ratio of a number with the batch
 
 
-def odd_columns(obs: pd.DataFrame, encoded: Encoded) -> list[Finding]:
-    """Find what is odd in the batch and covariates, and say what each was taken as."""
+def odd_columns(obs: pd.DataFrame, encoded: Encoded, copies: Collection[str]) -> list[Finding]:
+    """Find what is odd in the batch and covariates, and say what each was taken as.
+
+    `copies` are those of which it is told that they say what another says."""
     covariates = encoded.covariates
     findings = []
     for name, categories in covariates.categories.items():
@@ -34,7 +36,8 @@ def odd_columns(obs: pd.DataFrame, encoded: Encoded) -> list[Finding]:
     for name in covariates.numbers:
         findings += _taken_as_number(obs[name])
         findings += _outlying(obs[name])
-        findings += _tells_batch(obs[name], covariates, encoded.codes)
+        if name not in copies:
+            findings += _tells_batch(obs[name], covariates, encoded.codes)
     return findings
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from scvae.data.checkup.association import cramers_v, name_the_same_groups
 from scvae.data.checkup.columns import odd_columns
+from scvae.data.checkup.copies import copied_columns, told_copies
 from scvae.data.checkup.report import SHOWN, Finding, Kind, listed
 from scvae.data.read.covariates import Covariates, Encoded
 
@@ -21,11 +22,14 @@ def odd_groups(obs: pd.DataFrame, encoded: Encoded, label: str | None) -> list[F
     """Find small batches, and what goes with the batch; see `examine` for the parameters."""
     covariates, codes = encoded.covariates, encoded.codes
     batch, others = covariates.batch, covariates.others
-    odd = odd_columns(obs, encoded)
+    copies = copied_columns(encoded)
+    odd = odd_columns(obs, encoded, copies) + told_copies(copies, encoded)
     if batch is None:
         return odd
     findings = odd + _small_batches(codes, obs[batch], covariates)
     for name in (name for name in others if name in covariates.categories):
+        if copies.get(name) == batch:
+            continue
         findings += _confounded_covariate(codes, obs[name], batch)
     if label is not None:
         return findings + _confounded_label(codes, obs[label], batch)

@@ -353,7 +353,7 @@ def learn_covariates(
     for name in names:
         values = column(obs, name, "covariates")
         if name == batch or name in categories or name in numbers:
-            raise DataError(f"{name!r} is given twice as batch or covariate; give it once.")
+            raise DataError(_twice(name, batch, names))
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values):
             amounts.append(finite(values, name))
             numbers[name] = _standardiser(amounts[-1], name)
@@ -361,6 +361,17 @@ def learn_covariates(
             categories[name], codes = _several(values, name, "covariates")
             positions.append(codes)
     return Covariates(batch, categories, numbers)._encoded(len(obs), [*positions, *amounts])
+
+
+def _twice(name: str, batch: str | None, names: Sequence[str]) -> str:
+    """Return the error of a column that is given twice, with the call that gives it once."""
+    once = [each for each in dict.fromkeys(names) if each != batch]
+    given = [f"batch={batch!r}"] if batch is not None else []
+    given += [f"covariates={once!r}"] if once else []
+    return (
+        f"{name!r} is given twice as batch or covariate; give it once: "
+        f"scvae.fit(adata, {', '.join(given)})"
+    )
 
 
 def _standardiser(amounts: np.ndarray, name: str) -> tuple[float, float]:
