@@ -220,3 +220,60 @@ def test_an_array_of_the_cells_held_out_is_made_a_column_by_the_call() -> None:
         scvae.fit(adata, validation=held)  # type: ignore[arg-type]
     mended = pasted(str(caught.value).split(", then")[0], adata, held_out=held)
     assert scvae.fit(mended, validation="held_out", **QUICK).record.n_held_out == 10
+
+
+# -- what the hunt for faults found ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"n_latent": 10**9}, {"n_hidden": 10**8}, {"n_layers": 10**7}], ids=str
+)
+def test_a_network_that_memory_has_no_room_for_is_refused_before_it_is_made(
+    sizes: dict[str, int],
+) -> None:
+    ((name, value),) = sizes.items()
+    with pytest.raises(scvae.ConfigError, match=f"{name}={value}.* weights, which take"):
+        scvae.fit(cells(), **{**QUICK, **sizes})  # type: ignore[arg-type]
+
+
+def test_the_memory_of_a_network_is_that_of_six_copies_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: dict[str, Any] = {"n_hidden": 16, "n_latent": 3, "n_layers": 3, **QUICK}
+    model = scvae.fit(cells(), **sizes)
+    needed = 6 * 4 * sum(tensor.numel() for tensor in model.vae.state_dict().values())
+    monkeypatch.setattr("scvae.models.room.free_memory", lambda: needed)
+    scvae.fit(cells(), **sizes)
+    monkeypatch.setattr("scvae.models.room.free_memory", lambda: needed - 1)
+    with pytest.raises(scvae.ConfigError, match="n_latent=3, n_hidden=16 and n_layers=3"):
+        scvae.fit(cells(), **sizes)
+
+
+def test_a_column_that_is_missing_in_every_cell_is_not_the_call_to_keep_none() -> None:
+    adata = cells()
+    adata.obs["batch"] = np.nan
+    message = refusal(scvae.fit, adata, batch="batch")
+    assert message.endswith("leave it out.")
+    assert "notna" not in message
+
+
+@pytest.mark.parametrize("genes", [["Gene1", "NOPE"], ["NOPE", "NADA"]])
+def test_fewer_genes_than_a_fit_needs_are_not_the_call_to_take(genes: list[str]) -> None:
+    message = refusal(scvae.fit, cells(), genes=genes)
+    assert "needs at least 2" in message
+    assert "scvae.fit(adata" not in message
+
+
+def test_a_layer_that_is_misspelt_is_named() -> None:
+    adata = cells()
+    adata.layers["counts"] = adata.X.copy()
+    assert "Did you mean layer='counts'?" in refusal(scvae.fit, adata, layer="count")
+
+
+def test_a_query_without_the_batch_is_embedded_by_the_call() -> None:
+    adata = cells()
+    adata.obs["batch"] = ["a", "b"] * 40
+    model = scvae.fit(adata, batch="batch", **QUICK)
+    message = refusal(model.embed, cells())
+    assert message.endswith("model.embed(adata, batch='new')")
+    assert len(model.embed(cells(), batch="new")) == 80

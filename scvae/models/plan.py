@@ -29,6 +29,7 @@ from scvae.models.agreed import agreed
 from scvae.models.keep.checkpoint import Checkpoint, digest
 from scvae.models.network import Architecture, build_vae
 from scvae.models.prepare import Prepared, PreparedPart, dataset_of, facts_of
+from scvae.models.room import check_room
 from scvae.train.history import History
 from scvae.train.loop import Objective, one_bound, train, with_weight_priors
 from scvae.train.ranks import Ranks
@@ -113,8 +114,9 @@ def train_plan(
     Raises
     ------
     ConfigError
-        If streaming does not help.
+        If streaming does not help, or the weights would not fit in host memory.
     """
+    check_room(plan.architecture)
     for streamed in (stream, True):
         try:
             return _execute(plan, device, streamed, checkpoint, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,10 +11,8 @@ import numpy as np
 import pandas as pd
 
 from scvae.arguments import check_names, shown
-from scvae.errors import DataError, warn
-
-FAR = 5  # standard deviations from the mean of the fit
-RESCALED = 20  # times smaller, mean and spread, than one unit allows
+from scvae.data.read.amounts import finite, standardiser, warn_if_far
+from scvae.errors import DataError
 
 
 def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
@@ -38,10 +35,11 @@ def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
     missing = int(values.isna().sum())
     if missing:
         first = obs.index[values.isna().to_numpy()][0]
+        kept = f"Every cell needs a value: adata = adata[adata.obs[{name!r}].notna()].copy()"
+        remedy = kept if missing < len(obs) else "It says nothing: leave it out."
         raise DataError(
             f"adata.obs[{name!r}] (given as {role}) is missing for {missing} of {len(obs)} cells "
-            f"(first: {first!r}). Every cell needs a value: "
-            f"adata = adata[adata.obs[{name!r}].notna()].copy()"
+            f"(first: {first!r}). {remedy}"
         )
     return values
 
@@ -165,12 +163,24 @@ class Covariates:
         """
         columns = []
         for name, categories in self.categories.items():
-            role = "batch" if name == self.batch else "covariate"
-            columns.append(_known(column(obs, name, role), categories, name))
+            values = self._batch_of(obs) if name == self.batch else column(obs, name, "covariate")
+            columns.append(_known(values, categories, name))
         for name in self.numbers:
             columns.append(finite(column(obs, name, "covariate"), name))
-            _warn_if_far(columns[-1], name, *self.numbers[name])
+            warn_if_far(columns[-1], name, *self.numbers[name])
         return self._encoded(len(obs), columns)
+
+    def _batch_of(self, obs: pd.DataFrame) -> pd.Series:
+        assert self.batch is not None
+        try:
+            return column(obs, self.batch, "batch")
+        except DataError as error:
+            if self.batch in obs:
+                raise
+            raise DataError(
+                f"{error} Name the column so, or embed these cells as of a batch that was never "
+                "seen: model.embed(adata, batch='new')"
+            ) from error
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
         """Return the design of cells of the given batches, ``(n, width)``: all other categories
@@ -253,7 +263,7 @@ def _mapping(name: str, unknown: Sequence[str], known: Sequence[str]) -> str:
     where = f"adata.obs[{name!r}]"
     if same:
         call = f"{where} = {where}.astype(str).replace({same})"
-        return f"They are the same but for spaces or case: {call}"
+        return f"They are the same but for spaces, case or a decimal point: {call}"
     return (
         "Map them to known ones, embed these cells as of a batch that was never seen, "
         "model.embed(adata, batch='new'), or let the model learn them: model.extend(adata)"
@@ -262,49 +272,6 @@ def _mapping(name: str, unknown: Sequence[str], known: Sequence[str]) -> str:
 
 def _plain(name: str) -> str:
     return " ".join(name.split()).lower().removesuffix(".0")
-
-
-def finite(values: pd.Series, name: str) -> np.ndarray:
-    """Return the numbers of adata.obs[name], float64, none of which is infinite."""
-    if pd.api.types.is_complex_dtype(values.dtype):
-        raise DataError(
-            f"adata.obs[{name!r}] is complex; covariates are real: adata.obs[{name!r}] = "
-            f"np.real(adata.obs[{name!r}])"
-        )
-    try:
-        numbers = values.to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"adata.obs[{name!r}] must be numbers, as it was in the fit ({error})."
-        ) from error
-    if not np.isfinite(numbers).all():
-        first = values.index[~np.isfinite(numbers)][0]
-        raise DataError(
-            f"adata.obs[{name!r}] is infinite at cell {first!r}; covariates are finite."
-        )
-    return numbers
-
-
-def _warn_if_far(numbers: np.ndarray, name: str, mean: float, std: float) -> None:
-    """Say if a number of a query lies where the fit saw none, as in another unit."""
-    if not len(numbers):
-        return
-    middle, spread = float(np.median(numbers)), float(numbers.std())
-    is_far = abs(middle - mean) > FAR * std
-    is_rescaled = middle > 0 and mean / middle > RESCALED and 0 < spread < std / RESCALED
-    if is_far or is_rescaled:
-        ratio = mean / middle if middle else 0.0
-        text = (
-            f"adata.obs[{name!r}] is {middle:.4g} in a median cell; the model was fitted on "
-            f"{mean:.4g} with a standard deviation of {std:.4g}."
-        )
-        if ratio > 0:
-            factor = 10.0 ** round(math.log10(ratio))
-            text += (
-                " If the units differ (fractions and percent, say): "
-                f"adata.obs[{name!r}] = adata.obs[{name!r}] * {factor:g}"
-            )
-        warn(text)
 
 
 def _several(values: pd.Series, name: str, role: str) -> tuple[list[str], np.ndarray]:
@@ -356,7 +323,7 @@ def learn_covariates(
             raise DataError(_twice(name, batch, names))
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values):
             amounts.append(finite(values, name))
-            numbers[name] = _standardiser(amounts[-1], name)
+            numbers[name] = standardiser(amounts[-1], name)
         else:
             categories[name], codes = _several(values, name, "covariates")
             positions.append(codes)
@@ -372,21 +339,3 @@ def _twice(name: str, batch: str | None, names: Sequence[str]) -> str:
         f"{name!r} is given twice as batch or covariate; give it once: "
         f"scvae.fit(adata, {', '.join(given)})"
     )
-
-
-def _standardiser(amounts: np.ndarray, name: str) -> tuple[float, float]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = float(amounts.mean()), float(amounts.std())
-    where, low, high = f"adata.obs[{name!r}]", amounts.min(), amounts.max()
-    if low == high:
-        raise DataError(
-            f"{where} (given as covariates) is {mean:g} for every cell; "
-            "there is nothing to correct for. Leave it out."
-        )
-    if not 1e-12 * max(1.0, abs(mean)) < std < math.inf:
-        raise DataError(
-            f"{where} (given as covariates) goes from {low:g} to {high:g}, which float32 cannot "
-            f"tell apart or hold. Give it in another unit: {where} = ({where} - {where}.median()) "
-            f"/ ({where} - {where}.median()).abs().max()"
-        )
-    return mean, std

@@ -181,6 +181,8 @@ def lacking(
         )
     if of == "asked for":
         found = [name for name in names if name not in missing]
+        if len(found) < 2:
+            return f"{problem}. A fit needs at least 2; adata.var_names lists those it has."
         code = repr(found) if 1 < len(found) <= FEW_NAMES else FOUND
         return f"{problem}. Fit those that are there: scvae.fit(adata, genes={code})"
     others = other_names(adata, names, missing)

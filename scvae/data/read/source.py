@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,9 +99,11 @@ def matrix_of(adata: AnnData, layer: str | None) -> Any:
     if is_raw(adata, layer):
         return adata.raw.X
     if not isinstance(layer, str) or layer not in adata.layers:
+        near = get_close_matches(str(layer), list(adata.layers), n=1)
         held = ", ".join(map(repr, adata.layers)) or "none"
+        hint = f"Did you mean layer={near[0]!r}? " if near else ""
         raise DataError(
-            f"adata.layers has no {shown(layer)}; it holds: {held}. "
+            f"adata.layers has no {shown(layer)}; it holds: {held}. {hint}"
             "Give the name of the layer with raw counts, or layer=None to use adata.X."
         )
     return adata.layers[layer]

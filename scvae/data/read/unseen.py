@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from scvae.data.read.covariates import Covariates, Encoded, finite, names_of_cells
+from scvae.data.read.amounts import finite
+from scvae.data.read.covariates import Covariates, Encoded, names_of_cells
 from scvae.errors import warn
 
 UNSEEN = -1  # code of a batch that is none of the model's
