@@ -134,7 +134,7 @@ def test_strength_is_the_share_of_the_shift(strength: float) -> None:
     full = fit_alignment(x, batch, 2, seeded(0)).shift(x, batch)
     part = fit_alignment(x, batch, 2, seeded(0), strength)
     torch.testing.assert_close(part.shift(x, batch), strength * full)
-    assert max(part.moved(x, batch)) > 0
+    assert max(part.moved(x, batch, batch, 2)) > 0
 
 
 def test_offsets_are_estimated_from_all_cells_and_clusters_from_some(
@@ -157,7 +157,7 @@ def test_moved_is_in_distances_between_cells(n: int, noise: float) -> None:
     x = noise * torch.randn(n, D, generator=seeded(0))
     x[:, 0] += 10 * (torch.arange(n) // 2 % 2 * 2 - 1)
     x[:, 1] += 2.0 * batch
-    found = fit_alignment(x, batch, 2, seeded(0)).moved(x, batch)
+    found = fit_alignment(x, batch, 2, seeded(0)).moved(x, batch, batch, 2)
     assert found == pytest.approx([1 / (10 * 2**0.5)] * 2, rel=0.25)
 
 
@@ -200,6 +200,6 @@ def test_odd_cells_give_finite_numbers(kind: str) -> None:
     assert aligned.shape == x.shape
     assert aligned.isfinite().all()
     assert (fitted.variance > 0).all()
-    assert np.isfinite(fitted.moved(x, batch)).all()
+    assert np.isfinite(fitted.moved(x, batch, batch, n_batches)).all()
     every = torch.arange(n_batches)
     assert fitted(x[:1].expand(n_batches, -1), every).isfinite().all()

@@ -100,12 +100,13 @@ class Alignment:
         log_density = -0.5 * (squared / self.variance + x.shape[1] * self.variance.log())
         return torch.softmax(power * log_density + self.log_weight, dim=-1)
 
-    def moved(self, x: Tensor, batch: Tensor) -> list[float]:
+    def moved(self, x: Tensor, group: Tensor, batch: Tensor, n_batches: int) -> list[float]:
         """Return how far the cells of every batch are moved, in units of the distance between two
-        cells: both the root of a mean square. 0 for a batch without cells."""
+        cells: both the root of a mean square. 0 for a batch without cells. `group` is what they are
+        aligned by, ``(n,)``."""
         distance = (2 * x.var(0, correction=0).sum()).sqrt().clamp(min=TINY)
-        squared = self.shift(x, batch).square().sum(1)
-        sums = torch.zeros(self.centre.shape[1], device=x.device, dtype=x.dtype)
+        squared = self.shift(x, group).square().sum(1)
+        sums = torch.zeros(n_batches, device=x.device, dtype=x.dtype)
         sums.index_add_(0, batch, squared)
         cells = torch.bincount(batch, minlength=len(sums)).clamp(min=1)
         return ((sums / cells).sqrt() / distance).tolist()

@@ -21,7 +21,8 @@ def mean_of(model: Any) -> Question:
     d, views = model.architecture.n_latent, model.views
 
     def mean(cells: Cells | CellParts) -> Tensor:
-        return model.embedding.mean(views, model.vae.encode(cells).mean[:, :d], cells.batch)
+        z = model.vae.encode(cells).mean[:, :d]
+        return model.embedding.mean(views, z, model.embedding.groups(cells))
 
     return Question(mean, d, _said(model))
 
@@ -32,7 +33,8 @@ def deviation_of(model: Any) -> Question:
 
     def deviation(cells: Cells | CellParts) -> Tensor:
         q = moments(model.vae.encode(cells))
-        return model.embedding.deviation(views, q.loc[:, :d], q.scale[:, :d], cells.batch)
+        group = model.embedding.groups(cells)
+        return model.embedding.deviation(views, q.loc[:, :d], q.scale[:, :d], group)
 
     return Question(deviation, d, _said(model))
 

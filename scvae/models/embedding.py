@@ -14,8 +14,8 @@ from torch.func import jvp
 
 from scvae.core.networks import evaluating
 from scvae.core.vae import VAE
-from scvae.data.hold.cells import Dataset
-from scvae.data.hold.several import Datasets
+from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.several import CellParts, Datasets
 from scvae.modalities.kinds import View
 from scvae.models.alignment import Alignment, fit_alignment
 from scvae.models.coordinates import (
@@ -27,6 +27,7 @@ from scvae.models.coordinates import (
 from scvae.models.network import Architecture, views_of
 
 Kind = Literal["expression", "latent"]
+FEWEST_OF_PATTERN = 50  # cells: fewer say too little of what their pattern leaves
 COORDINATES: dict[Kind, type[Coordinates] | type[LinearCoordinates]] = {
     "expression": Coordinates,
     "latent": LinearCoordinates,
@@ -45,11 +46,46 @@ class EmbeddingSpec:
         Number of genes that are decoded for them; 0 for "latent" ones.
     clusters
         Number of clusters of the alignment; 0 where there is none.
+    patterns
+        Number of patterns of kinds of measurement that are aligned; 0 where there is one alone.
     """
 
     coordinates: Kind
     genes: int
     clusters: int
+    patterns: int = 0
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Which kinds of measurement cells have: cells of a batch in one pattern are aligned together.
+
+    What was not measured of a cell leaves its posterior wider and its mean elsewhere, which is no
+    more its state than the batch is.
+
+    Attributes
+    ----------
+    kinds
+        One where cells of a pattern have a kind, else zero, ``(p, m)`` int64.
+    """
+
+    kinds: Tensor
+
+    @classmethod
+    def of(cls, dataset: Dataset | Datasets, rows: Tensor) -> Patterns | None:
+        """Return those that enough of the given cells have; None where these are not several."""
+        if isinstance(dataset, Dataset):
+            return None
+        kinds, n = dataset.present[rows].long().unique(dim=0, return_counts=True)
+        enough = kinds[n >= FEWEST_OF_PATTERN]
+        return cls(enough) if len(enough) > 1 else None
+
+    def groups(self, batch: Tensor, present: Tensor) -> Tensor:
+        """Return the code of a pattern in a batch of every cell, ``(n,)``; -1 where either is
+        unknown."""
+        same = (present[:, None].long() == self.kinds).all(-1)
+        code = batch * len(self.kinds) + same.long().argmax(-1)
+        return torch.where(same.any(-1) & (batch >= 0), code, -1)
 
 
 @dataclass(frozen=True)
@@ -62,18 +98,27 @@ class Embedding:
         Map from latent vectors to coordinates that are alike in all batches.
     alignment
         What the network left of the batches, to be taken out; None where there is none.
+    patterns
+        Of kinds of measurement, where what these leave is taken out, too; else None.
     """
 
     coordinates: Coordinates | LinearCoordinates
     alignment: Alignment | None = None
+    patterns: Patterns | None = None
+
+    def groups(self, cells: Cells | CellParts) -> Tensor:
+        """Return what cells are aligned by, ``(n,)``: their batches, or their patterns in these."""
+        if self.patterns is None or isinstance(cells, Cells):
+            return cells.batch
+        return self.patterns.groups(cells.batch, cells.present)
 
     @torch.no_grad()
-    def mean(self, views: Sequence[View], z: Tensor, batch: Tensor) -> Tensor:
-        """Return the embedding of latent vectors ``(n, d)`` of cells of batches ``(n,)``."""
-        return self._of(views, z, batch)
+    def mean(self, views: Sequence[View], z: Tensor, group: Tensor) -> Tensor:
+        """Return the embedding of latent vectors ``(n, d)`` of these `groups`, ``(n,)``."""
+        return self._of(views, z, group)
 
     @torch.no_grad()
-    def deviation(self, views: Sequence[View], z: Tensor, scale: Tensor, batch: Tensor) -> Tensor:
+    def deviation(self, views: Sequence[View], z: Tensor, scale: Tensor, group: Tensor) -> Tensor:
         r"""Return the standard deviation of the embedding of z ~ N(z, diag(scale^2)), ``(n, d)``.
 
         By the delta method: :math:`\sqrt{\sum_j (\partial e_k/\partial z_j)^2 \sigma_j^2}`, exact
@@ -86,13 +131,13 @@ class Embedding:
             for j in range(z.shape[1]):
                 along = torch.zeros_like(z)
                 along[:, j] = scale[:, j]
-                slope = jvp(lambda at: self._of(views, at, batch), (z,), (along,))[1]
+                slope = jvp(lambda at: self._of(views, at, group), (z,), (along,))[1]
                 variance = variance + slope.square()
         return variance.sqrt()
 
-    def _of(self, views: Sequence[View], z: Tensor, batch: Tensor) -> Tensor:
+    def _of(self, views: Sequence[View], z: Tensor, group: Tensor) -> Tensor:
         x = self.coordinates(views, z)
-        return x if self.alignment is None else self.alignment(x, batch)
+        return x if self.alignment is None else self.alignment(x, group)
 
     def to(self, device: torch.device) -> Embedding:
         """Return the same map on another device."""
@@ -107,13 +152,18 @@ class Embedding:
         kind = next(kind for kind, of in COORDINATES.items() if isinstance(self.coordinates, of))
         genes = self.coordinates.genes.numel() if isinstance(self.coordinates, Coordinates) else 0
         clusters = 0 if self.alignment is None else len(self.alignment.variance)
-        return EmbeddingSpec(kind, genes, clusters)
+        patterns = 0 if self.patterns is None else len(self.patterns.kinds)
+        return EmbeddingSpec(kind, genes, clusters, patterns)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
         return {
             f"{part}.{field.name}": getattr(value, field.name)
-            for part, value in (("coordinates", self.coordinates), ("alignment", self.alignment))
+            for part, value in (
+                ("coordinates", self.coordinates),
+                ("alignment", self.alignment),
+                ("patterns", self.patterns),
+            )
             if value is not None
             for field in dataclasses.fields(value)
         }
@@ -125,10 +175,10 @@ class Embedding:
         for name, tensor in tensors.items():
             part, field = name.split(".")
             parts.setdefault(part, {})[field] = tensor
-        alignment = parts.get("alignment")
         return cls(
             COORDINATES[kind](**parts["coordinates"]),
-            None if alignment is None else Alignment(**alignment),
+            Alignment(**parts["alignment"]) if "alignment" in parts else None,
+            Patterns(**parts["patterns"]) if "patterns" in parts else None,
         )
 
 
@@ -155,10 +205,16 @@ def fit_embedding(
     """
     views, n_batches = views_of(vae, a), a.n_batches
     coordinates = fit_coordinates(vae, views, dataset, rows, covariates, a.n_latent, generator)
-    if n_batches < 2 or strength == 0:
+    found = Embedding(coordinates, patterns=Patterns.of(dataset, rows))
+    n_groups = n_batches * (1 if found.patterns is None else len(found.patterns.kinds))
+    if n_groups < 2 or strength == 0:
         return Embedding(coordinates), [0.0] * n_batches
-    each = encoded(vae, dataset, rows, views, a.n_latent)
-    x = torch.cat([coordinates(views, z) for _, z in each])
-    batch = dataset.batch[rows]
-    alignment = fit_alignment(x, batch, n_batches, generator, strength)
-    return Embedding(coordinates, alignment), alignment.moved(x, batch)
+    each = [
+        (coordinates(views, z), found.groups(cells), cells.batch)
+        for cells, z in encoded(vae, dataset, rows, views, a.n_latent)
+    ]
+    x, group, batch = (torch.cat(parts) for parts in zip(*each, strict=True))
+    known = group >= 0
+    alignment = fit_alignment(x[known], group[known], n_groups, generator, strength)
+    moved = alignment.moved(x, group, batch, n_batches)
+    return dataclasses.replace(found, alignment=alignment), moved

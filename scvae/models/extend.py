@@ -238,7 +238,8 @@ def _aligned(
         each = encoded(fitted.vae, dataset, rows, views, fitted.architecture.n_latent)
         x = torch.cat([coordinates(views, z) for _, z in each])
     aligned = with_new_batches(alignment, x, dataset.batch, wide.n_new_batches)
-    return Embedding(coordinates, aligned), aligned.moved(x, dataset.batch)[-wide.n_new_batches :]
+    moved = aligned.moved(x, dataset.batch, dataset.batch, aligned.centre.shape[1])
+    return Embedding(coordinates, aligned), moved[-wide.n_new_batches :]
 
 
 def _with_shares(fitted: Fitted, model: Fitted, dataset: Dataset, n_train: int) -> Origin:

@@ -62,6 +62,13 @@ class Datasets:
         return self.parts[0].batch
 
     @property
+    def present(self) -> Tensor:
+        """Which kinds every cell was measured in, ``(n, m)`` of bool."""
+        everyone = torch.ones(len(self), dtype=torch.bool, device=self.device)
+        each = [everyone if part.present is None else part.present for part in self.parts]
+        return torch.stack(each, dim=-1)
+
+    @property
     def device(self) -> torch.device:
         """Where minibatches are made."""
         return self.parts[0].device

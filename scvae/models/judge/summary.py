@@ -23,6 +23,7 @@ Rows = list[tuple[str, str]]
 
 FEW_ACTIVE = 0.25  # share of the latent dimensions: fewer are called a collapse
 MOST_NAMES = 6
+OF_TWO = "in distances between two cells"
 PRIOR_NAMES = {"normal": "N(0, I)", "mixture": f"a mixture of {PRIOR_COMPONENTS} Gaussians"}
 
 
@@ -172,14 +173,18 @@ def _embedding(a: Architecture, origin: Origin, record: Record) -> Rows:
         return []  # a model of an older file
     of = "log expression, exact" if a.rna is not None and a.rna.linear else "expression"
     rows = [("coordinates", f"{a.n_latent} principal components of decoded {of}")]
-    if not record.align or a.n_batches < 2:
+    if not record.align or (a.n_batches < 2 and not any(record.moved or [])):
         return rows
+    if a.n_batches < 2:
+        (share,) = record.moved or [0.0]
+        between = f"{record.align:g} of what lies between cells of different kinds of measurement"
+        return [*rows, ("alignment", between), ("cells moved by", f"{share:.2g}, {OF_TWO}")]
     rows.append(("alignment", f"{record.align:g} of what the network left of the batches"))
     named = zip(origin.covariates.batches, record.moved or [], strict=False)
     far = sorted(named, key=lambda pair: -pair[1])
     moved = ", ".join(f"{name!r} {share:.2g}" for name, share in far[:MOST_NAMES])
     more = f" and {len(far) - MOST_NAMES} more" if len(far) > MOST_NAMES else ""
-    return [*rows, ("cells moved by", f"{moved}{more}, in distances between two cells")]
+    return [*rows, ("cells moved by", f"{moved}{more}, {OF_TWO}")]
 
 
 def _training(ended: Convergence, record: Record) -> Rows:

@@ -24,9 +24,9 @@ from scvae.models.network import Architecture
 
 Spec = TypeVar("Spec", bound=EmbeddingSpec | Rna | Protein | Chromatin)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
-MAY_BE_ZERO = ("n_covariates", "genes", "clusters")
+MAY_BE_ZERO = ("n_covariates", "genes", "clusters", "patterns")
 # Fields that files of before them lack; where they are so, they are not written.
-SINCE = {"linear": False}
+SINCE = {"linear": False, "patterns": 0}
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
 
@@ -43,15 +43,17 @@ def describe(description: Description) -> dict[str, Any]:
     """Return a description as JSON holds it."""
     architecture, embedding, origin, record = description
     of_network = dataclasses.asdict(architecture)
-    for kind, part in of_network["parts"].items():
-        told = {name: value for name, value in part.items() if SINCE.get(name, ...) != value}
-        of_network["parts"][kind] = told
+    of_network["parts"] = {kind: _told(part) for kind, part in of_network["parts"].items()}
     return {
         "architecture": of_network,
-        "embedding": dataclasses.asdict(embedding),
+        "embedding": _told(dataclasses.asdict(embedding)),
         "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
         "record": record.to_json(),
     }
+
+
+def _told(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if SINCE.get(name, ...) != value}
 
 
 def read_description(content: Any) -> Description:

@@ -16,7 +16,7 @@ from scvae.models.embedding import EmbeddingSpec
 from scvae.models.network import Architecture, blank_vae, widths_of
 
 EMBEDDING = "embedding."  # before the names of the embedding's tensors, beside the weights
-GENES = f"{EMBEDDING}coordinates.genes"
+GENES, PATTERNS = f"{EMBEDDING}coordinates.genes", f"{EMBEDDING}patterns.kinds"
 OF_A_LAYER = 14  # tensors at least: two of it and five of its norm, in encoder and decoder
 COUNTER = "num_batches_tracked"
 LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
@@ -43,10 +43,13 @@ def _embedding(a: Architecture, spec: EmbeddingSpec) -> Shapes:
         yield "coordinates.covariates", (a.n_covariates,)
     if spec.clusters:
         yield "alignment.log_weight", (spec.clusters,)
-        yield "alignment.centre", (spec.clusters, a.n_batches, a.n_latent)
+        groups = a.n_batches * max(1, spec.patterns)
+        yield "alignment.centre", (spec.clusters, groups, a.n_latent)
         yield "alignment.variance", (spec.clusters,)
-        yield "alignment.offset", (spec.clusters, a.n_batches, a.n_latent)
+        yield "alignment.offset", (spec.clusters, groups, a.n_latent)
         yield "alignment.strength", ()
+    if spec.patterns:
+        yield "patterns.kinds", (spec.patterns, len(a.parts))
 
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:
@@ -90,11 +93,13 @@ def _check_tensor(name: str, tensor: Tensor, shape: Shape) -> None:
 
 
 def _is_whole(name: str) -> bool:
-    return name == GENES or name.endswith(COUNTER)
+    return name in (GENES, PATTERNS) or name.endswith(COUNTER)
 
 
 def _range(name: str) -> tuple[float, float]:
     """Return the least and the largest value of a tensor."""
+    if name == PATTERNS:
+        return 0, 1
     if _is_whole(name):
         return 0, 2**62
     if name.endswith("running_var"):
