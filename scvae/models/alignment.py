@@ -43,6 +43,7 @@ CLUSTERS = 100
 FEWEST = 10  # cells of a cluster on average
 MOST_CELLS = 2**16  # that clusters are fitted to; offsets are estimated from all
 AT_ONCE = 2**14  # cells whose distances to all clusters are held at once: 13 MB
+SHIFTED = 2**20  # cells whose shifts are held at once: 126 MB
 ROUNDS = 25
 RIDGE = 0.05  # alpha
 # Cells are moved by responsibilities of the likelihood to this power: neighbours in a continuum are
@@ -105,7 +106,8 @@ class Alignment:
         cells: both the root of a mean square. 0 for a batch without cells. `group` is what they are
         aligned by, ``(n,)``."""
         distance = (2 * x.var(0, correction=0).sum()).sqrt().clamp(min=TINY)
-        squared = self.shift(x, group).square().sum(1)
+        parts = zip(x.split(SHIFTED), group.split(SHIFTED), strict=True)
+        squared = torch.cat([self.shift(*part).square().sum(1) for part in parts])
         sums = torch.zeros(n_batches, device=x.device, dtype=x.dtype)
         sums.index_add_(0, batch, squared)
         cells = torch.bincount(batch, minlength=len(sums)).clamp(min=1)
@@ -152,11 +154,10 @@ def fit_alignment(
     strength
         Share of every offset that cells are moved by.
     """
-    x = x.double()
     order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
     some = order[:MOST_CELLS]
     n_clusters = max(1, min(CLUSTERS, len(some) // FEWEST))
-    alignment = _start(x[some], n_clusters, n_batches, generator)
+    alignment = _start(x[some].double(), n_clusters, n_batches, generator)
     for _ in range(ROUNDS):
         alignment = _estimated(_sums(alignment, x[some], batch[some]), alignment)
     fitted = _estimated(_sums(alignment, x, batch), alignment)
@@ -225,9 +226,11 @@ def _start(x: Tensor, n_clusters: int, n_batches: int, generator: Generator) -> 
 
 def _sums(alignment: Alignment, x: Tensor, batch: Tensor) -> _Sums:
     k, n_batches, d = alignment.centre.shape
-    sums = _Sums(x.new_zeros(k, n_batches), x.new_zeros(k, n_batches, d), x.new_zeros(k))
+    shapes = (k, n_batches), (k, n_batches, d), (k,)
+    sums = _Sums(*(x.new_zeros(shape, dtype=torch.float64) for shape in shapes))
     for code, rows in _by_batch(batch):
-        share, own = alignment.responsibilities(x[rows], code), x[rows]
+        own = x[rows].double()
+        share = alignment.responsibilities(own, code)
         sums.cells[:, code] += share.sum(0)
         sums.x[:, code] += share.T @ own
         sums.squared.add_(share.T @ own.square().sum(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -209,12 +209,24 @@ def fit_embedding(
     n_groups = n_batches * (1 if found.patterns is None else len(found.patterns.kinds))
     if n_groups < 2 or strength == 0:
         return Embedding(coordinates), [0.0] * n_batches
-    each = [
-        (coordinates(views, z), found.groups(cells), cells.batch)
-        for cells, z in encoded(vae, dataset, rows, views, a.n_latent)
-    ]
-    x, group, batch = (torch.cat(parts) for parts in zip(*each, strict=True))
+    each = encoded(vae, dataset, rows, views, a.n_latent)
+    parts = ((coordinates(views, z), found.groups(cells), cells.batch) for cells, z in each)
+    x, group, batch = _stacked(parts, len(rows))
     known = group >= 0
-    alignment = fit_alignment(x[known], group[known], n_groups, generator, strength)
+    x_known = x if known.all() else x[known]
+    alignment = fit_alignment(x_known, group[known], n_groups, generator, strength)
     moved = alignment.moved(x, group, batch, n_batches)
     return dataclasses.replace(found, alignment=alignment), moved
+
+
+def _stacked(parts: Iterable[tuple[Tensor, ...]], n: int) -> tuple[Tensor, ...]:
+    """Return the rows of all parts, n in all, below each other. Thousands of parts that are kept
+    until the last would lie all over the memory, between what every one of them takes to make."""
+    whole: tuple[Tensor, ...] = ()
+    end = 0
+    for part in parts:
+        whole = whole or tuple(own.new_empty(n, *own.shape[1:]) for own in part)
+        for to, own in zip(whole, part, strict=True):
+            to[end : end + len(own)] = own
+        end += len(part[0])
+    return whole
