@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -221,22 +222,56 @@ def test_processes_that_are_told_to_end_leave_a_checkpoint(
     assert content["numbers"]["taken"] > 0
 
 
+def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start two processes of the command line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(scvae.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+FIT = ["-m", "scvae", "fit", "in.h5ad", "-o", "out.h5ad", "--batch", "batch", "--n-latent", "4"]
+FIT += ["--device", "cpu", "--max-steps"]
+
+
 @pytest.mark.slow
 def test_torchrun_writes_what_one_process_writes(tmp_path: Path) -> None:
     cells().write_h5ad(tmp_path / "in.h5ad")
-    options = ["--nproc-per-node=2", "-m", "scvae", "fit", "in.h5ad", "-o", "out.h5ad"]
-    more = ["--batch", "batch", "--n-latent", "4", "--max-steps", "20", "--device", "cpu"]
-    root = str(Path(scvae.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *options, *more],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("300 cells, 4 latents") == 1
+    job = torchrun(tmp_path, *FIT, "20", "--model", "model")
+    said, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert said.count("300 cells, 4 latents") == 1
+    embedding = anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scvae"]
+    assert embedding.shape == (300, 4)
+    command = ["-m", "scvae", "embed", "model", "in.h5ad", "-o", "again.h5ad", "--device", "cpu"]
+    job = torchrun(tmp_path, *command)
+    said, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert said.count("300 cells, 4 latents") == 1
+    again = anndata.read_h5ad(tmp_path / "again.h5ad").obsm["X_scvae"]
+    np.testing.assert_array_equal(again, embedding)
+    names = ["again.h5ad", "in.h5ad", "model", "out.h5ad"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_starts_again_what_was_killed_at_any_moment(tmp_path: Path, victim: int) -> None:
+    cells().write_h5ad(tmp_path / "in.h5ad")
+    job = torchrun(tmp_path, "--max-restarts=1", *FIT, "600", "--checkpoint", "kept")
+    children: list[str] = []
+    while len(children) < 2:
+        time.sleep(0.1)
+        assert job.poll() is None
+        command = ["ps", "-o", "pid=", "--ppid", str(job.pid)]
+        children = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    time.sleep(random.random() * 8)
+    with contextlib.suppress(ProcessLookupError):  # it may have ended
+        os.kill(int(children[victim]), signal.SIGKILL)
+    _, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
     assert anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scvae"].shape == (300, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
