@@ -23,6 +23,7 @@ from scvae.data.hold.residence import free_memory
 from scvae.errors import ConfigError
 from scvae.io import read_file
 from scvae.models.agreed import check_size
+from scvae.models.device import pick_device
 from scvae.models.keep.checkpoint import NAME
 from scvae.models.keep.migrations import FORMAT
 from scvae.train.ranks import Ranks
@@ -167,6 +168,19 @@ def test_fewer_cells_than_processes_are_refused(batch_size: int, n_train: int, r
     assert str(error.value).endswith(f"each needs two cells of it: {remedy}")
     check_size(Ranks(0, 8), 16, n_train)
     check_size(None, batch_size, n_train)
+
+
+def test_each_process_of_a_machine_loads_onto_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    for device in (None, "cuda"):
+        assert str(pick_device(device)) == "cuda:2"
+    assert [str(pick_device(device)) for device in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert str(pick_device(None)) == "cuda"
 
 
 def test_processes_of_one_machine_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

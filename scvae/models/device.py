@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from scvae.arguments import shown
@@ -17,7 +19,7 @@ def pick_device(device: str | None) -> torch.device:
         If the device is unknown or not there.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         if not isinstance(device, str | torch.device):
             raise TypeError
@@ -34,4 +36,12 @@ def pick_device(device: str | None) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices. "
             "Give device='cpu', or install a CUDA build of torch."
         )
-    return chosen
+    return _own(chosen)
+
+
+def _own(device: torch.device) -> torch.device:
+    """Return a GPU with its number, where `torchrun` started a process for each; else as it is."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if device.type != "cuda" or device.index is not None or not local.isdigit():
+        return device
+    return torch.device("cuda", int(local) % torch.cuda.device_count())
