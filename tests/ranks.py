@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -200,6 +201,22 @@ def answers(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
+def writing(folder: Path, rank: int) -> dict[str, Any]:
+    """Write denoised counts together, again and again, until a rank is killed."""
+    from scvae.models import fitted
+
+    fitted.CHUNK_VALUES = 40 * 3
+    model, out = scvae.load(folder / "model", device="cpu"), folder / "out.zarr"
+    join(folder, rank)
+    while True:
+        model.normalized(cells(), out=out, distributed=True)
+        (folder / f"going{rank}").touch()
+        dist.barrier()
+        if rank == 0:
+            shutil.rmtree(out)
+        dist.barrier()
+
+
 @contextlib.contextmanager
 def counted_cells() -> Iterator[list[int]]:
     """Yield a list that gets the number of cells of every minibatch."""
@@ -279,5 +296,7 @@ def join(folder: Path, rank: int) -> None:
 if __name__ == "__main__":
     what, where, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    result = {f.__name__: f for f in (laws, answers, endless, told_to_end)}[what](where, number)
+    result = {f.__name__: f for f in (laws, answers, writing, endless, told_to_end)}[what](
+        where, number
+    )
     (where / f"found{number}.json").write_text(json.dumps(result))

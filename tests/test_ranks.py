@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,32 @@ def test_processes_that_are_told_to_end_leave_a_checkpoint(
     assert [process.returncode for process in processes][order[0]] == -signal.SIGTERM, errors
     content = read_file(tmp_path / "kept" / NAME, "checkpoint", content_format=FORMAT)[1]
     assert content["numbers"]["taken"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_of_two_writers_is_killed_nothing_is_half_written(
+    tmp_path: Path, victim: int
+) -> None:
+    model = scvae.fit(adata := cells(), **{**OPTIONS, "max_steps": 3})
+    model.save(tmp_path / "model")
+    processes, out = started("writing", tmp_path), tmp_path / "out.zarr"
+    while not all((tmp_path / f"going{rank}").exists() for rank in range(2)):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    time.sleep(random.random())
+    processes[victim].send_signal(signal.SIGKILL)
+    processes[victim].wait()
+    error = processes[1 - victim].communicate(timeout=60)[1]
+    assert processes[1 - victim].returncode == 1
+    assert "Another process of this job has ended" in error or "RuntimeError" in error  # a barrier
+    assert victim == 0 or not list(tmp_path.glob(".*.part"))  # the first writes and clears away
+    expected = model.normalized(adata).to_numpy()
+    if out.exists():  # nothing was killed while it was removed by the test
+        shutil.rmtree(out)
+    model.normalized(adata, out=out)
+    np.testing.assert_array_equal(anndata.read_zarr(out).X, expected)
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
