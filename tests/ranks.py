@@ -80,6 +80,7 @@ def told(model: scvae.Model) -> dict[str, Any]:
         "validation": history.validation,
         "train": history.train,
         "step": history.step,
+        "cells": round(history.cells_per_second * history.seconds),
         "interrupted": history.interrupted,
     }
 

@@ -73,6 +73,9 @@ def test_the_gradient_of_two_is_that_of_one(found: list[dict[str, Any]]) -> None
 def test_a_fit_of_two_is_that_of_one(found: list[dict[str, Any]]) -> None:
     alone, together = found[0]["alone"], found[0]["together"]
     assert together["step"] == alone["step"]
+    assert together["cells"] == pytest.approx(
+        alone["cells"], rel=0.05
+    )  # halves of 33 differ by one
     np.testing.assert_allclose(together["validation"], alone["validation"], rtol=2e-3)
     np.testing.assert_allclose(together["train"], alone["train"], rtol=2e-3)
     assert found[0]["apart"] < 0.01 * abs(alone["validation"][-1])
@@ -90,7 +93,8 @@ def test_a_fit_of_two_from_disk_is_that_of_one_with_the_memory_of_both(
 def test_all_ranks_end_with_the_same_weights_and_history(
     found: list[dict[str, Any]], what: str
 ) -> None:
-    assert found[0][what] == found[1][what]
+    first, second = ({**one[what], "cells": None} for one in found)  # halves differ by a cell
+    assert first == second
 
 
 def test_every_rank_writes_the_embedding_of_one_process(found: list[dict[str, Any]]) -> None:

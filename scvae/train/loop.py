@@ -165,7 +165,7 @@ def train(
         run.restore(resume)
     if ranks is not None:
         ranks.vary(noise, run.taken)
-    step = step_of(run, objective, ranks)
+    step, processes = step_of(run, objective, ranks), 1 if ranks is None else ranks.size
     start = time.perf_counter() - run.history.seconds
     vae.train()
     try:
@@ -173,7 +173,8 @@ def train(
             while not run.is_over:
                 minibatch = run.next_minibatch()
                 try:
-                    run.count(step(minibatch, run.rate, run.beta), len(minibatch))
+                    bound = step(minibatch, run.rate, run.beta)
+                    run.count(bound, len(minibatch) * processes)
                     if run.taken % EVERY == 0:
                         run.update_average()
                     if run.is_due:
