@@ -24,7 +24,7 @@ name=${data%.h5ad}
 
 processes=${SLURM_GPUS_ON_NODE:-2}  # without GPUs: so many on the CPU
 export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-2} / processes))
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
 everywhere() {
     srun torchrun \

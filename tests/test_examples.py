@@ -21,7 +21,7 @@ CLUSTER = {
     "SLURM_CPUS_PER_TASK": "64",
 }
 PROGRAMS = {
-    "scontrol": "printf 'node3\\nnode4\\n'",
+    "scontrol": "echo node3; sleep 0.05; echo node4",
     "srun": 'exec "$@"',
     "torchrun": 'echo "$OMP_NUM_THREADS"; printf "%s\\n" "$@" end',
 }
