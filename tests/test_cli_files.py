@@ -343,3 +343,19 @@ def test_several_kinds_are_fitted_and_embedded_from_one_file(tmp_path: Path) -> 
     np.testing.assert_array_equal(mudata.read_h5mu(again).obsm["X_scvae"], made.obsm["X_scvae"])
     with pytest.raises(SystemExit):
         main([*call, "--modalities", "rna:a"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_features_that_all_are_proteins_are_fitted_as_such_by_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, model = tmp_path / "cells.h5", tmp_path / "m.scvae"
+    adata = AnnData(np.random.default_rng(0).poisson(9.0, (30, 5)).astype(np.float32))
+    adata.var["feature_types"] = "Antibody Capture"
+    adata.write_h5ad(given)
+    call = ["fit", str(given), "-o", str(tmp_path / "o.h5ad"), "--model", str(model)]
+    call += ["--max-steps", "3", "--quiet"]
+    assert main(call) == 0
+    assert capsys.readouterr().err.endswith("Take them for what they are: --modalities protein\n")
+    assert main([*call, "--modalities", "protein"]) == 0
+    assert [*scvae.load(model).modalities] == ["protein"]

@@ -196,6 +196,33 @@ def test_features_of_other_kinds_are_left_out_by_the_call(other: str) -> None:
     assert scvae.fit(adata, genes=genes, **QUICK).architecture.n_genes == 15
 
 
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [("Antibody Capture", "protein"), ("Peaks", "chromatin"), ("CRISPR Guide Capture", None)],
+)
+def test_features_of_one_other_kind_are_told_and_taken_for_it_by_the_call(
+    kind: str, taken: str | None
+) -> None:
+    adata = cells()
+    adata.var["feature_types"] = kind
+    text = finding(adata, "are taken for genes")
+    with pytest.warns(UserWarning, match="are taken for genes"):
+        assert [*scvae.fit(adata, **QUICK).modalities] == ["rna"]
+    call = re.search(r"scvae\.fit\(adata, (.*)\)$", text)
+    assert (call is None) == (taken is None)
+    if call is not None:
+        asked = eval(f"dict({call[1]})")
+        assert [*scvae.fit(adata, **asked, **QUICK).modalities] == [taken]
+        assert not [f for f in scvae.check(adata, **asked).warnings if "for genes" in f.text]
+
+
+@pytest.mark.parametrize("kind", ["Gene Expression", "protein_coding", "rna"])
+def test_genes_of_one_kind_are_genes(kind: str) -> None:
+    adata = cells()
+    adata.var["feature_types"] = kind
+    assert not scvae.check(adata).warnings
+
+
 def test_biotypes_are_genes() -> None:
     adata = cells()
     adata.var["feature_type"] = ["protein_coding"] * 12 + ["lncRNA"] * 4 + ["IG_C_gene"] * 4

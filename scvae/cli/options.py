@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scvae.choices import COUNTS
+from scvae.choices import COUNTS, MODALITIES
 
 KEY = "X_scvae"
 
@@ -72,7 +72,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         type=_place,
         metavar="KIND=NAME",
-        help="which kind is where, such as rna=gex protein=ADT chromatin=peaks",
+        help="which kind is where, such as rna=gex protein=ADT chromatin=peaks; or the only kind",
     )
     add_layer(group)
     add(
@@ -103,9 +103,9 @@ def share(text: str) -> float | str:
 
 
 def _place(text: str) -> tuple[str, str]:
-    """Return a kind of measurement and what it is called."""
+    """Return a kind of measurement and what it is called: nothing, where it is all there is."""
     kind, is_there, name = text.partition("=")
-    if not (kind and is_there and name):
+    if not kind or bool(is_there) != bool(name) or (not is_there and kind not in MODALITIES):
         raise argparse.ArgumentTypeError(f"{text!r} is not like rna=gex")
     return kind, name
 
@@ -144,7 +144,8 @@ def given(a: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     """Return the arguments of these names that were given, as the functions of scvae take them."""
     found = {name: value for name, value in vars(a).items() if name in names}
     if "modalities" in found:
-        found["modalities"] = dict(found["modalities"])
+        places = found["modalities"]
+        found["modalities"] = dict(places) if places[0][1] else places[0][0]
     return found
 
 

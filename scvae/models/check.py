@@ -20,6 +20,7 @@ from scvae.choices import COUNTS, CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.faults import explain
 from scvae.data.checkup.held_out import unseen_groups
+from scvae.data.checkup.kinds import no_genes
 from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
@@ -133,7 +134,7 @@ def _check_rna(
         findings.attempt(Kind.CELLS_AND_GENES, demand, cells)
         if not is_anndata(cells):
             return Report(tuple(findings.all))
-    findings.all += turned(cells)
+    findings.all += [*turned(cells), *no_genes(cells)]
     columns = findings.attempt(Kind.GENES, choose_genes, cells, genes, layer)
     if columns is not None or genes is None:
         names = chosen_genes(cells, layer, columns)

@@ -16,6 +16,7 @@ from scvae.arguments import shown
 from scvae.choices import CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.held_out import unseen_groups
+from scvae.data.checkup.kinds import no_genes
 from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Kind, warning_texts
 from scvae.data.hold.cells import Dataset
@@ -165,8 +166,9 @@ def _rna(
 ) -> tuple[PreparedPart, Encoded, list[str]]:
     """Return the counts of genes, the covariates of all cells, and what is worth knowing."""
     adata, n = source.adata, sources.n_obs
-    if is_turned := warning_texts(turned(adata)):
-        warn(*is_turned)
+    odd = warning_texts([*turned(adata), *no_genes(adata)])
+    for text in odd:
+        warn(text)
     columns = choose_genes(adata, genes, layer)
     names = chosen_genes(adata, layer, columns)
     check_one_kind(adata, names)
@@ -186,7 +188,7 @@ def _rna(
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warn(text)
     part = _part(source, n, list(names), Part(seen.held, library, layer=choice.layer), seen)
-    told = [*is_turned, *([] if choice.note is None else [choice.note]), *warning_texts(findings)]
+    told = [*odd, *([] if choice.note is None else [choice.note]), *warning_texts(findings)]
     return part, whole, told
 
 
