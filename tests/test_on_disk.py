@@ -478,3 +478,59 @@ def test_what_is_no_file_of_cells_is_refused(
         Path("a.h5ad").touch()
     with pytest.raises(error, match=message):
         scvae.on_disk(paths, **options)
+
+
+# -- files of old anndata ----------------------------------------------------------------------
+
+
+def write_old(path: Path, x: sparse.csr_matrix, *, records: bool) -> None:
+    """Write cells of three donors as anndata 0.7 did, or with `records` as 0.6 did."""
+    n, g = x.shape
+    cells, genes = ([f"{what}{i}".encode() for i in range(k)] for what, k in (("c", n), ("g", g)))
+    names, codes = [b"dora", b"ana", b"ben"], (np.arange(n) % 3).astype(np.int8)
+    with h5py.File(path, "w") as file:
+        matrix = file.create_group("X")
+        matrix["data"], matrix["indices"], matrix["indptr"] = x.data, x.indices, x.indptr
+        if records:
+            matrix.attrs["h5sparse_format"], matrix.attrs["h5sparse_shape"] = "csr", x.shape
+            obs = np.zeros(n, dtype=[("index", "S9"), ("donor", "i1")])
+            obs["index"], obs["donor"] = cells, codes
+            var = np.zeros(g, dtype=[("index", "S9")])
+            var["index"] = genes
+            file["obs"], file["var"], file["uns/donor_categories"] = obs, var, names
+            return
+        matrix.attrs["encoding-type"], matrix.attrs["encoding-version"] = "csr_matrix", "0.1.0"
+        matrix.attrs["shape"] = x.shape
+        for key, index in (("obs", cells), ("var", genes)):
+            frame = file.create_group(key)
+            frame.attrs["encoding-type"], frame.attrs["encoding-version"] = "dataframe", "0.1.0"
+            frame.attrs["_index"], frame["_index"] = "_index", index
+            frame.attrs["column-order"] = ["donor", "age"] if key == "obs" else np.zeros(0)
+        obs = file["obs"]
+        obs["donor"], obs["__categories/donor"], obs["age"] = codes, names, np.arange(n) / 7
+        obs["donor"].attrs["categories"] = obs["__categories/donor"].ref
+        obs["__categories/donor"].attrs["ordered"] = False
+
+
+def old_counts() -> sparse.csr_matrix:
+    return sparse.csr_matrix(np.random.default_rng(0).poisson(2.0, (60, 12)).astype(np.float32))
+
+
+def test_a_file_of_anndata_0_7_keeps_the_names_of_its_categories(tmp_path: Path) -> None:
+    write_old(tmp_path / "old.h5ad", old_counts(), records=False)
+    found = scvae.on_disk(tmp_path / "old.h5ad").obs
+    expected = anndata.read_h5ad(tmp_path / "old.h5ad").obs
+    assert list(found["donor"].astype(str)) == list(expected["donor"].astype(str))
+    assert list(found["donor"].cat.categories.astype(str)) == ["dora", "ana", "ben"]
+    np.testing.assert_array_equal(found["age"], expected["age"])
+
+
+def test_a_file_of_anndata_0_6_is_made_new_by_the_call(tmp_path: Path) -> None:
+    path = tmp_path / "old.h5ad"
+    write_old(path, old_counts(), records=True)
+    with pytest.raises(FileError, match=r"before 0\.7.*Write it anew: ") as caught:
+        scvae.on_disk(path)
+    call = str(caught.value).split("anew: ")[1].replace("new.h5ad", str(tmp_path / "new.h5ad"))
+    exec(call, {"anndata": anndata})
+    found = scvae.on_disk(tmp_path / "new.h5ad").obs["donor"]
+    assert list(found.cat.categories) == ["dora", "ana", "ben"]

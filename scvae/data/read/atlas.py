@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvae.data.read.frames import check_frame, column_in
 from scvae.data.read.stored import IN_MEMORY, Rows, Stored, StoredMatrix, format_of
 from scvae.errors import DataError, FileError, warn
 
@@ -21,8 +22,6 @@ Join = Literal["inner", "outer"]
 JOINS: tuple[Join, ...] = ("inner", "outer")
 FILE = "file"  # column of obs with the name of every cell's file, where there are several
 MOST_NAMES = 2**21  # cells that are called by their names, which take memory
-TEXT_ROWS = 2**16  # read at a time
-MOST_TEXTS = 2**15  # different ones that a column of text may have, to be taken as categories
 
 
 class OnDisk:
@@ -341,6 +340,7 @@ def _frame(file: Stored, name: str) -> pd.DataFrame:
     with file.named():
         if name not in file.root:
             raise FileError(f"{file.path} has no {name!r}; it is no file that AnnData writes.")
+        check_frame(file.root[name], file.path)
         frame = read_elem(file.root[name])
         frame.index = frame.index.astype(object)
         return frame
@@ -375,26 +375,8 @@ def _cells(file: Stored, *, named: bool) -> pd.DataFrame:
         n = int(obs[index].shape[0])
         columns = {}
         for name in map(str, obs.attrs["column-order"]):
-            column = obs[name]
-            is_text = column.attrs.get("encoding-type") == "string-array"
-            values = _categories(column) if is_text else read_elem(column)
+            values = column_in(obs, name)
             if values is not None:
                 columns[name] = values
         names = read_elem(obs[index]) if named else np.arange(n)
         return pd.DataFrame(columns, index=pd.Index(names, dtype=object if named else None))
-
-
-def _categories(column: Any) -> pd.Categorical | None:
-    """Return text as categories, read some rows at a time; None if there are too many of them."""
-    codes, known = [], pd.Index([], dtype=object)
-    for start in range(0, column.shape[0], TEXT_ROWS):
-        raw = column[start : start + TEXT_ROWS]
-        texts = [value.decode() if isinstance(value, bytes) else str(value) for value in raw]
-        part, levels = pd.factorize(np.asarray(texts, dtype=object))
-        known = known.union(pd.Index(levels, dtype=object), sort=False)
-        if len(known) > MOST_TEXTS:
-            return None
-        codes.append(known.get_indexer(pd.Index(levels, dtype=object))[part])
-    flat = np.concatenate(codes) if codes else np.zeros(0, dtype=np.int64)
-    order = known.argsort()
-    return pd.Categorical.from_codes(np.argsort(order)[flat], known[order])
