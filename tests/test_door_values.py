@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -277,3 +278,23 @@ def test_a_query_without_the_batch_is_embedded_by_the_call() -> None:
     message = refusal(model.embed, cells())
     assert message.endswith("model.embed(adata, batch='new')")
     assert len(model.embed(cells(), batch="new")) == 80
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_parts_that_were_normalised_and_parts_that_were_not_are_told(
+    share: float, normalised: bool
+) -> None:
+    adata, n = cells(), round(80 * (1 - share))
+    x = adata.X.toarray()
+    part = x[n:] / x[n:].sum(1, keepdims=True) * 1e4 if normalised else x[n:]
+    adata.X = np.vstack([x[:n], np.log1p(part)])
+    texts = [f.text for f in scvae.check(adata).warnings if "look" in f.text]
+    if share < 0.5:
+        (text,) = texts
+        done = "log-normalised" if normalised else "(log-normalised|like a function of counts)"
+        found = rf"{80 - n} of 80 cells \(first: 'cell_{n}'\) look {done}, the others hold counts"
+        assert re.match(found, text)
+    else:
+        assert not any("gene by gene" in text for text in texts)
+    refusal(scvae.fit, adata, counts="rounded")

@@ -14,6 +14,7 @@ from scvae.data.read.tally import FaultKind
 if TYPE_CHECKING:
     from anndata import AnnData
 
+MOST_JOINED = 0.95  # of the cells, of which the others are counts
 CENTRED = 0.05  # share of negative values from where on they are no slip
 
 
@@ -60,6 +61,15 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
     was = recognise(seen.traces, adata.n_obs)
     if was is not None:
         return f"{_deed(place, was)} {_remedy(adata, other, _undo(layer, was))}"
+    if (joined := _joined(adata, seen)) is not None:
+        return f"{joined} {_remedy(adata, other, None)}"
+    if seen.divided_by is not None:
+        return None
+    if seen.traces.by_cell:
+        return (
+            f"{place} looks like a function of counts, such as their logarithm or root: values of "
+            f"a cell are the same few. {_remedy(adata, other, None)}"
+        )
     if seen.traces.by_gene:
         return (
             f"{place} looks divided gene by gene, by its spread as sc.pp.scale(adata, zero_center="
@@ -72,6 +82,22 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
     return (
         f"{place} shows no sign of normalisation, as estimates of counts do (of {ESTIMATORS}); "
         f"scvae.fit(adata{given}, counts='rounded') takes the nearest whole numbers."
+    )
+
+
+def _joined(adata: AnnData, seen: Survey) -> str | None:
+    """Say that counts and values of another kind were joined, if so: cells with either."""
+    fault, traces = seen.first_fault, seen.traces
+    if fault is None or traces is None or set(seen.tallies) != {FaultKind.NON_INTEGER}:
+        return None
+    some, full = len(traces.sums), int((seen.genes_of_cells > 0).sum())
+    was = recognise(traces, some)
+    if some > MOST_JOINED * full or (was is None and not traces.by_cell):
+        return None
+    done = f"{'log-' if was.logarithm else ''}normalised" if was else "like a function of counts"
+    return (
+        f"{some:,} of {full:,} cells (first: {adata.obs_names[fault.row]!r}) look {done}, the "
+        "others hold counts, as if parts were joined of which some were normalised."
     )
 
 

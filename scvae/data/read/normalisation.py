@@ -89,6 +89,12 @@ class Traces:
             sparse.vstack([part.first for part in parts], format="csr"),
         )
 
+    @property
+    def by_cell(self) -> bool:
+        """Whether the values of a cell are functions of its counts, the same few."""
+        fractions, ties = self.in_cells.sum(axis=0)
+        return bool(ties > FEW_TIES * fractions)
+
     @cached_property
     def by_gene(self) -> bool:
         """Whether the values are functions of counts, one for every gene: divided by its spread."""
@@ -109,8 +115,7 @@ def are_estimates(traces: Traces, n_cells: int) -> bool:
     A function of counts, such as a logarithm in any base, makes one value of all ones of a cell,
     and has ties among genes where these were divided by numbers of their own.
     """
-    fractions, ties = traces.in_cells.sum(axis=0)
-    if not fractions > 0 or ties > FEW_TIES * fractions or traces.by_gene:
+    if not traces.in_cells[:, 0].any() or traces.by_cell or traces.by_gene:
         return False
     return recognise(traces, n_cells) is None and divided_by(traces, n_cells) is None
 
