@@ -359,3 +359,69 @@ def test_features_that_all_are_proteins_are_fitted_as_such_by_the_remedy(
     assert capsys.readouterr().err.endswith("Take them for what they are: --modalities protein\n")
     assert main([*call, "--modalities", "protein"]) == 0
     assert [*scvae.load(model).modalities] == ["protein"]
+
+
+# -- folders of other pipelines ----------------------------------------------------------------
+
+PIPELINES: dict[str, dict[str, list[str]]] = {
+    "quants_mat": {"quants_mat_rows.txt": CELLS, "quants_mat_cols.txt": NAMES},
+    "cells_x_genes": {
+        "cells_x_genes.barcodes.txt": CELLS,
+        "cells_x_genes.genes.txt": IDS,
+        "cells_x_genes.genes.names.txt": NAMES,
+    },
+    "DGE": {
+        "genes.csv": ["gene_id,gene_name,genome"]
+        + [f"{one},{two},hg38" for one, two in zip(IDS, NAMES, strict=True)],
+        "cell_metadata.csv": ["bc_wells,sample,tscp_count"]
+        + [f"{cell},s{i % 2},{i}" for i, cell in enumerate(CELLS)],
+    },
+    "matrix": {
+        "features.tsv": ["gene_id\tgene_name"]
+        + [f"{one}\t{two}" for one, two in zip(IDS, NAMES, strict=True)],
+        "barcodes.tsv": ["barcode"] + [f'"{cell}"' for cell in CELLS],
+    },
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_tables_of_other_pipelines_name_cells_and_genes(name: str, tmp_path: Path) -> None:
+    io.mmwrite(tmp_path / f"{name}.mtx", sparse.coo_matrix(X.T if name == "matrix" else X))
+    for table, lines in PIPELINES[name].items():
+        (tmp_path / table).write_text("\n".join(lines) + "\n")
+    adata = read(tmp_path)
+    np.testing.assert_array_equal(adata.X.toarray(), X)
+    assert list(adata.obs_names) == CELLS
+    unique = AnnData(X, var={"names": NAMES})
+    unique.var_names = NAMES
+    unique.var_names_make_unique()
+    assert list(adata.var_names) == list(unique.var_names)
+    if name == "DGE":
+        assert list(adata.obs["sample"]) == [f"s{i % 2}" for i in range(len(CELLS))]
+        assert list(adata.obs["tscp_count"]) == [*range(len(CELLS))]
+
+
+@pytest.mark.parametrize("name", ["quants_mat", "matrix"])
+def test_a_square_matrix_is_turned_as_its_pipeline_writes_it(name: str, tmp_path: Path) -> None:
+    square = np.random.default_rng(0).poisson(2.0, (5, 5))
+    io.mmwrite(tmp_path / f"{name}.mtx", sparse.coo_matrix(square))
+    cells, genes = ("_rows.txt", "_cols.txt") if name == "quants_mat" else ("", "")
+    (tmp_path / (name + cells if cells else "barcodes.tsv")).write_text("\n".join("abcde"))
+    (tmp_path / (name + genes if genes else "genes.tsv")).write_text("\n".join("vwxyz"))
+    expected = square if name == "quants_mat" else square.T
+    np.testing.assert_array_equal(read(tmp_path).X.toarray(), expected)
+
+
+def test_spliced_and_unspliced_counts_of_alevin_fry_are_no_genes(tmp_path: Path) -> None:
+    io.mmwrite(tmp_path / "quants_mat.mtx", sparse.coo_matrix(np.ones((4, 6), dtype=int)))
+    (tmp_path / "quants_mat_rows.txt").write_text("\n".join("abcd"))
+    (tmp_path / "quants_mat_cols.txt").write_text("\n".join(["g", "h", "g-U", "h-U", "g-A", "h-A"]))
+    with pytest.raises(FileError, match=r"spliced, unspliced.*pyroe\.load_fry"):
+        read(tmp_path)
+
+
+def test_a_folder_above_the_cells_says_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "Solo.out" / "Gene").mkdir(parents=True)
+    write_mtx(tmp_path / "Solo.out" / "Gene" / "raw")
+    with pytest.raises(FileError, match=r"further below: Solo\.out/Gene/raw\. Give the path"):
+        read(tmp_path)

@@ -22,9 +22,11 @@ from scvae.io.files import FOREIGN
 if TYPE_CHECKING:
     from anndata import AnnData
 
+SHOWN = 5  # places of cells below a folder
 READ = (
     ".h5ad, .h5 of Cell Ranger, .zarr, .loom, .h5mu (with --modality), and folders with "
-    "matrix.mtx, barcodes.tsv and features.tsv or genes.tsv"
+    "matrix.mtx, barcodes.tsv and features.tsv or genes.tsv, or those of alevin-fry, "
+    "kallisto-bustools and Parse"
 )
 
 READERS = {
@@ -93,7 +95,20 @@ def _kind_of_folder(path: Path) -> str:
         return "zarr"
     if matrices_in(path):
         return "mtx"
+    below = [place.relative_to(path) for place in _cells_below(path)]
+    if below:
+        some = ", ".join(map(str, below[:SHOWN])) + (", ..." if len(below) > SHOWN else "")
+        raise FileError(f"{path} holds cells further below: {some}. Give the path of one of them.")
     raise FileError(f"{path} is a folder without cells in it. What is read: {READ}.")
+
+
+def _cells_below(path: Path) -> list[Path]:
+    """Return the folders with matrices and the files with cells, at most three folders deep."""
+    found: set[Path] = set()
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        found |= {place.parent for place in path.glob(f"{depth}*.mtx*")}
+        found |= {*path.glob(f"{depth}*.h5ad"), *path.glob(f"{depth}*matrix.h5")}
+    return sorted(found)
 
 
 def _kind_of_hdf5(path: Path) -> str:
