@@ -41,13 +41,19 @@ def test_an_option_of_another_package_gets_the_right_name(
     assert told.endswith(f"did you mean {option}?" if option else "3")
 
 
+@pytest.mark.parametrize("index", [None, "Cell_Index"])  # with a name, over numbers of cells
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.tsv", "x.txt"])
 def test_a_table_of_text_is_made_a_file_of_cells_by_the_call(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    index: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     adata, path = cells(), tmp_path / name
-    text = adata.to_df().to_csv(sep="," if "csv" in name else "\t")
+    frame = adata.to_df().reset_index(drop=True) if index else adata.to_df()
+    text = frame.to_csv(sep="," if "csv" in name else "\t", index_label=index)
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     assert main(["fit", str(path), "-o", "out.h5ad"]) == 1
     call = re.search(r"anndata\.io\.read_csv.*'cells.h5ad'\)", capsys.readouterr().err)

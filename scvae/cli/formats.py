@@ -68,7 +68,8 @@ def _advice(path: Path) -> str | None:
     """Return what makes a file of cells of tables of text and of files of R."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv", ".txt")):
-        mark = "" if name.endswith(".csv") else ", delimiter='\\t'"
+        mark = ", first_column_names=True"
+        mark += "" if name.endswith(".csv") else ", delimiter='\\t'"
         return (
             f"it is a table of text. In Python, anndata.io.read_csv({str(path)!r}{mark})"
             ".write_h5ad('cells.h5ad') makes a file of cells of it; with .T before .write_h5ad if "
