@@ -1,4 +1,5 @@
-"""How far embedding and clusters move with the number of threads, beside another seed.
+"""How far embedding and clusters move with the number of threads, beside another seed, and beside
+another start of Leiden on the same embedding.
 
 Run with the number of threads alone changed, then compare:
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import scanpy as sc
 import torch
+from anndata import AnnData
 from sets import batch_column, load
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestNeighbors
@@ -32,14 +34,20 @@ def fit(folder: Path) -> None:
             adata = scvae.datasets.pancreas() if name == "pancreas" else load(name)
             torch.set_num_threads(n)  # sc.pp.neighbors sets it to the number of cores
             model = scvae.fit(adata, batch=batch_column(adata), seed=seed, progress=False)
-            sc.pp.neighbors(adata, use_rep="X_scvae")
-            sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
             np.savez(
                 folder / f"{name}_{n}_{seed}.npz",
                 embedding=adata.obsm["X_scvae"],
-                clusters=adata.obs["leiden"].astype(str).to_numpy(dtype=str),
+                clusters=clusters_of(adata.obsm["X_scvae"]),
                 elbo=model.record.elbo_held_out,
             )
+
+
+def clusters_of(embedding: np.ndarray, start: int = 0) -> np.ndarray:
+    """Return the clusters of Leiden."""
+    adata = AnnData(obsm={"X_scvae": embedding})
+    sc.pp.neighbors(adata, use_rep="X_scvae")
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, random_state=start)
+    return adata.obs["leiden"].astype(str).to_numpy(dtype=str)
 
 
 def kept_neighbours(one: np.ndarray, other: np.ndarray) -> float:
@@ -56,6 +64,12 @@ def compare(folder: Path) -> None:
     """Print what moves between 1 and 2 threads, and between two seeds."""
     for name in SETS:
         runs = {key: np.load(folder / f"{name}_{key}.npz") for key in ("1_0", "2_0", "1_1")}
+        one = runs["1_0"]
+        starts = [
+            adjusted_rand_score(one["clusters"], clusters_of(one["embedding"], start))
+            for start in (1, 2, 3)
+        ]
+        print(f"{name}, other starts of Leiden: ARI {', '.join(f'{ari:.3f}' for ari in starts)}")
         for what, key in (("2 threads", "2_0"), ("seed 1", "1_1")):
             base, other = runs["1_0"], runs[key]
             moved = np.linalg.norm(base["embedding"] - other["embedding"], axis=1)
