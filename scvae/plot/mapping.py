@@ -75,10 +75,10 @@ def mapping_check(found: MappingCheck, *, ax: Axes | None = None) -> Axes:
     ax.axvline(1, color="black", linewidth=0.6)
     ax.set_yticks(height.to_numpy(), names, fontsize=7)
     ax.set(xscale="log", ylim=(len(names) - 0.5, -0.5))
-    ax.set(xlabel="distance to the other samples of the reference, in units of their own")
+    ax.set_xlabel("distance to the other samples (reference: 1)", fontsize=8)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="x", which="both", labelsize=8)
+    ax.tick_params(axis="x", which="both", labelsize=8, length=3, pad=3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -83,9 +83,9 @@ def predict(
     query = cells_of(adata)
     dataset = model.read_for(query, layer, call, partial=True, batch=batch)
     assert isinstance(dataset, Dataset)
-    cells, labeller, is_like = posterior_of(model, dataset, seed), reference.labeller, True
+    cells, is_like = posterior_of(model, dataset, seed), True
     if counts is None:
-        is_like = dataset.observed is None
+        labeller, is_like = reference.labeller, dataset.observed is None
         _tell_of_genes(dataset)
     else:
         labeller, components = labeller_for(model, reference, counts, dataset)
