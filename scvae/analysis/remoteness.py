@@ -8,8 +8,8 @@ samples of the reference are, and values are Gaussian, then
 .. math:: t = \frac{y_q - \bar y}{s \sqrt{1 + 1/m}}
 
 has Student's distribution with m - 1 degrees of freedom, however the values depend on each other
-through the distances that two samples share. Simulated with 3 to 10 samples, 5 to 6 % were below
-p = .05 where samples differ by less than cells of a type do, and 6 to 9 % where by as much.
+through the distances that two samples share. Simulated with 3 to 10 samples, 4 to 6 % were below
+p = .05 where samples differ by less than cells of a type do, and 7.5 to 9.5 % where by as much.
 """
 
 from __future__ import annotations
