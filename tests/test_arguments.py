@@ -25,6 +25,7 @@ import scvae
 from scvae import ConfigError, DataError, FileError, ScvaeError
 from scvae.analysis.compare import Comparison
 from scvae.analysis.doublets import Doublets
+from scvae.analysis.mapping import MappingCheck
 from scvae.models.tune import Tuning
 
 METHODS = (
@@ -126,6 +127,14 @@ def searched() -> Tuning:
     return Tuning(pd.DataFrame({**told, **measured, "seconds": [1.0, 1.0]}), {})
 
 
+def mapped() -> MappingCheck:
+    """Return one sample of a query, which is as near as the reference's own."""
+    row = {"sample": "query", "neighbourhood": "all", "n_cells": 50, "n_samples": 4}
+    tested = {"ratio": 1.1, "limit": 1.5, "p": 0.3, "is_far": False, "far": 0.06}
+    own = {"neighbourhood": ["all", "all"], "beside": ["query", "query"], "ratio": [0.9, 1.1]}
+    return MappingCheck(pd.DataFrame([row | tested]), pd.DataFrame(own), 0.05)
+
+
 def scored() -> pd.DataFrame:
     return pd.DataFrame({"score": [0.1, 0.9], "is_doublet": [False, True]})
 
@@ -147,6 +156,7 @@ def usual(name: str, model: scvae.Model, adata: AnnData) -> dict[str, Any]:
         },
         "plot.tune": lambda: {"found": searched()},
         "plot.volcano": lambda: {"compared": compared()},
+        "plot.mapping_check": lambda: {"found": mapped()},
         "plot.doublet_scores": lambda: {
             "found": Doublets(scored(), np.ones(2) / 2, 0.1, 0.5, 0.01, 0.5)
         },

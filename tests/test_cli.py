@@ -225,7 +225,7 @@ def test_info_of_a_model_that_says_little(fitted, tmp_path, capsys):
 
 FAILURES = {
     "no input": ("fit absent.h5ad -o out.h5ad", "absent.h5ad is not there."),
-    "a folder as input": ("fit . -o out.h5ad", ". is a folder without cells in it."),
+    "a folder as input": ("fit . -o out.h5ad", ". holds cells further below: in.h5ad, text.h5ad."),
     "no h5ad file": (
         "fit text.h5ad -o out.h5ad",
         "text.h5ad cannot be read as cells",

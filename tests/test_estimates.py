@@ -161,6 +161,16 @@ def test_a_fit_of_estimates_is_the_fit_of_what_they_are_rounded_to(tmp_path: Pat
         other.embed(adata)
 
 
+@pytest.mark.parametrize("n", [2, 15, 40])
+def test_few_cells_of_large_counts_are_estimates_too(n: int) -> None:
+    """Powers of ten of them overflow, which makes no ties."""
+    adata = scvae.simulate(150, 40, seed=0)
+    off = np.random.default_rng(0).uniform(-0.4, 0.4, adata.X.nnz).astype(np.float32)
+    adata.X.data += off
+    model = scvae.fit(adata, counts="rounded", **QUICK)
+    assert model.embed(adata[:n].copy()).shape == (n, 30)
+
+
 def test_other_faults_are_refused_nevertheless() -> None:
     for value, word in ((np.nan, "NaN"), (-0.4, "negative"), (np.inf, "infinite")):
         adata = ambient()

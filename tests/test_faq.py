@@ -71,7 +71,7 @@ def an_unknown_batch() -> None:
 
 
 def lacking_genes() -> None:
-    scvae.fit(cells(), genes=["gene_0", "CD3D"])
+    scvae.fit(cells(), genes=["gene_0", "gene_1", "CD3D"])
 
 
 def a_file_that_is_no_model() -> None:

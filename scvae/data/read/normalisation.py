@@ -8,12 +8,15 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from scvae.data.read.ties import FEW_TIES, SAMPLE, are_functions_of_genes, ties_in_cells
+from scvae.data.read.ties import SAMPLE, are_functions_of_genes, ties_in_cells
 
 SAME_SUM = 1e-3  # relative spread of the sums that normalisation to one total leaves
 SAME_VALUE = 1e-5  # relative error of a float32 that went through a logarithm and back
 ENOUGH = 3  # cells that a pattern must hold in
 SAMPLE_VALUES = 2**16  # of a piece
+# Share of a cell's fractions that are alike: functions of counts have more than .5, estimates as
+# SoupX makes them .1 at most.
+MANY_TIES = 0.3
 MOST, ONES = 0.9, 0.1  # of the cells that were divided; of the values that are one count
 
 
@@ -93,7 +96,7 @@ class Traces:
     def by_cell(self) -> bool:
         """Whether the values of a cell are functions of its counts, the same few."""
         fractions, ties = self.in_cells.sum(axis=0)
-        return bool(ties > FEW_TIES * fractions)
+        return bool(ties > MANY_TIES * fractions)
 
     @cached_property
     def by_gene(self) -> bool:

@@ -103,6 +103,8 @@ def _fractions(rows: sparse.csr_matrix) -> np.ndarray:
 def _ties_of_ratios(columns: np.ndarray) -> tuple[int, int]:
     """Return how many ratios of neighbours there are, and how many are there again of others."""
     ratio = columns[:, :-1] / columns[:, 1:]
+    # Powers of large counts overflow, and all that they divide would be alike.
+    ratio[~(np.isfinite(ratio) & (ratio > 0))] = np.nan
     order = np.argsort(ratio, axis=0)
     ratio, one = (np.take_along_axis(each, order, axis=0) for each in (ratio, columns[:, :-1]))
     alike = np.diff(ratio, axis=0) <= SAME_RATIO * ratio[1:]
