@@ -3,7 +3,7 @@
 Every method embeds the whole set, and a mosaic of it: of a random half of the cells RNA alone is
 left. Where the other kind is proteins, those that were hidden are imputed, and compared with what
 was measured. Scores go to work/SET.multimodal.METHOD.SEED.json; `--table` collects them in
-results/multimodal*.json, of which results.py writes the tables.
+results/multimodal_SET.json, of which results.py writes the tables.
 
 METHOD: scvae (both kinds), scvae_rna (RNA alone), pca (components of both, side by side), totalvi
 (its defaults; the cells without proteins are a batch of their own, as it asks), multivi (its
@@ -16,7 +16,6 @@ import argparse
 import json
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +178,22 @@ METHODS: dict[str, Callable[..., Found]] = {
     "multivi": multivi,
 }
 
+TITLES = {
+    "scvae": "scvae, both kinds",
+    "scvae_rna": "scvae, RNA alone",
+    "pca": "components of both; of RNA, and the mean of 30 neighbours",
+    "totalvi": "totalVI",
+    "multivi": "MultiVI",
+}
+SHOWN = {
+    ("whole", "biology"): "whole: biology",
+    ("mosaic", "biology"): "mosaic: biology",
+    ("mosaic", "mixing"): "mixing",
+    ("imputed", "pearson"): "imputed: r",
+    ("imputed", "rmse"): "error",
+    ("imputed", "coverage"): "in 90 %",
+}
+
 # -- scores ----------------------------------------------------------------------------------------
 
 
@@ -221,26 +236,19 @@ def run(name: str, method: str, seed: int) -> None:
 
 
 def collect() -> None:
-    """Write the tables of all runs that there are."""
-    found: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
-    for path in sorted(WORK.glob("*.multimodal.*.json")):
-        name, _, method, _ = path.name.split(".", 3)
-        scores = json.loads(path.read_text())
-        for what, keys in (
-            ("whole", ("biology",)),
-            ("mosaic", ("biology", "mixing")),
-            ("imputed", ("pearson", "rmse", "coverage")),
-        ):
-            for key in keys:
-                if key in scores.get(what, {}):
-                    found[name, what, key, method].append(scores[what][key])
-    methods = [m for m in METHODS if any(key[3] == m for key in found)]
-    rows = []
-    for name, what, key in dict.fromkeys(key[:3] for key in found):
-        cells = [found.get((name, what, key, method), "") for method in methods]
-        rows.append([f"{name}, {what}: {key}", *cells])
-    table = {"columns": ["set", *methods], "rows": rows}
-    (TABLES / "multimodal.json").write_text(json.dumps(table, indent=1) + "\n")
+    """Write a table for every set of which there are runs, a row a method, of all its seeds."""
+    for name in SETS:
+        rows = []
+        for method in METHODS:
+            paths = sorted(WORK.glob(f"{name}.multimodal.{method}.*.json"))
+            runs = [json.loads(path.read_text()) for path in paths]
+            cells = [[r[what][key] for r in runs if key in r.get(what, {})] for what, key in SHOWN]
+            if runs:
+                rows.append([TITLES[method], *(found or "" for found in cells)])
+        if rows:
+            table = {"columns": [name, *SHOWN.values()], "rows": rows}
+            path = TABLES / f"multimodal_{name}.json"
+            path.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def main() -> None:
