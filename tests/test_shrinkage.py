@@ -40,7 +40,13 @@ def test_what_is_climbed_has_one_part_in_n_of_the_prior_and_the_bound_none() -> 
     minibatch = Batch(torch.randn(7, 5, generator=draw))
     plain = one_bound(vae, minibatch, Generator().manual_seed(1), 0.3)
     terms, bound, climbed = with_weight_priors(
-        vae, minibatch, Generator().manual_seed(1), 0.3, objective=one_bound, cells=200
+        vae,
+        minibatch,
+        Generator().manual_seed(1),
+        0.3,
+        objective=one_bound,
+        layers=[vae.layer],
+        cells=200,
     )
     assert bound == plain[1]
     torch.testing.assert_close(climbed, bound + vae.layer.log_prior() / 200)

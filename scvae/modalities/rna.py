@@ -255,10 +255,6 @@ class Decoder(nn.Module):
             return logits
         return logits.masked_fill(~cells.observed, NO_SHARE)
 
-    def log_shares(self, h: Tensor, cells: Cells | None = None) -> Tensor:
-        """Return the log share of the library of every fitted gene, ``(..., n, g)``."""
-        return torch.log_softmax(self.logits(h, cells), dim=-1)[..., : self.n_genes]
-
     def expression(self, z: Tensor, s: Tensor) -> Tensor:
         """Return the share of the library of every fitted gene, rho, ``(..., n, g)``."""
         h = self.hidden(z[..., : self.n_latent], s)

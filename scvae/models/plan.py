@@ -141,9 +141,11 @@ def _objective(plan: Plan, vae: VAE) -> Objective:
     if len(plan.architecture.parts) > 1:
         weights = [plan.weights.get(kind, 1.0) for kind in plan.architecture.parts]
         objective = partial(joint_and_single_bounds, alone=plan.alone, weights=weights)
-    if not shrunk_layers(vae):
+    layers = shrunk_layers(vae)
+    if not layers:
         return objective
-    return partial(with_weight_priors, objective=objective, cells=len(plan.train_rows))
+    cells = len(plan.train_rows)
+    return partial(with_weight_priors, objective=objective, layers=layers, cells=cells)
 
 
 def _execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from scvae.core.batch import Minibatch
 from scvae.core.networks import evaluating
 from scvae.core.objectives import elbo
-from scvae.core.shrinkage import shrunk_layers
+from scvae.core.shrinkage import ShrunkLinear
 from scvae.core.vae import VAE, Terms
 from scvae.errors import TrainingError, warn
 from scvae.train.average import EVERY, with_weights
@@ -51,13 +51,13 @@ def with_weight_priors(
     beta: float | Tensor,
     *,
     objective: Objective,
+    layers: Sequence[ShrunkLinear],
     cells: int,
 ) -> tuple[Terms, Tensor, Tensor]:
-    r"""Do as `objective`, and climb :math:`\frac{1}{N} \log p(W)` beside what it climbs.
+    r"""Do as `objective`, and climb :math:`\frac{1}{N} \log p(W)` of `layers` beside what it climbs.
 
     `cells` are N, of which the mean bound is of a minibatch."""
     terms, bound, climbed = objective(vae, minibatch, noise, beta)
-    layers = shrunk_layers(vae)
     log_prior = torch.stack([layer.log_prior() for layer in layers]).sum()
     return terms, bound, climbed + log_prior / cells
 
