@@ -54,7 +54,7 @@ def with_weight_priors(
     layers: Sequence[ShrunkLinear],
     cells: int,
 ) -> tuple[Terms, Tensor, Tensor]:
-    r"""Do as `objective`, and climb :math:`\frac{1}{N} \log p(W)` of `layers` beside what it climbs.
+    r"""Do as `objective`, and climb :math:`\frac{1}{N} \log p(W)` of `layers`, too.
 
     `cells` are N, of which the mean bound is of a minibatch."""
     terms, bound, climbed = objective(vae, minibatch, noise, beta)
