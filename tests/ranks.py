@@ -301,3 +301,4 @@ if __name__ == "__main__":
         where, number
     )
     (where / f"found{number}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()  # threads of gloo that outlive Python end it with an abort

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 from scvae.core.networks import BatchNorm
 from scvae.core.vae import VAE
 from scvae.errors import ConfigError, TrainingError
+from scvae.train.meeting import meet
 
 STRIDE = 0x9E3779B97F4A7C15  # between the seeds of ranks
 
@@ -244,7 +245,7 @@ def _begin() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
     with _explained():
-        dist.init_process_group()
+        meet()
     atexit.register(_end)
 
 
