@@ -133,6 +133,26 @@ def test_the_mean_amount_is_that_of_the_counts_decoded(trained: tuple) -> None:
     assert (alone < 0.5 * whole).any()
 
 
+def test_cells_whose_background_alone_differs_have_the_same_profile(trained: tuple) -> None:
+    vae, cells, *_ = trained
+    z = torch.randn(len(cells), D, generator=Generator().manual_seed(0))
+    protein, decoder = Protein(G), decoder_of(vae)
+    with torch.no_grad():
+        profile = protein.profile(decoder, z, cells.s, None)
+        before = decoder.level.weight.clone(), decoder.level.bias.clone()
+        torch.testing.assert_close(
+            protein.profile(decoder, z, cells.s, torch.tensor([2])), profile[:, 2:3]
+        )
+        decoder.level.weight.add_(1.0)
+        torch.testing.assert_close(protein.profile(decoder, z, cells.s, None), profile)
+        decoder.level.weight.zero_()
+        decoder.level.bias.zero_()
+        whole = protein.amount(decoder, z, cells.s, background=True)
+        torch.testing.assert_close(profile, torch.log1p(whole))
+        decoder.level.weight.copy_(before[0])
+        decoder.level.bias.copy_(before[1])
+
+
 def test_background_is_summed_out_as_by_a_fine_grid() -> None:
     y, batch, _ = counts(20)
     vae, cells = build(y, batch).eval().double(), cells_of(y, batch)
@@ -189,7 +209,7 @@ def test_spread_of_background_and_mean_counts_are_found(trained: tuple) -> None:
     decoder = decoder_of(vae)
     np.testing.assert_allclose(decoder.log_background_scale.detach().exp(), 0.2, atol=0.15)
     with torch.no_grad():
-        mean = decoder.amount(vae.encode(cells).mean, cells.s, True).mean(0)
+        mean = Protein(G).amount(decoder, vae.encode(cells).mean, cells.s, background=True).mean(0)
     torch.testing.assert_close(mean, cells.x.mean(0), rtol=0.1, atol=0)
 
 

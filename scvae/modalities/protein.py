@@ -109,11 +109,17 @@ class Protein:
     ) -> Tensor:
         """Return the mean count of foreground, or with `background` of all, ``(..., n, g)``."""
         assert isinstance(decoder, Decoder)
-        return decoder.amount(z, s, background)
+        below, above = decoder.amounts(z, s)
+        return below + above if background else above
 
     def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
-        """Return log(1 + mean count of foreground)."""
-        amount = torch.log1p(self.amount(decoder, z, s))
+        """Return log(1 + mean count), as if the background of every cell had the same level.
+
+        The level of the background tells how a cell was stained and washed, not what it is.
+        """
+        assert isinstance(decoder, Decoder)
+        below, above = decoder.amounts(z, s, own_level=False)
+        amount = torch.log1p(below + above)
         return amount if features is None else amount[..., features]
 
     def measured(self, cells: Batch) -> Tensor:
@@ -258,14 +264,18 @@ class Decoder(nn.Module):
         log_phi = DISPERSION_UNIT * self.log_inverse_dispersion
         return EntryMixture(torch.cat(each, dim=-2), NegativeBinomial(log_means, log_phi))
 
-    def amount(self, z: Tensor, s: Tensor, background: bool) -> Tensor:
-        """Return the mean count of foreground, or of all."""
+    def amounts(self, z: Tensor, s: Tensor, own_level: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the parts of the mean count that cells without and with a foreground make up.
+
+        Parameters
+        ----------
+        own_level
+            False puts every cell's background at the level that its batch has.
+        """
         loc, scale = self._background(s)
         level, log_fold, odds = self._of_cells(z, s)
         # The mean of exp(scale * node) under the rule, which is that of the counts decoded.
         spread = torch.logsumexp(self.log_weights + scale[..., None, :] * self.nodes, dim=-2)
-        log_mean = loc + level + spread
-        foreground = torch.exp(log_mean + log_fold + logsigmoid(odds))
-        if not background:
-            return foreground
-        return foreground + torch.exp(log_mean + logsigmoid(-odds))
+        log_mean = loc + spread + (level if own_level else 0.0)
+        below = torch.exp(log_mean + logsigmoid(-odds))
+        return below, torch.exp(log_mean + log_fold + logsigmoid(odds))

@@ -253,7 +253,7 @@ class _Spread:
     def explained(self, features: Tensor, deviation: Tensor) -> float:
         """Return the mean share of the variance of some features that the model explains."""
         _, decoded = _deviations(self.sums[..., features], max(self.n, 1))
-        return float((decoded / deviation).double().square().mean())
+        return float((decoded / deviation).double().square().clamp(max=1).mean())
 
 
 def _weight(scaled: Tensor, explained: float) -> float:
