@@ -156,7 +156,7 @@ def test_the_joint_bound_is_the_elbo_and_single_bounds_those_of_single_kinds(fus
 
     def bounds(alone: float) -> tuple[torch.Tensor, torch.Tensor]:
         noise = torch.Generator().manual_seed(1)
-        return joint_and_single_bounds(model.vae, batch, noise, alone=alone)[1:]
+        return joint_and_single_bounds(model.vae, batch, noise, alone=alone, across=0.0)[1:]
 
     (joint, nothing), (same, both) = bounds(0.0), bounds(2.0)
     terms = model.vae.terms(batch, generator=torch.Generator().manual_seed(1))
@@ -170,6 +170,32 @@ def test_the_joint_bound_is_the_elbo_and_single_bounds_those_of_single_kinds(fus
         bound = elbo(model.vae.terms(only, 200, noise))
         beside += torch.where(batch.present[:, m] & (n_parts > 1), bound, 0.0)
     torch.testing.assert_close(both - joint, 2 * beside.mean(), rtol=0.05, atol=0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("across", [0.3, 1.0])
+def test_single_kinds_decode_the_others_too(across: float) -> None:
+    mdata = cells(kinds=["rna", "protein"])
+    model = fit(mdata, prior="normal")
+    held, rows = dataset(model, mdata), torch.arange(mdata.n_obs)
+    batch = held.cells(rows)
+    vae, both = model.vae, batch.present.all(1)
+    more = torch.zeros(len(rows))
+    for _ in range(200):
+        noise = torch.Generator().manual_seed(_)
+        bounds = [
+            joint_and_single_bounds(vae, batch, noise.manual_seed(_), across=weight)[2]
+            for weight in (0.0, across)
+        ]
+        more += (bounds[1] - bounds[0]) / 200
+    expected = torch.zeros(len(rows))
+    for m, other in ((0, 1), (1, 0)):
+        q = vae.encode(held.only([m]).cells(rows))
+        z = q.sample((200,), generator=torch.Generator().manual_seed(7))
+        part = batch.parts[other].filled
+        log_p = part.log_prob(vae.likelihood.likelihoods[other](z, part)).mean(0)
+        expected += torch.where(both, across * log_p, 0.0)
+    torch.testing.assert_close(more.mean(), expected.mean(), rtol=0.02, atol=0.1)
 
 
 @torch.no_grad()

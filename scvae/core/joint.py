@@ -21,6 +21,8 @@ from scvae.core.fusion import product_of_experts, side_by_side
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Terms, draws_of
 
+ACROSS = 0.3  # nats of another kind that count as one of the own, in bounds of single kinds
+
 Fuse = Callable[[Gaussian, Gaussian, Tensor], Distribution]
 
 
@@ -162,16 +164,21 @@ def joint_and_single_bounds(
     beta: float | Tensor = 1.0,
     *,
     alone: float = 1.0,
+    across: float = ACROSS,
     weights: Sequence[float] = (),
 ) -> tuple[Terms, Tensor, Tensor]:
     r"""Return the terms of the joint ELBO, its mean, and the mean of what trains all experts.
 
-    .. math:: L = ELBO(x_1, ..., x_m; q) + \lambda \sum_m ELBO(x_m; q_m)
+    .. math::
+        L &= ELBO(x; q) + \lambda \sum_m L_m \\
+        L_m &= E_{q_m}\Big[\log p(x_m \mid z)
+               + \gamma \sum_{k \ne m} \log p(x_k \mid z)\Big] - \beta\,KL(q_m \,\|\, p)
 
     The posterior of one part, q_m, is fused of its expert alone. A joint bound trains a product, in
-    which an expert may lean on the others; by its own bound, a lower bound on :math:`\log p(x_m)`,
-    every expert learns to stand alone. All parts are taken at every step: to draw some of them
-    instead bounds the joint evidence less tightly (Daunhawer et al., ICLR 2022).
+    which an expert may lean on the others; by its own bound every expert learns to stand alone, and
+    by :math:`\gamma` to say of a cell what the other parts are decoded from: at 0, L_m is a lower
+    bound on :math:`\log p(x_m)`, at 1 on :math:`\log p(x)`. All parts are taken at every step: to
+    draw some of them instead bounds the joint evidence less tightly (Daunhawer et al., ICLR 2022).
 
     Parameters
     ----------
@@ -179,6 +186,8 @@ def joint_and_single_bounds(
         Of a `Fused` posterior and a `Joint` likelihood.
     alone
         Weight :math:`\lambda` of the bounds of single parts; they count where others are present.
+    across
+        Weight :math:`\gamma` of the other parts in them.
     weights
         Of the log-likelihood of every part, in all bounds; none are ones.
 
@@ -190,6 +199,7 @@ def joint_and_single_bounds(
     References
     ----------
     Wu and Goodman. Multimodal generative models for scalable weakly-supervised learning. 2018.
+    Sutter, Daunhawer and Vogt. Generalized multimodal ELBO. ICLR 2021.
     """
     posterior, likelihood = vae.posterior, vae.likelihood
     assert isinstance(posterior, Fused)
@@ -198,21 +208,43 @@ def joint_and_single_bounds(
     q = posterior.fused(said, batch, present)
     z, log_share = draws_of(q, 1, generator)
     prior, beside = vae.prior(batch), present & (present.sum(-1, keepdim=True) > 1)
-    log_px, single = torch.zeros((), device=z.device), torch.zeros((), device=z.device)
-    scales = weights or [1.0] * len(batch.parts)
-    for m, (part, scale) in enumerate(zip(batch.parts, scales, strict=True)):
-        own = torch.zeros_like(present)
-        own[:, m] = present[:, m]
-        q_m = posterior.fused(said, batch, own)
-        z_m, share_m = draws_of(q_m, 1, generator)
-        # Where a part is absent, or stands alone anyway, its own draw decodes to nothing new.
-        z_m = torch.where(beside[:, m, None], z_m, z[:1])
-        log_both = scale * part.filled.log_prob(
-            likelihood.likelihoods[m](torch.cat([z, z_m]), part.filled)
-        )
-        log_px = log_px + log_both[: len(z)]
-        bound_m = elbo(Terms(z_m, q_m, prior, log_both[len(z) :], share_m), beta)
+    singles = [posterior.fused(said, batch, own) for own in _one_each(present)]
+    drawn = [draws_of(q_m, 1, generator) for q_m in singles]
+    # Where a part is absent, or stands alone anyway, its own draw decodes to nothing new.
+    each = zip(beside.T, drawn, strict=True)
+    draws = [z, *(torch.where(there[:, None], z_m, z[:1]) for there, (z_m, _) in each)]
+    log_px, *log_ps = _log_likelihoods(likelihood, batch, draws, across, weights)
+    single = torch.zeros((), device=z.device)
+    for m, (q_m, (_, share_m)) in enumerate(zip(singles, drawn, strict=True)):
+        bound_m = elbo(Terms(draws[m + 1], q_m, prior, log_ps[m], share_m), beta)
         single = single + torch.where(beside[:, m], bound_m, 0.0).mean()
     terms = Terms(z, q, prior, log_px, log_share)
     bound = elbo(terms, beta).mean()
     return terms, bound, bound + alone * single
+
+
+def _one_each(present: Tensor) -> list[Tensor]:
+    """Return `present` ``(n, m)`` of every part alone."""
+    eye = torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    return [present & own for own in eye]
+
+
+def _log_likelihoods(
+    likelihood: Joint,
+    batch: Parts,
+    draws: Sequence[Tensor],
+    across: float,
+    weights: Sequence[float],
+) -> list[Tensor]:
+    """Return weighed log-likelihoods of all parts by the first draws of z, and by those of every
+    part, of which the other parts count less. Every part is decoded once, by all draws."""
+    found: list[Any] = [0.0] * len(draws)
+    weights = weights or [1.0] * len(batch.parts)
+    for k, (part, weight) in enumerate(zip(batch.parts, weights, strict=True)):
+        shares = [1.0, *(1.0 if m == k else across for m in range(len(batch.parts)))]
+        taken = [i for i, share in enumerate(shares) if share]
+        z = torch.cat([draws[i] for i in taken])
+        log_p = weight * part.filled.log_prob(likelihood.likelihoods[k](z, part.filled))
+        for i, own in zip(taken, log_p.split([len(draws[i]) for i in taken]), strict=True):
+            found[i] = found[i] + shares[i] * own
+    return found
