@@ -9,16 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "docs"
 SHOWN = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+ELSEWHERE = [ROOT / f"{name}.md" for name in ("mapping", "kinds", "scale")]
 PAGES = {
     f"{path.parent.name}/{path.stem}": [block for block in blocks if "rule all" not in block]
-    for path in sorted([*ROOT.glob("guide/*.md"), *ROOT.glob("from/*.md")])
+    for path in sorted([*ROOT.glob("guide/*.md"), *ROOT.glob("from/*.md"), *ELSEWHERE])
     if (blocks := SHOWN.findall(path.read_text(encoding="utf-8")))
 }
 PAGES = {name: blocks for name, blocks in PAGES.items() if blocks}
 
 
 def test_the_pages_are_found() -> None:
-    assert {"guide/data", "guide/fit", "from/scanpy", "from/methods"} <= PAGES.keys()
+    assert {"guide/data", "guide/fit", "from/scanpy", "from/methods", "docs/scale"} <= PAGES.keys()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -44,7 +44,9 @@ def test_every_command_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_page_that_nobody_names_is_found(tmp_path: Path) -> None:
-    for name in ("index", "named", "new"):
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "index.md").write_text("../there\n")
+    for name in ("index", "named", "new", "there"):
         (tmp_path / f"{name}.md").write_text("# x")
     text = pages.with_further(tmp_path / "index.md", "named\n@further@\n")
     assert text == "named\nnew\n"

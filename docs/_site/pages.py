@@ -23,8 +23,10 @@ def write_all(docs, root):
 
 
 def with_further(path, text):
-    """Return a page whose `@further@` is the pages of its folder that it does not name itself."""
-    named = set(re.findall(r"[\w-]+", text))
+    """Return a page whose `@further@` is the pages of its folder that no index names."""
+    below = [page.read_text(encoding="utf-8") for page in path.parent.glob("*/index.md")]
+    elsewhere = re.findall(r"^\.\./([\w-]+)$", "\n".join(below), flags=re.MULTILINE)
+    named = {*re.findall(r"[\w-]+", text), *elsewhere}
     beside = [page.stem for page in sorted(path.parent.glob("*.md")) if page.stem not in named]
     return text.replace("@further@", "\n".join(name for name in beside if name != path.stem))
 
