@@ -73,6 +73,15 @@ def test_workflows_ask_make_for_what_there_is() -> None:
     assert {"test", "docs", "test-wheel", "test-lowest", "test-newest"} <= asked <= targets
 
 
+def test_what_the_owner_must_fill_in_is_listed_in_one_place() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([\w./]+)` \|", guide.split("only the owner")[1], re.MULTILINE))
+    places = ("*.md", "*.toml", "*.cff", "conda/*", "docs/*.md", "docs/*/*.md", ".github/*/*.yml")
+    paths = {path for place in places for path in ROOT.glob(place)}
+    marked = {path for path in paths if "FILL_IN" in path.read_text(encoding="utf-8")}
+    assert {path.relative_to(ROOT).as_posix() for path in marked} == listed | {"CONTRIBUTING.md"}
+
+
 def test_issue_templates_are_forms() -> None:
     for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         form = yaml.safe_load(path.read_text(encoding="utf-8"))
