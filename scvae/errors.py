@@ -10,15 +10,47 @@ import warnings
 
 
 class ScvaeError(Exception):
-    """Root of every error that scvae raises on purpose."""
+    """Root of every error that scvae raises on purpose.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> try:
+    ...     scvae.fit("not-there.h5ad")
+    ... except scvae.ScvaeError as error:
+    ...     print(type(error).__name__)
+    FileError
+    """
 
 
 class DataError(ScvaeError, ValueError):
-    """The data given cannot be modelled as they are; the message says what to change."""
+    """The data given cannot be modelled as they are; the message says what to change.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=50, n_genes=20)
+    >>> adata.X = adata.X.log1p()
+    >>> try:
+    ...     scvae.fit(adata)
+    ... except scvae.DataError as error:
+    ...     print(str(error)[:33])
+    adata.X has non-integer values (f
+    """
 
 
 class ConfigError(ScvaeError, ValueError):
-    """An argument has a value that is not allowed, alone or together with another."""
+    """An argument has a value that is not allowed, alone or together with another.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> try:
+    ...     scvae.fit(scvae.simulate(n_cells=50, n_genes=20), n_latent=0)
+    ... except scvae.ConfigError as error:
+    ...     print(str(error)[:10])
+    n_latent=0
+    """
 
 
 class ArgumentError(ConfigError, TypeError):
@@ -26,11 +58,31 @@ class ArgumentError(ConfigError, TypeError):
 
 
 class FileError(ScvaeError, OSError):
-    """A file is missing, damaged or not of the kind that was asked for."""
+    """A file is missing, damaged or not of the kind that was asked for.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> try:
+    ...     scvae.load("not-there.scvae")
+    ... except scvae.FileError as error:
+    ...     print("not-there.scvae" in str(error))
+    True
+    """
 
 
 class TrainingError(ScvaeError, RuntimeError):
-    """Training could not go on; nothing was written."""
+    """Training could not go on; nothing was written.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> try:
+    ...     scvae.fit(scvae.simulate(200, 50), learning_rate=1e8, max_steps=50, progress=False)
+    ... except scvae.TrainingError as error:
+    ...     print("learning_rate=" in str(error))
+    True
+    """
 
 
 class ScvaeWarning(UserWarning):

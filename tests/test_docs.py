@@ -6,6 +6,7 @@ import ast
 import doctest
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.models.fitted import Fitted
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "docs" / "_site"))
+
+import pages  # noqa: E402
+
 NAMES = {name: getattr(core, name) for name in core.__all__}
 # The modules among the public names are tested by themselves.
 PUBLIC = {name: getattr(scvae, name) for name in scvae.__all__}
@@ -43,7 +48,7 @@ METHODS = {
 EXAMPLES = {
     name: thing
     for name, thing in (NAMES | PUBLIC | FURTHER | WITHIN | METHODS).items()
-    if ">>>" in (inspect.getdoc(thing) or "")
+    if hasattr(thing, "__name__") and ">>>" in (inspect.getdoc(thing) or "")
 }
 # What the engine's page names that is torch's, or of every distribution.
 TERMS_OF_OTHERS = {"TransformedDistribution", "log_prob", "marginal_log_prob"}
@@ -78,6 +83,49 @@ def test_every_example_that_is_written_is_run() -> None:
     run = {f"{thing.__module__}.{thing.__name__}" for thing in EXAMPLES.values()}
     assert {"scvae.models.model.embed", "scvae.plot.cells.umap"} <= run
     assert examples_written() == run
+
+
+def code_of(doc: str | None) -> str:
+    """Return the code of the examples of a docstring."""
+    return "\n".join(example.source for example in doctest.DocTestParser().get_examples(doc or ""))
+
+
+def used(doc: str | None) -> set[str]:
+    """Return what the examples of a docstring name or ask things for."""
+    nodes = list(ast.walk(ast.parse(code_of(doc))))
+    asked = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return asked | {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def without_example(module: str) -> list[str]:
+    """Return the public names of a module, and the members of its classes, that no example shows.
+
+    A function or class has one of its own. A member may be shown by its class, by another of its
+    members, or by a class that it has it from; a call of a module is its `forward`."""
+    values = {name for thing in EXAMPLES.values() for name in used(inspect.getdoc(thing))}
+    missing = []
+    for name, thing in pages.public(module).items():
+        if not getattr(thing, "__module__", "").startswith("scvae") or not callable(thing):
+            missing += [name] * (name not in values)  # a value, or a function of torch's
+            continue
+        missing += [name] * (not code_of(inspect.getdoc(thing)))
+        if inspect.isclass(thing):
+            owners = [owner for owner in thing.__mro__ if owner.__module__.startswith("scvae")]
+            docs = [one.__doc__ for owner in owners for one in (owner, *vars(owner).values())]
+            shown = set().union(*(used(doc) for doc in docs if isinstance(doc, str)), {"forward"})
+            missing += [f"{name}.{own}" for own in pages.members(thing) if own not in shown]
+    return missing
+
+
+@pytest.mark.parametrize("module", pages.MODULES)
+def test_every_public_name_has_an_example(module: str) -> None:
+    assert without_example(module) == []
+
+
+def test_a_name_without_an_example_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scvae.simulate, "__doc__", "Draw counts.")
+    monkeypatch.setattr(scvae.Model.extend, "__doc__", "Learn batches.")
+    assert without_example("scvae") == ["Model.extend", "simulate"]
 
 
 def test_code_on_the_page_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture) -> None:

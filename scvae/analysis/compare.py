@@ -44,6 +44,17 @@ class Comparison:
         in these (``null_share``, 0.05 where p are what they say).
     notes
         What cannot be known, and why.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import scvae
+    >>> null = pd.DataFrame({"group": ["all"], "found": [3], "null_found": [0.1]})
+    >>> print(scvae.analysis.Comparison(pd.DataFrame(), null, ["four donors tell little"]))
+    differential expression by group
+    group  found  null_found
+      all      3         0.1
+    note: four donors tell little
     """
 
     table: pd.DataFrame

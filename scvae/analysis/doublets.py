@@ -42,6 +42,16 @@ class Doublets:
     detectable
         Share of the doublets that were made above the threshold: two cells of one kind look like
         one, and none can tell them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import scvae
+    >>> table = pd.DataFrame({"score": [0.1, 0.9], "is_doublet": [False, True]})
+    >>> print(scvae.analysis.Doublets(table, np.array([0.8]), 0.08, 0.5, 0.01, 0.6))
+    1 of 2 cells (50.0%) look like doublets; 8.0% are expected, of which 60% can be told.
+    Called from a score of 0.50, where 1.0% of single cells are, as estimated. None is removed.
     """
 
     table: pd.DataFrame

@@ -53,6 +53,18 @@ class MappingCheck:
         sample of the query that was asked about.
     false_alarms
         Share of samples like those of the reference that is called far.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import scvae
+    >>> row = {"sample": "d9", "n_cells": 80, "n_samples": 4, "ratio": 1.1, "limit": 1.5, "p": 0.2}
+    >>> row |= {"neighbourhood": "all", "is_far": False, "far": 0.06}
+    >>> rows = pd.DataFrame([row, row | {"neighbourhood": "T cells"}])
+    >>> print(scvae.analysis.MappingCheck(rows, rows[["neighbourhood", "ratio"]], 0.05))
+    d9 (80 cells): not found farther than the reference's own 4 samples are from each other: 1.10
+    times their distance, p = 0.2, where less than 1.50 times could not be told; far in 0 of 1
+    neighbourhoods, of which 0.1 are by chance; 6% of its cells are farther than 95 % of theirs.
     """
 
     table: pd.DataFrame

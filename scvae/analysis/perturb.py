@@ -35,6 +35,20 @@ class Perturbation:
     errors
         Root mean square over genes of prediction less observation: ``model``, ``no_change``,
         ``mean_shift``; NaN where there is no observation.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import scvae
+    >>> errors = pd.Series({"model": 0.2, "no_change": 0.5, "mean_shift": 0.3})
+    >>> found = scvae.analysis.Perturbation(pd.DataFrame(), errors)
+    >>> print(found)
+    model         0.2
+    no_change     0.5
+    mean_shift    0.3
+    The model beats both baselines.
+    >>> found.beats_baselines
+    True
     """
 
     table: pd.DataFrame

@@ -17,6 +17,16 @@ class Minibatch:
 
     What has one row for each of the n, or one for all of them, may be a field of a subclass: it
     travels along.
+
+    Examples
+    --------
+    >>> cells = Batch(torch.ones(5, 64), s=torch.zeros(5, 2))
+    >>> len(cells), cells[1:3].s.shape, cells.device, len(cells.tensors)
+    (5, torch.Size([2, 2]), device(type='cpu'), 2)
+    >>> cells.map(lambda t: 2 * t).x.sum(), cells.to(dtype=torch.float64).s.dtype
+    (tensor(640.), torch.float64)
+    >>> cells.log_prob(Bernoulli(torch.zeros(64))).shape
+    torch.Size([5])
     """
 
     def __len__(self) -> int:
@@ -120,6 +130,10 @@ class Batch(Minibatch):
     >>> batch = Batch(torch.ones(5, 64), s=torch.zeros(5, 2))
     >>> len(batch[:3]), batch.to(dtype=torch.float64).x.dtype
     (3, torch.float64)
+    >>> x = torch.tensor([[2.0, 3.0], [torch.nan, torch.nan]])
+    >>> Batch(x, present=torch.tensor([True, False])).filled.x
+    tensor([[2., 3.],
+            [1., 1.]])
     """
 
     x: Tensor

@@ -62,6 +62,8 @@ class Bayesian(nn.Module):
     >>> terms = bayes.terms(lambda line: Gaussian(line(x), one).log_prob(y), n_cells=100)
     >>> elbo(terms).shape
     torch.Size([1])
+    >>> bayes.at(bayes.q.mean)(x).shape
+    torch.Size([10, 1])
     """
 
     def __init__(self, module: nn.Module, prior: nn.Module, posterior: nn.Module) -> None:

@@ -19,7 +19,13 @@ from scvae.core.shapes import broadcast_shape
 
 
 def side_by_side(experts: Sequence[Gaussian]) -> Gaussian:
-    """Return m Gaussians of batch shape ``(n,)`` as one of batch shape ``(n, m)``."""
+    """Return m Gaussians of batch shape ``(n,)`` as one of batch shape ``(n, m)``.
+
+    Examples
+    --------
+    >>> side_by_side([Gaussian(torch.zeros(5, 3), torch.ones(3)) for _ in range(2)]).batch_shape
+    torch.Size([5, 2])
+    """
     shape = broadcast_shape(*(expert.loc.shape for expert in experts))
     loc = torch.stack([expert.loc.expand(shape) for expert in experts], dim=-2)
     return Gaussian(loc, torch.stack([expert.scale.expand(shape) for expert in experts], dim=-2))
@@ -86,6 +92,15 @@ def mixture_of_experts(
     ----------
     Shi, Siddharth, Paige and Torr. Variational mixture-of-experts autoencoders for multi-modal
     deep generative models. NeurIPS, 2019.
+
+    Examples
+    --------
+    >>> experts = Gaussian(torch.tensor([[[0.0], [8.0]]]), torch.ones(1))
+    >>> prior = Gaussian(torch.zeros(1), torch.ones(1))
+    >>> mixture_of_experts(experts, prior).mean
+    tensor([[4.]])
+    >>> mixture_of_experts(experts, prior, torch.tensor([[True, False]])).mean
+    tensor([[0.]])
     """
     there = _presence(experts, present)
     gates = experts.loc.new_zeros(()) if logits is None else logits
@@ -109,6 +124,12 @@ def mixture_of_products(
     References
     ----------
     Sutter, Daunhawer and Vogt. Generalized multimodal ELBO. ICLR, 2021.
+
+    Examples
+    --------
+    >>> experts = Gaussian(torch.zeros(5, 2, 3), torch.ones(3))
+    >>> mixture_of_products(experts, Gaussian(torch.zeros(3), torch.ones(3))).log_weights.shape
+    torch.Size([5, 3])
     """
     there = _presence(experts, present)
     sets = subsets(there.shape[-1], there.device)
@@ -119,7 +140,15 @@ def mixture_of_products(
 
 
 def subsets(m: int, device: torch.device | None = None) -> Tensor:
-    """Return the 2^m - 1 non-empty subsets of m things, as boolean rows."""
+    """Return the 2^m - 1 non-empty subsets of m things, as boolean rows.
+
+    Examples
+    --------
+    >>> subsets(2)
+    tensor([[ True, False],
+            [False,  True],
+            [ True,  True]])
+    """
     codes = torch.arange(1, 2**m, device=device)
     return (codes[:, None] >> torch.arange(m, device=device)) % 2 == 1
 

@@ -40,6 +40,16 @@ class Family:
         From d to the numbers needed.
     build
         From the numbers ``(..., size(d))`` and d to the distribution, batch shape ``(...)``.
+
+    Examples
+    --------
+    >>> halves = Family(lambda d: d, lambda numbers, d: Gaussian(numbers, torch.full((d,), 0.5)))
+    >>> Head(8, 3, halves)(torch.randn(5, 8)).variance[0]
+    tensor([0.2500, 0.2500, 0.2500])
+    >>> GAUSSIAN.size(3), GAUSSIAN.of(torch.zeros(5, 6), 3).event_shape
+    (6, torch.Size([3]))
+    >>> [family.size(3) for family in (UNIT_GAUSSIAN, FULL_GAUSSIAN, LOG_NORMAL, POISSON)]
+    [3, 9, 6, 3]
     """
 
     size: Callable[[int], int]
@@ -183,6 +193,12 @@ class Encoder(nn.Module):
         that of the network's parameters.
     head
         From activations to a distribution over z.
+
+    Examples
+    --------
+    >>> encoder = Encoder(MLP(64, 16, n_covariates=3), Head(16, 2, GAUSSIAN))
+    >>> encoder(Batch(torch.ones(5, 64), s=torch.zeros(5, 3))).mean.shape
+    torch.Size([5, 2])
     """
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
@@ -198,7 +214,14 @@ class Decoder(nn.Module):
     """p(x | z, s): a network over z ``(k, n, d)``, then a head. Parameters are as in `Encoder`.
 
     Without covariates, the network sees the k samples as rows, ``(k n, d)``, so that a convolution
-    may follow; with them, it is given z and s as they are."""
+    may follow; with them, it is given z and s as they are.
+
+    Examples
+    --------
+    >>> decoder = Decoder(MLP(2, 16), Head(16, 64, NEGATIVE_BINOMIAL))
+    >>> decoder(torch.zeros(7, 5, 2), Batch(torch.ones(5, 64))).mean.shape
+    torch.Size([7, 5, 64])
+    """
 
     def __init__(self, network: nn.Module, head: nn.Module) -> None:
         super().__init__()

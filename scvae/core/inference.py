@@ -101,6 +101,14 @@ def refine(
     steps, samples, learning_rate
         Steps of Adam, draws of z for each, and the first rate, which falls to 0 by cosine. A
         parameter moves by at most about half of their product, ``steps * learning_rate / 2``.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae = VAE(StandardNormal(2), posterior, likelihood)
+    >>> refine(vae, Batch(torch.ones(5, 8)), steps=20).mean.shape
+    torch.Size([5, 2])
     """
     demand_samples(samples)
     with evaluating(vae):
@@ -146,6 +154,13 @@ def variational_em(
     list of float
         Mean ELBO per cell over the steps of the last half of every round, in nats. It is an
         estimate from `samples` draws a step, and falls by their noise where it has stopped rising.
+
+    Examples
+    --------
+    >>> start = Gaussian(torch.zeros(5, 2), torch.ones(2))
+    >>> vae = VAE(StandardNormal(2), MeanField(start), Decoder(MLP(2, 16), Head(16, 8, BERNOULLI)))
+    >>> len(variational_em(vae, Batch(torch.ones(5, 8)), rounds=3, e_steps=2, m_steps=2))
+    3
     """
     e_parameters = [p for p in vae.posterior.parameters() if p.requires_grad]
     of_posterior = {id(parameter) for parameter in vae.posterior.parameters()}

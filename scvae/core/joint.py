@@ -47,6 +47,10 @@ class Fused(nn.Module):
     >>> parts = Parts((Batch(torch.ones(5, 64)), Batch(torch.ones(5, 9))))
     >>> Fused(encoders)(parts).loc.shape
     torch.Size([5, 2])
+    >>> posterior = Fused(encoders, mixture_of_experts)
+    >>> said = posterior.said(parts)
+    >>> said.batch_shape, posterior.fused(said, parts, parts.present).mean.shape
+    (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
     def __init__(
@@ -103,6 +107,14 @@ class Jointly:
     ----------
     of
         Over x of every part, batch shape ``(..., n)``.
+
+    Examples
+    --------
+    >>> p = Jointly((Poisson(torch.zeros(5, 64)), Bernoulli(torch.zeros(5, 9))))
+    >>> p.log_prob(Parts((Batch(torch.ones(5, 64)), Batch(torch.ones(5, 9))))).shape
+    torch.Size([5])
+    >>> [x.shape for x in p.sample()], [mean[0, 0].item() for mean in p.mean]
+    ([torch.Size([5, 64]), torch.Size([5, 9])], [1.0, 0.5])
     """
 
     of: tuple[Any, ...]

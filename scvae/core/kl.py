@@ -34,6 +34,11 @@ class Estimate:
     that the value itself is not to be trusted. NaN where there were too few draws to tell (Vehtari,
     Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 2024). `tail_error`
     is its own standard error.
+
+    Examples
+    --------
+    >>> Estimate(torch.tensor([-3.0]), torch.tensor([0.1])).interval(0.95)
+    (tensor([-3.1960]), tensor([-2.8040]))
     """
 
     value: Tensor
@@ -116,7 +121,16 @@ def _kl_categorical_categorical(q: Categorical, p: Categorical) -> Tensor:
 
 
 def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
-    """Return KL(q || p) of every row, or None where no closed form is registered."""
+    """Return KL(q || p) of every row, or None where no closed form is registered.
+
+    Examples
+    --------
+    >>> p, q = (Gaussian(torch.full((3,), loc), torch.ones(3)) for loc in (0.0, 1.0))
+    >>> closed_form_kl(q, p), kl_divergence(q, p)  # the second is torch's, and raises for None
+    (tensor(1.5000), tensor(1.5000))
+    >>> closed_form_kl(q, Mixture(torch.zeros(1), p.expand((1,)))) is None
+    True
+    """
     try:
         return kl_divergence(q, p)
     except NotImplementedError:

@@ -30,6 +30,16 @@ class LinearGaussian:
         Mean of x, ``(g,)``.
     noise
         Variance of every entry of x given z, the diagonal of Psi, ``(g,)``.
+
+    Examples
+    --------
+    >>> model = LinearGaussian(torch.ones(3, 1), torch.zeros(3), torch.ones(3))
+    >>> x = torch.zeros(5, 3)
+    >>> model.marginal.covariance.shape, model.log_prob(x)[0]
+    (torch.Size([3, 3]), tensor(-3.4500))
+    >>> q = model.posterior(x)
+    >>> q.variance[0], model.likelihood(q.mean).mean.shape
+    (tensor([0.2500]), torch.Size([5, 3]))
     """
 
     loading: Tensor
@@ -70,6 +80,13 @@ def ppca(x: Tensor, n_latent: int) -> LinearGaussian:
     References
     ----------
     Tipping and Bishop. Probabilistic principal component analysis. JRSS B, 1999.
+
+    Examples
+    --------
+    >>> x = torch.randn(200, 5) + 3 * torch.randn(200, 1)
+    >>> model = ppca(x, n_latent=1)
+    >>> model.loading.shape, bool((model.noise == model.noise[0]).all())
+    (torch.Size([5, 1]), True)
     """
     _check_latent(n_latent, x.shape[1] - 1)
     values, vectors = _spectrum(_covariance(x))
@@ -97,6 +114,12 @@ def factor_analysis(
 
     Raises ValueError where an entry of x is constant, or where rows enough show that entries
     determine each other: noise of 0 would give a density without bound.
+
+    Examples
+    --------
+    >>> x = torch.randn(200, 5) + 3 * torch.randn(200, 1)
+    >>> bool(factor_analysis(x, 1).log_prob(x).sum() >= ppca(x, 1).log_prob(x).sum())
+    True
     """
     _check_latent(n_latent, x.shape[1])
     covariance = _covariance(x)

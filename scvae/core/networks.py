@@ -158,6 +158,13 @@ class MLP(nn.Module):
         Whether most entries of the input are zero; the first layer is then a sparse one.
     generator
         Source of the initial weights.
+
+    Examples
+    --------
+    >>> MLP(64, 16, n_layers=2)(torch.randn(5, 64)).shape
+    torch.Size([5, 16])
+    >>> MLP(64, 16, n_covariates=3)(torch.randn(5, 64), torch.ones(5, 3)).shape
+    torch.Size([5, 16])
     """
 
     def __init__(

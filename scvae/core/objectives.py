@@ -24,6 +24,14 @@ def elbo(terms: Terms, beta: float | Tensor = 1.0, *, sampled_kl: bool = False) 
     The evidence lower bound at ``beta=1`` (Kingma and Welling, "Auto-encoding variational Bayes",
     ICLR 2014); the beta-VAE objective otherwise (Higgins et al., ICLR 2017). The KL is the closed
     form where there is one; with `sampled_kl`, always the mean over the samples of z.
+
+    Examples
+    --------
+    >>> prior, one = Gaussian(torch.zeros(2), torch.ones(2)), torch.ones(5, 2)
+    >>> q = Gaussian(one, one)
+    >>> terms = Terms(q.rsample((7,)), q, prior, log_px=torch.full((7, 5), -3.0))
+    >>> elbo(terms)[0], elbo(terms, beta=0.5)[0]
+    (tensor(-4.), tensor(-3.5000))
     """
     return terms.reconstruction - beta * (terms.sampled_kl if sampled_kl else terms.kl)
 
@@ -34,6 +42,13 @@ def importance_weighted_bound(terms: Terms) -> Tensor:
     A tighter bound than the ELBO that meets log p(x) as k grows (Burda, Grosse and Salakhutdinov,
     "Importance weighted autoencoders", ICLR 2016). Over strata of a mixture, every weight counts
     by the share of its component (Morningstar et al., AISTATS 2021).
+
+    Examples
+    --------
+    >>> q = prior = Gaussian(torch.zeros(5, 2), torch.ones(2))
+    >>> terms = Terms(q.rsample((7,)), q, prior, log_px=torch.full((7, 5), -3.0))
+    >>> importance_weighted_bound(terms).round()[0]
+    tensor(-3.)
     """
     weights = terms.log_weight
     if terms.log_share is None:
@@ -53,6 +68,13 @@ def score_function_elbo(
     needs no derivative through z, which may be discrete, at the price of a far larger variance
     than reparameterisation (Williams, "Simple statistical gradient-following algorithms", 1992;
     Mnih and Rezende, ICML 2016). `samples` is at least 2.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 3, CATEGORICAL))
+    >>> likelihood = Decoder(MLP(3, 16), Head(16, 8, BERNOULLI))
+    >>> vae = VAE(lambda batch: Categorical(torch.zeros(3)), posterior, likelihood)
+    >>> score_function_elbo(vae, Batch(torch.ones(5, 8))).mean().backward()
     """
     demand_samples(samples, 2)  # the baseline of one is the mean of the others
     q = vae.encode(batch)
@@ -90,6 +112,15 @@ def log_evidence(
         In nats, and its standard error by the delta method, which is too small where few draws
         carry all the weight, as they do where the posterior is too narrow: `tail` tells, and
         `Estimate.interval` covers. The estimate errs downwards on average.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae = VAE(StandardNormal(2), posterior, likelihood)
+    >>> found = log_evidence(vae, Batch(torch.ones(5, 8)), samples=200)
+    >>> found.value.shape, found.standard_error.shape
+    (torch.Size([5]), torch.Size([5]))
     """
     demand_samples(samples)
     demand_samples(chunk)
@@ -138,10 +169,22 @@ def tail_shape(log_weight: Tensor) -> Tensor:
 
 
 def scale_to_dataset(per_cell: Tensor, n_cells: int) -> Tensor:
-    r"""Return :math:`\frac NB \sum_{n \in batch} f_n`: unbiased for the sum over all N cells."""
+    r"""Return :math:`\frac NB \sum_{n \in batch} f_n`: unbiased for the sum over all N cells.
+
+    Examples
+    --------
+    >>> scale_to_dataset(torch.ones(5), n_cells=100)
+    tensor(100.)
+    """
     return per_cell.sum() * (n_cells / len(per_cell))
 
 
 def warmup(step: int, steps: int) -> float:
-    """Return the KL weight at `step`: from 0 to 1 over `steps`, and 1 ever after."""
+    """Return the KL weight at `step`: from 0 to 1 over `steps`, and 1 ever after.
+
+    Examples
+    --------
+    >>> [warmup(step, steps=4) for step in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
     return min(1.0, (step + 1) / steps) if steps > 0 else 1.0

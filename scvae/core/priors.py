@@ -13,7 +13,13 @@ from scvae.core.networks import evaluating
 
 
 class StandardNormal(nn.Module):
-    """Return p(z) = N(0, I) over `n_latent` dimensions for every cell of a batch."""
+    """Return p(z) = N(0, I) over `n_latent` dimensions for every cell of a batch.
+
+    Examples
+    --------
+    >>> StandardNormal(2)(Batch(torch.ones(5, 64))).batch_shape
+    torch.Size([5])
+    """
 
     zeros: Tensor
     ones: Tensor
@@ -43,6 +49,12 @@ class MixtureOfGaussians(nn.Module):
         Standard deviation of every component at the start, below 1.
     generator
         Source of the initial means.
+
+    Examples
+    --------
+    >>> prior = MixtureOfGaussians(2, n_components=10)
+    >>> prior(Batch(torch.ones(5, 64))).log_prob(torch.zeros(5, 2)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -86,6 +98,13 @@ class VampPrior(nn.Module):
     lowest
         Below which no pseudo-input is shown to the posterior, such as 0 for counts. None means 0
         where none starts below, and no bound otherwise.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(64, 16, n_covariates=3), Head(16, 2, GAUSSIAN))
+    >>> prior = VampPrior(posterior, torch.ones(10, 64), torch.zeros(10, 3))
+    >>> prior(Batch(torch.ones(5, 64))).log_prob(torch.zeros(5, 2)).shape, prior.told[0].shape
+    (torch.Size([5]), torch.Size([10, 3]))
     """
 
     def __init__(

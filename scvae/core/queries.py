@@ -27,7 +27,16 @@ def reconstruct(
     vae: VAE, batch: Minibatch, samples: int = 10, generator: Generator | None = None
 ) -> Any:
     """Return the posterior mean of the decoded means, E_q[E[x | z]], ``(n, g)``; of every one of
-    several parts, of those that are absent, too."""
+    several parts, of those that are absent, too.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae, batch = VAE(StandardNormal(2), posterior, likelihood), Batch(torch.ones(5, 8))
+    >>> reconstruct(vae, batch).shape
+    torch.Size([5, 8])
+    """
     demand_samples(samples)
     with evaluating(vae):
         z = sampled(vae.encode(batch).sample, (samples,), generator)
@@ -51,6 +60,16 @@ def impute(
               w_k = p(x_{obs}, z_k) / q(z_k)
 
     ``batch.observed`` marks the observed entries; what stands at the others does not matter.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae = VAE(StandardNormal(2), posterior, likelihood)
+    >>> seen = torch.arange(8) < 6
+    >>> filled = impute(vae, Batch(torch.ones(5, 8), observed=seen.expand(5, 8)), 100, steps=20)
+    >>> filled.shape, bool((filled[:, :6] == 1).all())
+    (torch.Size([5, 8]), True)
     """
     if batch.observed is None:
         raise ValueError("Nothing is missing: mark what was seen, Batch(x, observed=mask)")
@@ -71,6 +90,14 @@ def aggregated_posterior(vae: VAE, batch: Batch) -> Mixture:
     r"""Return :math:`\frac1n \sum_n q(z \mid x_n)`, batch shape ``()``: where the data live.
 
     Samples of it decode to what the model has seen; those of the prior may fall between.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae, batch = VAE(StandardNormal(2), posterior, likelihood), Batch(torch.ones(5, 8))
+    >>> aggregated_posterior(vae, batch).sample((7,)).shape
+    torch.Size([7, 2])
     """
     with evaluating(vae):
         q = vae.encode(batch)
@@ -86,6 +113,18 @@ def interpolate(
     straight one leaves (White, "Sampling generative networks", 2016). Its direction turns on the
     sphere, :math:`\sin((1-t)\omega)\,\hat a + \sin(t\omega)\,\hat b` with the angle
     :math:`\omega` between a and b, and its length goes evenly from that of a to that of b.
+
+    Examples
+    --------
+    >>> start, end = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> interpolate(start, end, steps=3)
+    tensor([[1.0000, 0.0000],
+            [0.5000, 0.5000],
+            [0.0000, 1.0000]])
+    >>> interpolate(start, end, steps=3, path="spherical")
+    tensor([[1.0000, 0.0000],
+            [0.7071, 0.7071],
+            [0.0000, 1.0000]])
     """
     start, end = torch.broadcast_tensors(start, end)
     t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
@@ -114,6 +153,14 @@ def surprise(
     Simple inputs may be likelier than any of the training data (Nalisnick et al., "Do deep
     generative models know what they don't know?", ICLR 2019); `likelihood_regret` and `atypicality`
     were made for that case.
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae, batch = VAE(StandardNormal(2), posterior, likelihood), Batch(torch.ones(5, 8))
+    >>> surprise(vae, batch, samples=100).shape
+    torch.Size([5])
     """
     return -log_evidence(vae, batch, samples, generator).value
 
@@ -123,6 +170,11 @@ def atypicality(log_px: Tensor, of_training: Tensor) -> Tensor:
 
     Far above is as strange as far below (Nalisnick et al., "Detecting out-of-distribution inputs
     to deep generative models using typicality", 2019).
+
+    Examples
+    --------
+    >>> atypicality(torch.tensor([-9.0, -5.0]), of_training=torch.tensor([-6.0, -5.0, -4.0]))
+    tensor([4., 0.])
     """
     return (log_px - of_training.mean()).abs() / of_training.std()
 
@@ -140,6 +192,14 @@ def likelihood_regret(
     Both posteriors are diagonal Gaussians, the first with the moments of the encoder's. The encoder
     knows the training data well and little else (after Xiao, Yan and Amit, "Likelihood regret",
     NeurIPS 2020, who refine the whole encoder for every input).
+
+    Examples
+    --------
+    >>> posterior = Encoder(MLP(8, 16), Head(16, 2, GAUSSIAN))
+    >>> likelihood = Decoder(MLP(2, 16), Head(16, 8, BERNOULLI))
+    >>> vae, batch = VAE(StandardNormal(2), posterior, likelihood), Batch(torch.ones(5, 8))
+    >>> likelihood_regret(vae, batch, steps=20).shape
+    torch.Size([5])
     """
     demand_samples(samples)
     refined = refine(vae, batch, steps=steps, generator=generator)

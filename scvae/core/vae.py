@@ -38,6 +38,18 @@ class Terms:
     log_share
         Logarithm of the share of every sample in a mean over q, ``(k, n)``; None if all count the
         same. Samples drawn by strata of a mixture share its weights.
+
+    Examples
+    --------
+    >>> prior, one = Gaussian(torch.zeros(2), torch.ones(2)), torch.ones(5, 2)
+    >>> q = Gaussian(one, one)
+    >>> terms = Terms(q.rsample((7,)), q, prior, log_px=torch.zeros(7, 5))
+    >>> terms.reconstruction[0], terms.kl[0], terms.entropy[0]
+    (tensor(0.), tensor(1.), tensor(2.8379))
+    >>> terms.log_prior.shape, terms.log_q.shape, terms.log_weight.shape
+    (torch.Size([7, 5]), torch.Size([7, 5]), torch.Size([7, 5]))
+    >>> terms.sampled_kl.shape, terms.energy.shape, terms.mean(terms.log_q).shape
+    (torch.Size([5]), torch.Size([5]), torch.Size([5]))
     """
 
     z: Tensor
@@ -119,6 +131,15 @@ class VAE(nn.Module):
     >>> vae = VAE(StandardNormal(2), posterior, likelihood)
     >>> elbo(vae.terms(Batch(torch.ones(5, 64)))).shape
     torch.Size([5])
+    >>> batch, q = Batch(torch.ones(5, 64)), vae.encode(Batch(torch.ones(5, 64)))
+    >>> z = q.rsample((7,))
+    >>> vae.decode(z, batch).mean.shape, vae.log_likelihood(z, batch).shape
+    (torch.Size([7, 5, 64]), torch.Size([7, 5]))
+    >>> vae.terms_at(z, q, batch).log_weight.shape
+    torch.Size([7, 5])
+    >>> z, x = vae.sample(3)
+    >>> z.shape, x.shape
+    (torch.Size([3, 2]), torch.Size([3, 64]))
     """
 
     def __init__(self, prior: nn.Module, posterior: nn.Module, likelihood: nn.Module) -> None:
@@ -158,6 +179,15 @@ class VAE(nn.Module):
         It decodes every state: d for a `Categorical` z, 2^d for a `Bernoulli` one.
 
         Raises TypeError where the states of the posterior cannot be counted.
+
+        Examples
+        --------
+        >>> posterior = Encoder(MLP(8, 16), Head(16, 3, CATEGORICAL))
+        >>> likelihood = Decoder(MLP(3, 16), Head(16, 8, BERNOULLI))
+        >>> vae = VAE(lambda batch: Categorical(torch.zeros(3)), posterior, likelihood)
+        >>> terms = vae.enumerated(Batch(torch.ones(5, 8)))
+        >>> terms.z.shape, importance_weighted_bound(terms).shape
+        (torch.Size([3, 5, 3]), torch.Size([5]))
         """
         q = self.encode(batch)
         if not getattr(q, "has_enumerate_support", False):

@@ -43,6 +43,28 @@ class Fitted:
         Shapes and formulas of the network.
     origin
         Genes, covariates and counts that it was fitted on.
+
+    Examples
+    --------
+    Parts of an analysis of one's own:
+
+    >>> import scvae
+    >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+    >>> model = scvae.fit(adata, batch="batch", max_steps=20, progress=False)
+    >>> model.device, model.batches, [*model.modalities], model.kind_of(None)
+    (device(type='cpu'), ['batch_0', 'batch_1'], ['rna'], 'rna')
+    >>> model.demand_rna()  # nothing to say
+    >>> cells = model.read_rna(adata, layer=None)
+    >>> same = model.read_for(adata, None, "my_analysis(model, adata")
+    >>> len(cells) == len(same), model.chunk(samples=10)
+    (True, 4194)
+    >>> len(model.views), model.decoder is model.view("rna").decoder
+    (1, True)
+    >>> def as_of_the_first_batch(minibatch):
+    ...     z = model.vae.encode(minibatch).mean
+    ...     return model.amount_of(z, minibatch, [0], "rna")
+    >>> model.over(cells, as_of_the_first_batch).shape
+    (200, 50)
     """
 
     def __init__(self, vae: VAE, architecture: Architecture, origin: Origin) -> None:

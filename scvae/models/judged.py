@@ -40,6 +40,14 @@ class Judged(Fitted):
             Posterior samples over which the reconstruction term is averaged.
         seed
             Of those samples.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> model.elbo(adata, samples=2).shape
+        (200,)
         """
         samples, generator = draws(samples, seed, self.device)
 
@@ -135,6 +143,14 @@ class Judged(Fitted):
             If there are fewer than two samples.
         DataError
             If there are no cells.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> model.mean_log_likelihood(adata, samples=20).n_cells
+        200
         """
         samples, generator = draws(samples, seed, self.device, usual=100)
         if samples < 2:
@@ -214,6 +230,15 @@ class Judged(Fitted):
         modality: str | None = None,
         call: str,
     ) -> pd.DataFrame:
-        """Do as `predictive_check`, in the name of the user's `call` of what calls this."""
+        """Do as `predictive_check`, in the name of the user's `call` of what calls this.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=200, n_genes=50)
+        >>> model = scvae.fit(adata, max_steps=20, progress=False)
+        >>> model.predictive_table(adata, None, 1, 100, 0, call="my_report(model, adata").shape
+        (50, 6)
+        """
         given = (layer, modality, samples, max_cells, seed)
         return predictive_table(self, adata, *given, call=call)

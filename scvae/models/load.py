@@ -26,6 +26,16 @@ def load(path: str | os.PathLike[str], *, device: str | None = None) -> Model:
     ------
     FileError
         If the file is missing, damaged, or not a model of scvae.
+
+    Examples
+    --------
+    >>> import scvae, tempfile
+    >>> model = scvae.fit(scvae.simulate(n_cells=200, n_genes=50), max_steps=20, progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/cells.scvae")
+    ...     again = scvae.load(f"{folder}/cells.scvae", device="cpu")
+    >>> repr(again) == repr(model)
+    True
     """
     chosen = pick_device(device)
     parts = read_model(check_path("path", path, "model.scvae"))

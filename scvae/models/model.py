@@ -71,6 +71,18 @@ class Model(Judged):
         How the fit went: seed, versions, history, final KL weight; also in ``uns["scvae"]``.
     reference
         Labelled cells that it was saved with, without their counts, or None.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> mdata = scvae.simulate(n_cells=200, n_genes=50, modalities=["rna", "protein"])
+    >>> model = scvae.fit(mdata, max_steps=20, progress=False)
+    >>> model.foreground(mdata).shape, model.contributions(mdata).columns.to_list()
+    ((200, 20), ['rna', 'protein', 'prior'])
+    >>> model.sample(10).n_obs, "objective" in str(model.summary()).lower()
+    (10, True)
+    >>> model.embed_dataset(model.read(mdata)).shape
+    (200, 30)
     """
 
     def __init__(

@@ -66,6 +66,17 @@ class Tuning:
     best
         Arguments for `scvae.fit`: the defaults, unless a candidate of the last round exceeds them
         by more than twice the error.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import scvae
+    >>> table = pd.DataFrame({"candidate": [0, 1], "gain": [0.0, -0.2]})
+    >>> print(scvae.Tuning(table, best={"n_latent": 30}))
+     candidate  gain
+             0   0.0
+             1  -0.2
+    scvae.fit(adata, ..., n_latent=30)
     """
 
     table: pd.DataFrame

@@ -35,6 +35,12 @@ class Shares:
     counted
         How many columns are counted, the first g; the others take their shares of the total, and
         that is all. None counts all.
+
+    Examples
+    --------
+    >>> shares = Shares(torch.zeros(5, 4), torch.full((5, 1), 100.0).log())
+    >>> shares.log_mean.exp().round()[0], shares.shape, shares.expand(torch.Size([7, 5, 4])).shape
+    (tensor([25., 25., 25., 25.]), torch.Size([5, 4]), torch.Size([7, 5, 4]))
     """
 
     logits: Tensor
@@ -100,6 +106,14 @@ class Poisson(_OfMeans):
     log_mean
         :math:`\log\mu`, ``(..., g)``; or `Shares` of a total, of which all zeros together cost one
         sum.
+
+    Examples
+    --------
+    >>> p = Poisson(torch.zeros(3))
+    >>> p.mean, p.variance, p.log_prob(torch.zeros(3))
+    (tensor([1., 1., 1.]), tensor([1., 1., 1.]), tensor(-3.))
+    >>> p.expand((5,)).sample((7,)).shape
+    torch.Size([7, 5, 3])
     """
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
@@ -133,6 +147,14 @@ class Detected(_OfMeans):
     ----------
     log_mean
         Of the count, as for `Poisson`.
+
+    Examples
+    --------
+    >>> p = Detected(torch.zeros(3))
+    >>> p.mean, p.variance, p.log_prob(torch.zeros(3))
+    (tensor([0.6321, 0.6321, 0.6321]), tensor([0.2325, 0.2325, 0.2325]), tensor(-3.))
+    >>> p.expand((5,)).sample((7,)).shape
+    torch.Size([7, 5, 3])
     """
 
     support = constraints.independent(constraints.boolean, 1)
@@ -168,6 +190,17 @@ class NegativeBinomial(Factorised):
     log_mean, log_inverse_dispersion
         :math:`\log\mu` and :math:`\log r`, broadcast against each other: ``(..., g)``. The
         log-means may be given as `Shares` of a total.
+
+    Examples
+    --------
+    >>> p = NegativeBinomial(torch.zeros(2), torch.zeros(2))
+    >>> p.mean, p.variance, p.rates.mean
+    (tensor([1., 1.]), tensor([2., 2.]), tensor([1., 1.]))
+    >>> x = torch.zeros(2)
+    >>> p.log_prob(x), p.zero_inflated_log_prob(x, torch.zeros(2))
+    (tensor(-1.3863), tensor(-0.5754))
+    >>> p.expand((5,)).sample((7,)).shape
+    torch.Size([7, 5, 2])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -253,6 +286,12 @@ def NegativeBinomialShares(
 
     For code that was written when this was a class; as many columns are counted as there are
     dispersions.
+
+    Examples
+    --------
+    >>> logits, total = torch.zeros(5, 4), torch.full((5, 1), 100.0).log()
+    >>> NegativeBinomialShares(logits, total, torch.zeros(4)).mean.round()[0]
+    tensor([25., 25., 25., 25.])
     """
     shares = Shares(logits, log_total, log_inverse_dispersion.shape[-1])
     return NegativeBinomial(shares, log_inverse_dispersion)
@@ -270,6 +309,14 @@ class ZeroInflated(Factorised):
         The count distribution: `Poisson`, `NegativeBinomial` or another.
     logits
         Log-odds of a replaced zero, ``(..., g)``.
+
+    Examples
+    --------
+    >>> p = ZeroInflated(Poisson(torch.zeros(2)), torch.zeros(2))
+    >>> p.mean, p.variance, p.log_prob(torch.zeros(2))
+    (tensor([0.5000, 0.5000]), tensor([0.7500, 0.7500]), tensor(-0.7598))
+    >>> p.expand((5,)).sample((7,)).shape
+    torch.Size([7, 5, 2])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}

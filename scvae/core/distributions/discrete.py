@@ -28,8 +28,11 @@ class Bernoulli(Factorised):
 
     Examples
     --------
-    >>> Bernoulli(torch.zeros(5, 3)).log_prob(torch.ones(5, 3)).shape
-    torch.Size([5])
+    >>> p = Bernoulli(torch.zeros(2))
+    >>> p.mean, p.variance, p.entropy()
+    (tensor([0.5000, 0.5000]), tensor([0.2500, 0.2500]), tensor(1.3863))
+    >>> p.expand((5,)).sample((7,)).shape, p.enumerate_support().shape
+    (torch.Size([7, 5, 2]), torch.Size([4, 2]))
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
@@ -89,8 +92,14 @@ class Categorical(Distribution):
 
     Examples
     --------
-    >>> Categorical(torch.zeros(5, 3)).sample((7,)).shape
-    torch.Size([7, 5, 3])
+    >>> p = Categorical(torch.zeros(4))
+    >>> p.mean, p.variance[0], p.log_probs[0], p.entropy()
+    (tensor([0.2500, 0.2500, 0.2500, 0.2500]), tensor(0.1875), tensor(-1.3863), tensor(1.3863))
+    >>> p.log_prob(p.enumerate_support()).exp()
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    >>> seen = torch.tensor([True, False, False, False])  # it is not the first
+    >>> p.marginal_log_prob(torch.zeros(4), seen).exp(), p.expand((5,)).sample((7,)).shape
+    (tensor(0.7500), torch.Size([7, 5, 4]))
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}

@@ -40,6 +40,13 @@ class Factorised(Distribution, ABC):
     r"""A distribution whose entries are independent, :math:`p(x) = \prod_d p(x_d)`.
 
     Subclasses give `entry_log_prob`; everything that sums over entries follows from it.
+
+    Examples
+    --------
+    >>> p = Poisson(torch.zeros(5, 3))
+    >>> x, seen = torch.ones(5, 3), torch.tensor([True, True, False])
+    >>> p.entry_log_prob(x).shape, p.log_prob(x)[0].item(), p.marginal_log_prob(x, seen)[0].item()
+    (torch.Size([5, 3]), -3.0, -2.0)
     """
 
     def __init__(

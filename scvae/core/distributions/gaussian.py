@@ -39,6 +39,10 @@ class Gaussian(Reparameterised, Factorised):
     >>> p = Gaussian(torch.zeros(5, 3), torch.ones(3))
     >>> p.rsample((7,)).shape, p.log_prob(torch.zeros(5, 3)).shape
     (torch.Size([7, 5, 3]), torch.Size([5]))
+    >>> p.mean.shape, p.variance[0], p.entropy()[0]
+    (torch.Size([5, 3]), tensor([1., 1., 1.]), tensor(4.2568))
+    >>> Gaussian(torch.zeros(3), torch.ones(3)).expand((5,)).sample((7,)).shape
+    torch.Size([7, 5, 3])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -94,6 +98,18 @@ class FullGaussian(Reparameterised):
     >>> p = FullGaussian(torch.zeros(5, 3), torch.eye(3))
     >>> p.log_prob(torch.zeros(5, 3)).shape
     torch.Size([5])
+    >>> p = FullGaussian.of_covariance(torch.zeros(2), torch.tensor([[4.0, 2.0], [2.0, 2.0]]))
+    >>> p.mean, p.variance, p.covariance
+    (tensor([0., 0.]), tensor([4., 2.]), tensor([[4., 2.],
+            [2., 2.]]))
+    >>> p.half_log_det, p.entropy()
+    (tensor(0.6931), tensor(3.5310))
+    >>> p.expand((5,)).rsample((7,)).shape, p.sample((7,)).shape
+    (torch.Size([7, 5, 2]), torch.Size([7, 2]))
+    >>> p.marginal_log_prob(torch.zeros(2), torch.tensor([True, False]))  # of N(0, 4)
+    tensor(-1.6121)
+    >>> FullGaussian.of_diagonal(Gaussian(torch.zeros(3), torch.ones(3))).covariance.shape
+    torch.Size([3, 3])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {
@@ -191,6 +207,14 @@ class LogNormal(Reparameterised, Factorised):
     ----------
     loc, scale
         Mean and standard deviation of log x, broadcast against each other: ``(..., d)``.
+
+    Examples
+    --------
+    >>> p = LogNormal(torch.zeros(3), torch.ones(3))
+    >>> p.mean, p.variance, p.entropy()
+    (tensor([1.6487, 1.6487, 1.6487]), tensor([4.6708, 4.6708, 4.6708]), tensor(4.2568))
+    >>> p.log_prob(torch.ones(5, 3)).shape, p.expand((5,)).rsample((7,)).shape, p.sample().shape
+    (torch.Size([5]), torch.Size([7, 5, 3]), torch.Size([3]))
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {

@@ -31,9 +31,13 @@ class Mixture(Distribution):
 
     Examples
     --------
-    >>> p = Mixture(torch.zeros(4), Gaussian(torch.randn(5, 4, 3), torch.ones(3)))
-    >>> p.batch_shape, p.event_shape
-    (torch.Size([5]), torch.Size([3]))
+    >>> p = Mixture(torch.zeros(2), Gaussian(torch.tensor([[-3.0], [3.0]]), torch.ones(1)))
+    >>> p.log_weights.exp(), p.mean, p.variance
+    (tensor([0.5000, 0.5000]), tensor([0.]), tensor([10.]))
+    >>> p.log_prob(torch.zeros(1)), p.marginal_log_prob(torch.zeros(1), torch.tensor([False]))
+    (tensor(-5.4189), tensor(0.))
+    >>> p.expand((5,)).sample((7,)).shape, p.support
+    (torch.Size([7, 5, 1]), IndependentConstraint(Real(), 1))
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
@@ -160,6 +164,10 @@ class EntryMixture(Factorised):
     >>> p = EntryMixture(torch.zeros(2, 4), counts)
     >>> p.log_responsibilities(torch.ones(5, 4)).shape
     torch.Size([5, 2, 4])
+    >>> p.log_weights.exp()[:, 0], p.mean[0, 0], p.variance[0, 0]
+    (tensor([0.5000, 0.5000]), tensor(10.5428), tensor(101.6072))
+    >>> p.sample((7,)).shape, p.expand((6, 5)).batch_shape, p.support.event_dim
+    (torch.Size([7, 5, 4]), torch.Size([6, 5]), 1)
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
@@ -244,6 +252,13 @@ def strata(q: Any, samples: int, generator: Generator | None = None) -> tuple[Te
         Samples, ``(k, c, ..., d)``; c = 1 for anything but a mixture.
     log_weights
         Log-weight of every stratum, ``(c, ...)``.
+
+    Examples
+    --------
+    >>> q = Mixture(torch.zeros(4), Gaussian(torch.zeros(5, 4, 3), torch.ones(3)))
+    >>> z, log_weights = strata(q, samples=7)
+    >>> z.shape, log_weights.shape
+    (torch.Size([7, 4, 5, 3]), torch.Size([4, 5]))
     """
     if isinstance(q, Mixture):
         z = drawn(q.components, samples, generator)
