@@ -94,4 +94,4 @@ $(READY): pyproject.toml constraints.txt Makefile
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-* docs/_build docs/api docs/commands docs/tutorials demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* docs/_build docs/api docs/commands docs/plots docs/tutorials demo-output .pytest_cache .mypy_cache .ruff_cache

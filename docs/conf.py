@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RUNS = HERE.parent / "benchmarks"
 sys.path[:0] = [str(HERE.parent), str(HERE / "_site")]
 
 import architecture  # noqa: E402
 import mathml  # noqa: E402
 import pages  # noqa: E402
+import plots  # noqa: E402
 
 from scvae import __version__  # noqa: E402
 
@@ -67,10 +69,13 @@ html_theme_options = {
 
 def with_further(app, name, source):
     source[0] = pages.with_further(HERE / f"{name}.md", source[0])
+    if name == "benchmarks":
+        source[0] = plots.with_plots((RUNS / "RESULTS.md").read_text(encoding="utf-8"))
 
 
 def setup(app):
     pages.write_all(HERE, HERE.parent)
+    plots.write(HERE / "plots", RUNS / "results")
     (HERE / "_static" / "architecture.svg").write_text(architecture.picture(), encoding="utf-8")
     mathml.setup(app)
     app.connect("source-read", with_further)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path.append(str(ROOT / "docs" / "_site"))
 import architecture  # noqa: E402
 import links  # noqa: E402
 import pages  # noqa: E402
+import plots  # noqa: E402
 
 
 def test_every_public_name_has_a_page_that_no_file_system_takes_for_another(tmp_path: Path) -> None:
@@ -87,6 +89,43 @@ def test_the_picture_of_the_layers_is_of_these_imports() -> None:
 def test_arrows_that_a_longer_way_says_are_left_out() -> None:
     below = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
     assert architecture.without_shortcuts(below) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+@pytest.mark.parametrize("name", plots.PLOTS)
+def test_what_is_plotted_are_the_numbers_of_the_table_and_all_of_them(name: str) -> None:
+    results = ROOT / "benchmarks" / "results"
+    text = (results / f"{name}.json").read_text(encoding="utf-8")
+    without_commas = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    written = {float(one) for one in re.findall(r"\d*\.?\d+", without_commas)}
+    plot, table = plots.PLOTS[name], json.loads(text)
+    drawn: dict[str, list[float]] = {row[0]: [] for row in table["rows"]}
+    for axes in plots.draw(plot, table).axes:
+        titles = [label.get_text() for label in axes.get_yticklabels()]
+        for x, y in (point for dots in axes.collections for point in dots.get_offsets()):
+            drawn[titles[round(y)]].append(float(x))
+    assert {x for found in drawn.values() for x in found} <= written
+    for row in table["rows"]:
+        cells = [row[i] for i in plot.columns if row[i]]
+        assert len(drawn[row[0]]) >= sum(len(one) if isinstance(one, list) else 1 for one in cells)
+
+
+def test_a_dot_a_number_and_none_where_there_is_none() -> None:
+    assert plots.numbers([0.5, 0.25]) == [0.5, 0.25]
+    assert plots.numbers("282,927 (280,980 to 284,902)") == [282927, 280980, 284902]
+    assert plots.numbers("2,357, 2,391") == [2357, 2391]
+    assert plots.numbers("**275.8**") == [275.8]
+    assert plots.numbers(".455") == [0.455]
+    assert plots.numbers("") == []
+
+
+def test_a_plot_stands_above_its_table_and_pictures_are_found() -> None:
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    page = plots.with_plots(text)
+    assert page.count("](plots/") == len(plots.PLOTS)
+    assert re.search(r"results/scib.json -->\n\n!\[[^\]]*\]\(plots/scib.svg\)\n\n\| set", page)
+    pictures = re.findall(r"\]\((\.\./benchmarks/\S+)\)", page)
+    assert pictures
+    assert all((ROOT / "docs" / picture).is_file() for picture in pictures)
 
 
 def test_no_page_names_a_machine() -> None:
