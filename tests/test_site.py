@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -27,8 +28,13 @@ def test_every_public_name_has_a_page_that_no_file_system_takes_for_another(tmp_
     names = [(m, n, t) for m in pages.MODULES for n, t in pages.public(m).items()]
     assert {f"{pages.file_of(*name)}.md" for name in names} <= written
     assert len({name.lower() for name in written}) == len(written)
-    modules = {f"scvae.{n}" for n in scvae.__all__ if inspect.ismodule(getattr(scvae, n))}
-    assert modules | {"scvae"} == set(pages.MODULES)
+    below = {
+        f"{home.__name__}.{name}"
+        for home in map(importlib.import_module, pages.MODULES)
+        for name in home.__all__
+        if inspect.ismodule(getattr(home, name))
+    }
+    assert below | {"scvae"} == set(pages.MODULES)
 
 
 def test_the_page_of_a_class_has_its_methods_and_none_of_torch() -> None:

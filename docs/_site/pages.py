@@ -10,7 +10,14 @@ import math
 import re
 import shutil
 
-MODULES = ("scvae", "scvae.analysis", "scvae.plot", "scvae.datasets", "scvae.core")
+MODULES = (
+    "scvae",
+    "scvae.analysis",
+    "scvae.analysis.labels",
+    "scvae.plot",
+    "scvae.datasets",
+    "scvae.core",
+)
 
 
 def write_all(docs, root):

@@ -14,6 +14,7 @@ from scvae.models.model import Model
 if TYPE_CHECKING:
     from anndata import AnnData
 
+__all__ = ["transfer"]
 CALL = "scvae.analysis.labels.transfer(model, reference, query"
 
 
