@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,23 @@ def test_every_table_has_its_figures_and_no_figures_lie_idle(results: ModuleType
     )
     beside = results.MARKED.sub("", results.RESULTS.read_text("utf-8"))
     assert not [line for line in beside.splitlines() if line.startswith("|")]
+
+
+def test_the_readme_says_what_the_tables_say(results: ModuleType) -> None:
+    readme = (BENCHMARKS.parent / "README.md").read_text("utf-8")
+    table = json.loads((results.TABLES / "quality.json").read_text("utf-8"))
+    titles = ["scvae", "scvi-tools", "recommended", "PCA", "Harmony"]
+    kinds = {"cell types kept": "biology", "batches mixed": "mixing"}
+    row = r"^\| ([^,|]+), [^|]* \| ([^|]*) \| ([^|]*) \| `quality.py (\w+)`"
+    rows = re.findall(row, readme, re.MULTILINE)
+    assert len(rows) == 3
+    for what, own, others, name in rows:
+        found = next(one for one in table["rows"] if one[0] == f"{name}, {kinds[what]}")
+        known = {title: one for title, one in zip(titles, found[1:], strict=True) if one}
+        said = dict(re.findall(r"([\w-]+) (\.\d\d)", f"scvae {own}, {others}".replace("*", "")))
+        assert len(said) == 3
+        for title, value in said.items():
+            assert value == results.number(results.median(known[title]), 2)
 
 
 def test_a_cell_of_seeds_is_their_median_and_half_of_their_range(results: ModuleType) -> None:
