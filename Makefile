@@ -38,17 +38,19 @@ test-newest:
 	$(NEWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|numpy|pandas|scipy|torch|dask|zarr) "
 	ANNDATA_ALLOW_WRITE_NULLABLE_STRINGS=1 $(NEWEST) -m pytest -m "not slow" $(DATA_TESTS)
 
-# The oldest versions of everything, in a set-up of its own, and the same tests.
+# The oldest versions of everything, in a set-up of its own, and tests of what meets them.
 LOWEST := .venv-lowest/bin/python
 
 test-lowest:
 	test -x $(LOWEST) || $(PYTHON) -m venv .venv-lowest
 	grep "^torch==" constraints.txt | cat - constraints-lowest.txt > .venv-lowest/constraints.txt
 	$(LOWEST) -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt \
-		-e . pytest hypothesis
-	$(LOWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|numpy|pandas|scipy|torch) "
+		-e ".[multimodal]" pytest hypothesis
+	$(LOWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|mudata|numpy|pandas|scipy|torch) "
 	$(LOWEST) -m pytest -m "not slow" tests/test_source.py tests/test_covariates.py tests/test_fit.py \
-		tests/test_cli.py tests/test_row_order.py
+		tests/test_cli.py tests/test_row_order.py tests/test_forms.py tests/test_check.py tests/test_several.py \
+		tests/test_patterns.py tests/test_distributions.py tests/test_model_files.py tests/test_plot.py \
+		tests/test_compare.py tests/test_on_disk.py
 
 # Source distribution and wheel, the wheel made from it, installed where there is no checkout.
 WHEEL := .venv-wheel/bin/python
