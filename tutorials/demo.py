@@ -35,6 +35,7 @@ def main() -> None:
     start = time.perf_counter()
     rows = pbmc(folder / "pbmc_before_after.png") + pancreas(folder / "pancreas.png")
     print_table(rows)
+    print("\nA type in several clusters costs ARI. Where PCA is the better choice: docs/limits.md")
     print(f"\nPictures in {folder}/: pbmc_before_after.png, pancreas.png")
     print(f"Done in {time.perf_counter() - start:.0f} seconds.")
 
