@@ -35,7 +35,7 @@ def transfer(
 
     A softmax regression on the posterior mean of z,
 
-    .. math:: p(t \mid x) = \mathrm{softmax}\big((W z + b) / T\big)_t,
+    .. math:: p(t \mid x) = \mathrm{softmax}((W z + b) / T)_t,
 
     with the temperature T under which the labels of batches that were held out in turn are
     likeliest: of cells of a further batch that are called with probability .9, nine in ten should
