@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from scvae.choices import CountKind
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.read.covariates import learn_covariates
-from scvae.data.read.several import Source, Sources, sources_of
+from scvae.data.read.several import sources_of
+from scvae.data.read.sources import Source, Sources
 from scvae.errors import ConfigError, DataError
 from scvae.models.prepare import DEMANDS_OF_OTHERS, layer_of, read_other
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from scvae.arguments import check_choice, is_number, refuse, shown
 from scvae.choices import CHROMATIN_LIKELIHOODS, LIKELIHOODS
-from scvae.data.read.several import Sources
+from scvae.data.read.sources import Sources
 from scvae.errors import ConfigError
 
 LAWS: dict[str, tuple[str, ...]] = {"rna": LIKELIHOODS, "chromatin": CHROMATIN_LIKELIHOODS}

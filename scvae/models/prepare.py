@@ -26,8 +26,8 @@ from scvae.data.read.covariates import Covariates, Encoded, learn_covariates
 from scvae.data.read.features import check_one_kind
 from scvae.data.read.genes import check_unique, choose_genes
 from scvae.data.read.library import library_sizes
-from scvae.data.read.several import Source, Sources
 from scvae.data.read.source import chosen_genes, fitted_place
+from scvae.data.read.sources import Source, Sources
 from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey
 from scvae.errors import ConfigError, DataError, warn

@@ -14,8 +14,9 @@ from scvae.data.hold.cells import Dataset
 from scvae.data.hold.several import Datasets
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.genes import check_unique
-from scvae.data.read.several import Source, Sources, is_mudata, kind_called, sources_of, types_of
+from scvae.data.read.several import is_mudata, kind_called, sources_of, types_of
 from scvae.data.read.source import home_in
+from scvae.data.read.sources import Source, Sources
 from scvae.errors import DataError
 from scvae.modalities.rna import Rna
 from scvae.models.keep.origin import Origin

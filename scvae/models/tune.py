@@ -21,7 +21,8 @@ from scvae.arguments import check_choice, check_path, check_seed, check_switch, 
 from scvae.choices import COUNTS, DISPERSIONS, LIKELIHOODS, PRIORS, CountKind
 from scvae.core.networks import evaluating
 from scvae.core.objectives import importance_weighted_bound
-from scvae.data.read.several import Sources, sources_of
+from scvae.data.read.several import sources_of
+from scvae.data.read.sources import Sources
 from scvae.errors import ConfigError, DataError, FileError
 from scvae.io import replacing
 from scvae.keywords import named

@@ -7,10 +7,8 @@ measured in it. Zeros say nothing of it.
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from scvae.arguments import shown
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.features import COLUMNS
 from scvae.data.read.marks import marks
+from scvae.data.read.sources import Source, Sources
 from scvae.errors import ConfigError, DataError, warn
 
 if TYPE_CHECKING:
@@ -38,118 +37,7 @@ NAMES = {
         *("scatac", "atac seq"),
     ),
 }
-FEATURES = {"rna": "gene", "protein": "protein", "chromatin": "region"}
 REGION = r"(?:chr)?[\w.]+[:_-]\d+[_-]\d+$"  # of the genome, as peaks are named
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the counts of one kind of measurement are.
-
-    Attributes
-    ----------
-    kind
-        "rna", "protein" or "chromatin".
-    adata
-        Cells that were measured, with the features of the kind.
-    place
-        What the user calls it: a modality, a kind of features, a slot of obsm; None where the data
-        hold nothing else.
-    written
-        How the user writes it.
-    rows
-        Number of every cell of `adata` among all cells; None if it has them all, in order.
-    observed
-        True where an entry was measured, ``(n, g)``; None if all were.
-    """
-
-    kind: str
-    adata: AnnData
-    place: str | None = None
-    written: str = "adata"
-    rows: np.ndarray | None = None
-    observed: np.ndarray | None = None
-
-    def present(self, n: int) -> np.ndarray | None:
-        """Return which of all n cells were measured; None if all were."""
-        if self.rows is None or len(self.rows) == n:
-            return None
-        there = np.zeros(n, dtype=bool)
-        there[self.rows] = True
-        return there
-
-    def widened(self, counts: sparse.csr_matrix, n: int) -> sparse.csr_matrix:
-        """Return counts with a row for each of n cells, empty where it was not measured."""
-        if self.rows is None:
-            return counts
-        of_cell = np.full(n, -1)
-        of_cell[self.rows] = np.arange(len(self.rows))
-        ordered = counts[of_cell[of_cell >= 0]]
-        length = np.zeros(n, dtype=np.int64)
-        length[of_cell >= 0] = np.diff(ordered.indptr)
-        indptr = np.concatenate([[0], np.cumsum(length)])
-        return sparse.csr_matrix((ordered.data, ordered.indices, indptr), (n, counts.shape[1]))
-
-    def spread(self, sizes: np.ndarray, n: int) -> np.ndarray:
-        """Return one size for each of n cells, a typical one where it was not measured."""
-        if self.rows is None:
-            return sizes
-        typical = float(np.exp(np.log(sizes).mean())) if len(sizes) else 1.0
-        of_all = np.full(n, typical, dtype=np.float64)
-        of_all[self.rows] = sizes
-        return of_all
-
-    @contextmanager
-    def in_words(self) -> Iterator[None]:
-        """Let errors and warnings about an AnnData speak of what the user gave."""
-        if self.place is None:
-            yield
-            return
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                yield
-            except (DataError, ConfigError) as error:
-                raise type(error)(self.retold(str(error))) from error
-        for one in caught:
-            warn(self.retold(str(one.message)))
-
-    def retold(self, text: str) -> str:
-        """Return words about an AnnData of genes as words about this."""
-        whole = "mdata" if self.written.startswith("mdata") else "adata"
-        text = re.sub(r"\blayer='(\w+)'", rf"layer={{'{self.kind}': '\1'}}", text)
-        law = r"likelihood='bernoulli'"
-        text = text.replace(law, "likelihood={'chromatin': 'bernoulli'}")
-        text = re.sub(r"\bgene(s?)\b(?!=)", rf"{FEATURES[self.kind]}\1", text)
-        text = text.replace("(adata", "(\0")
-        if ".obsm" in self.written:
-            text = text.replace("adata.X", self.written)
-        text = re.sub(r"\badata\b(?!\.obsm)", self.written, text)
-        return text.replace("(\0", f"({whole}")
-
-
-@dataclass(frozen=True)
-class Sources:
-    """All that is measured of some cells.
-
-    Attributes
-    ----------
-    obs
-        What is known of all cells, which may be measured in some of the kinds.
-    parts
-        Where every kind is.
-    notes
-        What was taken for what, where its name did not say it.
-    """
-
-    obs: pd.DataFrame
-    parts: tuple[Source, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def n_obs(self) -> int:
-        """Number of cells."""
-        return len(self.obs)
 
 
 def is_mudata(data: object) -> bool:
