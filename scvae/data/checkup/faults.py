@@ -65,6 +65,14 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
         return f"{joined} {_remedy(adata, other, None)}"
     if seen.divided_by is not None:
         return None
+    if seen.may_be_rounded:
+        given = "" if layer is None else f", layer={layer!r}"
+        if other is not None:
+            return None
+        return (
+            f"{place} shows no sign of normalisation, as estimates of counts do (of {ESTIMATORS}); "
+            f"scvae.fit(adata{given}, counts='rounded') takes the nearest whole numbers."
+        )
     if seen.traces.by_cell:
         return (
             f"{place} looks like a function of counts, such as their logarithm or root: values of "
@@ -76,13 +84,7 @@ def _history(adata: AnnData, layer: str | None, seen: Survey, other: str | None)
             "False) does or by its length: pairs of genes have the same ratio in many cells. "
             f"Counts cannot be had back. {_remedy(adata, other, None)}"
         )
-    if not seen.may_be_rounded or other is not None:
-        return None
-    given = "" if layer is None else f", layer={layer!r}"
-    return (
-        f"{place} shows no sign of normalisation, as estimates of counts do (of {ESTIMATORS}); "
-        f"scvae.fit(adata{given}, counts='rounded') takes the nearest whole numbers."
-    )
+    return None
 
 
 def _joined(adata: AnnData, seen: Survey) -> str | None:

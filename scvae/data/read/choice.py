@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvae.choices import CountKind
-from scvae.data.read.source import cell_named, genes_of, is_raw, matrix_of, where_named
+from scvae.data.read.joins import told_nan
+from scvae.data.read.source import RAW, cell_named, genes_of, is_raw, matrix_of, where_named
 from scvae.data.read.survey import Survey, survey
 from scvae.data.read.tally import FaultKind
 from scvae.errors import DataError, warn
@@ -20,9 +22,15 @@ if TYPE_CHECKING:
 
 CALL = "scvae.fit(adata"  # the user's call, for the remedies
 PROMISING = ("counts", "raw_counts", "raw", "matrix")  # names that settle which layer it is
-PARTS = ("spliced", "unspliced", "ambiguous")  # of the counts, as RNA velocity needs them
-FEW = ("unspliced", "ambiguous")  # parts that are never meant to stand for all counts
+# Parts of the counts, as RNA velocity needs them: of velocyto and alevin-fry, of kallisto-bustools,
+# of those that count exons and introns.
+PARTS = ("spliced", "unspliced", "mature", "nascent", "exon", "intron", "ambiguous", "spanning")
+MOST = ("spliced", "mature", "exon")  # parts that are taken for all counts by mistake
+FEW = tuple(part for part in PARTS if part not in MOST)  # never meant to stand for all counts
 ESTIMATORS = "SoupX, decontX, CellBender, salmon, alevin, RSEM, proseg"
+ESTIMATED = re.compile(
+    r"soup|decont|bender|ambient|corrected|salmon|alevin|rsem|proseg|count|estimat", re.IGNORECASE
+)  # names of layers of such
 NO_ESTIMATES = (
     "counts='rounded' takes fractions as estimates of counts; these were normalised, or are a "
     "function of counts such as their logarithm."
@@ -118,16 +126,20 @@ def look(
         if matrix is not None:
             asked = survey(matrix, columns, stop_at_fault=not thorough, **detail)
     except DataError as error:
-        return Choice(None, layer, error=error)
+        return Choice(None, layer, error=_placed(error, adata, layer, call))
     is_sound = asked is not None and not asked.tallies
     if asked is not None and is_sound and (layer is not None or asked.largest > 1):
         is_told = asked.rounded and not estimates
         note = _rounded(where_named(layer, adata), asked) if is_told else None
+        if layer is None and note is None:
+            note = _part_of_counts(adata, columns, asked, call)
         return Choice(asked, layer, asked, note=note)
     candidates = {} if layer is not None else _candidates(adata, columns, asked, **detail)
     if len(candidates) == 1 and _is_plain(*candidates.items()):
         ((other, seen),) = candidates.items()
-        return Choice(asked, other, seen, note=_instead_of_x(asked, other, call), other=other)
+        is_told = call == CALL and seen.estimates > 0
+        note = _instead_of_x(asked, other, call, rounded=is_told)
+        return Choice(asked, other, seen, note=note, other=other)
     if candidates:
         likely = max(candidates, key=lambda name: float(candidates[name].totals.sum()))
         refusal = _not_plain(asked, candidates, likely, call)
@@ -156,18 +168,25 @@ def _layers(adata: AnnData, besides: str | None) -> Iterator[str]:
 def _candidates(
     adata: AnnData, columns: np.ndarray | None, asked: Survey | None, **detail: Any
 ) -> dict[str, Survey]:
-    """Return the layers that could be the raw counts instead of X: the first whose name settles it,
-    or else all that hold counts: larger ones than X, and masks only if there is nothing else."""
+    """Return the layers that could be the raw counts instead of X: those whose names settle it, or
+    else all that hold counts: larger ones than X, and masks only if there is nothing else. Of those
+    of such names that are the same, one."""
     least = 1 if asked is None or asked.tallies else asked.largest + 1
-    candidates = {}
+    candidates: dict[str, Survey] = {}
     for name in _layers(adata, None):
         seen = _counts_in(partial(matrix_of, adata, name), columns, **detail)
+        if candidates and name not in PROMISING and next(iter(candidates)) in PROMISING:
+            return candidates
         if seen is None or seen.largest < least:
             continue
-        if name in PROMISING:
-            return {name: seen}
+        if name in PROMISING and any(_same_totals(seen, other) for other in candidates.values()):
+            continue
         candidates[name] = seen
     return {name: seen for name, seen in candidates.items() if seen.largest > 1} or candidates
+
+
+def _same_totals(one: Survey, other: Survey) -> bool:
+    return np.array_equal(one.totals, other.totals)
 
 
 def _is_plain(candidate: tuple[str, Survey]) -> bool:
@@ -197,13 +216,55 @@ def _holds_counts(find: Callable[[], Any]) -> bool:
     return _counts_in(find, summarise=False) is not None
 
 
-def _layer_with_counts(adata: AnnData, besides: str | None) -> str | None:
+def _layer_with_counts(adata: AnnData, besides: str | None, **detail: Any) -> str | None:
     """Return the first other layer that holds counts, if there is one."""
-    names = _layers(adata, besides)
-    return next((name for name in names if _holds_counts(partial(matrix_of, adata, name))), None)
+    for name in _layers(adata, besides):
+        if _counts_in(partial(matrix_of, adata, name), summarise=False, **detail) is not None:
+            return name
+    return None
 
 
 # -- words -------------------------------------------------------------------------------------
+
+
+def _placed(error: DataError, adata: AnnData, layer: str | None, call: str) -> DataError:
+    """Return the error of a matrix that is none, with a remedy for the place where it is."""
+    of_x, place = "adata.X = adata.X", where_named(layer, adata)
+    if layer is None or of_x not in (text := str(error)):
+        return error
+    if is_raw(adata, layer):
+        mended = text.replace(of_x, "adata.layers['counts'] = adata.raw[:, adata.var_names].X")
+        return DataError(f"{mended}, then {call}, layer='counts')")
+    return DataError(text.replace(of_x, f"{place} = {place}"))
+
+
+def _part_of_counts(
+    adata: AnnData, columns: np.ndarray | None, asked: Survey, call: str
+) -> str | None:
+    """Say that X is one of several parts of the counts, if it is."""
+    parts = [name for name in PARTS if name in adata.layers]
+    mine = [name for name in parts if name in MOST]
+    if len(parts) < 2 or len(mine) != 1:
+        return None
+    seen = _counts_in(partial(matrix_of, adata, mine[0]), columns, summarise=False)
+    if seen is None or not _same_totals(seen, asked):
+        return None
+    return (
+        f"adata.X is adata.layers[{mine[0]!r}], a part of the counts; others are in {parts[1:]}. "
+        f"{_together(parts)} To choose and silence this: {call}, layer={mine[0]!r})."
+    )
+
+
+def _together(parts: list[str]) -> str:
+    summed = " + ".join(f"adata.layers[{name!r}]" for name in parts)
+    return f"Parts of the counts may be wanted together: adata.layers['counts'] = {summed}."
+
+
+def _from_raw(adata: AnnData, call: str) -> str:
+    """Return the call that takes the counts of adata.raw, which a layer may hide."""
+    if RAW not in adata.layers:
+        return f"{call}, layer='raw')"
+    return f"adata.layers['counts'] = adata.raw[:, adata.var_names].X, then {call}, layer='counts')"
 
 
 def _rounded(place: str, seen: Survey) -> str:
@@ -228,15 +289,16 @@ def _no_counts(adata: AnnData, asked: Survey | None, call: str) -> DataError:
     """Return the error of an X without values, if no layer holds counts."""
     problem = f"adata.X {_state(asked)} and no layer holds counts"
     if _raw_holds_counts(adata):
-        return DataError(f"{problem}; adata.raw holds some: {call}, layer='raw').")
+        return DataError(f"{problem}; adata.raw holds some: {_from_raw(adata, call)}.")
     return DataError(f"{problem}. Give raw counts: {call}, layer=...).")
 
 
-def _instead_of_x(asked: Survey | None, other: str, call: str) -> str:
+def _instead_of_x(asked: Survey | None, other: str, call: str, *, rounded: bool) -> str:
     """Say that the counts of another layer are used."""
+    given = f", layer={other!r}" + (", counts='rounded'" if rounded else "")
     return (
         f"adata.X {_state(asked)}; using the raw counts in adata.layers[{other!r}]. "
-        f"To choose and silence this: {call}, layer={other!r})."
+        f"To choose and silence this: {call}{given})."
     )
 
 
@@ -245,13 +307,8 @@ def _not_plain(
 ) -> DataError:
     """Return the error of several layers that could be the raw counts, or one that hardly is."""
     looks = "; ".join(f"{name!r} has {_looks(seen)}" for name, seen in candidates.items())
-    parts = [f"adata.layers[{name!r}]" for name in PARTS if name in candidates]
-    together = (
-        f" Parts of the counts may be wanted together: adata.layers['counts'] = "
-        f"{' + '.join(parts)}."
-        if len(parts) > 1
-        else ""
-    )
+    parts = [name for name in PARTS if name in candidates]
+    together = f" {_together(parts)}" if len(parts) > 1 else ""
     return DataError(
         f"adata.X {_state(asked)}, and which layer holds the raw counts is not plain: {looks}."
         f"{together} Choose one: {call}, layer={likely!r})."
@@ -263,19 +320,6 @@ def _looks(seen: Survey) -> str:
         return "0 and 1 alone"
     median = float(np.median(seen.totals))
     return f"whole numbers up to {seen.largest:,}, {median:,.0f} in a median cell"
-
-
-def _joined(adata: AnnData, layer: str | None, seen: Survey) -> str | None:
-    """Say what NaN in whole blocks of cells comes from, and which genes to keep."""
-    absent = seen.tallies.get(FaultKind.NAN)
-    if absent is None or len(seen.tallies) > 1 or absent.number < 2:
-        return None
-    frame = "adata.to_df()" if layer is None else f"adata.to_df({layer!r})"
-    return (
-        f"{absent.number:,} NaN are what an outer join of parts leaves where a part never measured "
-        "a gene. Keep the genes that all parts measured: "
-        f"adata = adata[:, {frame}.notna().all().to_numpy()].copy()"
-    )
 
 
 def _not_counts(
@@ -292,20 +336,21 @@ def _not_counts(
     cell, gene = cell_named(adata, fault.row), genes_of(adata, layer)[fault.column]
     problem = (
         f"{where_named(layer, adata)} has {fault.kind} values "
-        f"(first: {fault.value:.6g} at cell {cell}, gene {gene!r}). "
+        f"(first: {fault.value:.6g} at cell {cell}, gene {gene!r}){_others(adata, layer, seen)}. "
         "The counts model needs raw counts: whole numbers, zero or more"
     )
     if other is not None:
         return DataError(
             f"{problem}; adata.layers[{other!r}] holds some: {call}, layer={other!r})."
         )
-    if not is_raw(adata, layer) and (joined := _joined(adata, layer, seen)) is not None:
-        return DataError(f"{problem}. {joined}")
+    is_joined = not is_raw(adata, layer) and set(seen.tallies) == {FaultKind.NAN}
+    if is_joined and (told := told_nan(adata, layer)) is not None:
+        return DataError(f"{problem}. {told}")
     if layer is not None and _holds_counts(lambda: matrix_of(adata, None)):
         remedy = f"{call})" if home is None else f"{where_named(layer, adata)} = adata.X"
         return DataError(f"{problem}; adata.X holds some: {remedy}.")
     if not is_raw(adata, layer) and _raw_holds_counts(adata):
-        return DataError(f"{problem}; adata.raw holds some: {call}, layer='raw').")
+        return DataError(f"{problem}; adata.raw holds some: {_from_raw(adata, call)}.")
     place = "adata.raw[:, adata.var_names].X" if is_raw(adata, layer) else where_named(layer)
     if seen.may_be_rounded:
         given = "" if layer is None else f", layer={layer!r}"
@@ -320,4 +365,29 @@ def _not_counts(
             f"{problem}. All are whole numbers divided by {divisor:,g}: adata.layers['counts'] = "
             f"np.rint({place} * {divisor:g}), then {call}, layer='counts')."
         )
+    if call == CALL and (named := _estimates_by_name(adata, layer)) is not None:
+        return DataError(
+            f"{problem}; adata.layers[{named!r}] holds fractions that may be estimates of counts "
+            f"(of {ESTIMATORS}): {call}, layer={named!r}, counts='rounded')."
+        )
     return DataError(f"{problem}. Load the matrix as it came from the counting pipeline.")
+
+
+def _others(adata: AnnData, layer: str | None, seen: Survey) -> str:
+    """Name what else cannot be counts, beside the first value that is none."""
+    first = seen.first_fault
+    assert first is not None
+    genes = genes_of(adata, layer)
+    return "".join(
+        f", and {tally.number:,} {kind} (first: {tally.first.value:.6g} at cell "
+        f"{cell_named(adata, tally.first.row)}, gene {genes[tally.first.column]!r})"
+        for kind, tally in seen.tallies.items()
+        if kind != first.kind
+    )
+
+
+def _estimates_by_name(adata: AnnData, besides: str | None) -> str | None:
+    """Return a layer of estimates of counts, by its name and values, if there is one."""
+    named = [name for name in _layers(adata, besides) if ESTIMATED.search(name)]
+    find = partial(_counts_in, summarise=False, estimates=True)
+    return next((n for n in named if find(partial(matrix_of, adata, n)) is not None), None)

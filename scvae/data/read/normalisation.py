@@ -17,6 +17,7 @@ SAMPLE_VALUES = 2**16  # of a piece
 # Share of a cell's fractions that are alike: functions of counts have more than .5, estimates as
 # SoupX makes them .1 at most.
 MANY_TIES = 0.3
+NEARLY = 0.02  # of a count: no function of counts is so near to whole numbers in all values
 MOST, ONES = 0.9, 0.1  # of the cells that were divided; of the values that are one count
 
 
@@ -93,6 +94,13 @@ class Traces:
         )
 
     @property
+    def nearly_whole(self) -> bool:
+        """Whether the values are whole numbers but for noise, as a detour through logarithms in
+        half precision leaves."""
+        near = np.rint(self.values)
+        return bool((near >= 1).all() and (np.abs(self.values - near) <= NEARLY).all())
+
+    @property
     def by_cell(self) -> bool:
         """Whether the values of a cell are functions of its counts, the same few."""
         fractions, ties = self.in_cells.sum(axis=0)
@@ -118,6 +126,8 @@ def are_estimates(traces: Traces, n_cells: int) -> bool:
     A function of counts, such as a logarithm in any base, makes one value of all ones of a cell,
     and has ties among genes where these were divided by numbers of their own.
     """
+    if traces.nearly_whole:
+        return True
     if not traces.in_cells[:, 0].any() or traces.by_cell or traces.by_gene:
         return False
     return recognise(traces, n_cells) is None and divided_by(traces, n_cells) is None
