@@ -20,7 +20,7 @@ from scvae.choices import COUNTS, CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.faults import explain
 from scvae.data.checkup.held_out import unseen_groups
-from scvae.data.checkup.kinds import no_genes
+from scvae.data.checkup.kinds import controls_beside, no_genes
 from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Finding, Kind, Report
 from scvae.data.hold.counts import narrowest
@@ -151,6 +151,7 @@ def _check_rna(
     is_all = chosen is None and place is None and not seen.estimates
     _check_cells(cells, seen, library_size, None if is_all else written, findings)
     names = chosen_genes(cells, layer, columns)
+    findings.all += controls_beside(cells, names)
     findings.all += examine(seen, cells.obs, names, encoded, place, written, label)
     nbytes = None if seen.tallies else _nbytes(seen, cells.n_obs, len(names))
     _tell_memory(nbytes, cells.n_obs, len(names), findings)

@@ -16,7 +16,7 @@ from scvae.arguments import shown
 from scvae.choices import CountKind
 from scvae.data.checkup.examine import examine
 from scvae.data.checkup.held_out import unseen_groups
-from scvae.data.checkup.kinds import no_genes
+from scvae.data.checkup.kinds import controls_beside, no_genes
 from scvae.data.checkup.orientation import turned
 from scvae.data.checkup.report import Kind, warning_texts
 from scvae.data.hold.cells import Dataset
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 FEWEST_CELLS = 10
 ALOUD = frozenset(
     {
+        Kind.GENES,
         Kind.SILENT_GENES,
         Kind.COVARIATES,
         Kind.CONTROLS,
@@ -171,6 +172,7 @@ def _rna(
         warn(text)
     columns = choose_genes(adata, genes, layer)
     names = chosen_genes(adata, layer, columns)
+    controls = controls_beside(adata, names)
     check_one_kind(adata, names)
     whole = learn_covariates(sources.obs, batch, covariates)
     encoded, obs = whole, sources.obs
@@ -184,7 +186,7 @@ def _rna(
     place = fitted_place(adata, choice.layer, chosen, is_rounded=seen.estimates > 0)
     is_all = chosen is None and choice.layer is None and not seen.estimates
     library = library_sizes(adata, seen.totals, library_size, None if is_all else place)
-    findings = examine(seen, obs, names, encoded, choice.layer, place)
+    findings = controls + examine(seen, obs, names, encoded, choice.layer, place)
     for text in warning_texts(finding for finding in findings if finding.what in ALOUD):
         warn(text)
     part = _part(source, n, list(names), Part(seen.held, library, layer=choice.layer), seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from scvae.data.checkup.doubles import doubled_genes
 from scvae.data.checkup.groups import odd_groups
 from scvae.data.checkup.report import Finding, Kind, listed
 from scvae.data.read.covariates import Encoded, native
@@ -53,6 +54,7 @@ def examine(
         *_estimates(survey, layer),
         *_silent_genes(survey.cells_of_genes, genes),
         *_controls(genes),
+        *doubled_genes(genes, layer, is_raw=place.startswith("adata.raw")),
         *_absent_genes(survey, genes, encoded, place),
         *_odd_counts(survey, obs.index, genes, layer, place),
         *odd_groups(native(obs), encoded, label),

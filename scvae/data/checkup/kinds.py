@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvae.data.checkup.report import Finding, Kind
-from scvae.data.read.features import COLUMNS, OTHERS
+from scvae.data.read.features import COLUMNS, OTHERS, control_types
 from scvae.data.read.several import kind_called
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -19,6 +20,21 @@ def no_genes(adata: AnnData) -> list[Finding]:
         if len(kinds) == 1 and OTHERS.search(kinds[0]):
             return [Finding("warning", Kind.CELLS_AND_GENES, _text(column, kinds[0]))]
     return []
+
+
+def controls_beside(adata: AnnData, genes: pd.Index) -> list[Finding]:
+    """Find controls beside the genes to fit, by what the data say that they are."""
+    found = control_types(adata, genes)
+    if found is None:
+        return []
+    column, types = found
+    shown = ", ".join(f"{number:,} of {kind!r}" for kind, number in types.items())
+    text = (
+        f"adata.var[{column!r}] calls features controls: {shown}; their counts do not say what a "
+        f"cell is. Leave them out: adata = adata[:, ~adata.var[{column!r}].isin({list(types)})]"
+        ".copy()"
+    )
+    return [Finding("warning", Kind.CONTROLS, text)]
 
 
 def _text(column: str, kind: str) -> str:

@@ -174,9 +174,9 @@ def _candidates(
     least = 1 if asked is None or asked.tallies else asked.largest + 1
     candidates: dict[str, Survey] = {}
     for name in _layers(adata, None):
-        seen = _counts_in(partial(matrix_of, adata, name), columns, **detail)
         if candidates and name not in PROMISING and next(iter(candidates)) in PROMISING:
             return candidates
+        seen = _counts_in(partial(matrix_of, adata, name), columns, **detail)
         if seen is None or seen.largest < least:
             continue
         if name in PROMISING and any(_same_totals(seen, other) for other in candidates.values()):

@@ -48,12 +48,32 @@ def check_one_kind(adata: AnnData, genes: pd.Index) -> None:
         )
 
 
-# Control probes and spike-ins, peaks and antibodies, as their makers name them.
+# Control probes and spike-ins, peaks and antibodies, as their makers name them; what tools that
+# count add to the genes; and columns of a table of cells that were read with those of genes.
 CONTROLS = (
-    r"(?:ERCC-\d+|Antisense[-_]|NegControl|NegPrb|Negative[-_ ]?\d+$|BLANK[-_ ]?|Blank[-_ ]?\d"
-    r"|Intergenic|DeprecatedCodeword|UnassignedCodeword|SystemControl|FalseCode|DECOY|SIRV\d"
-    r"|antisense_|chr[\dXYM]+[:_-]\d+[_-]\d+$|.*_TotalSeq|(?:ADT|HTO|Hashtag)[-_])"
+    r"(?:[Ee][Rr][Cc][Cc]-\d+|gSpikein[-_]|RNA[-_]SPIKE|ArrayControl|Antisense[-_]|NegControl|NegPrb"
+    r"|Negative[-_ ]?\d+$|BLANK[-_ ]?|Blank[-_ ]?\d|Intergenic|DeprecatedCodeword"
+    r"|UnassignedCodeword|SystemControl|FalseCode|DECOY|SIRV\d|antisense_"
+    r"|(?:chr[\dXYM]+|(?:GL|KI|JH)\d+\.\d+)[:_-]\d+[_-]\d+$"
+    r"|.*_TotalSeq|(?:ADT|HTO|Hashtag|antibody|sgRNA)[-_]|Hashtag\d"
+    r"|__(?:no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)$"
+    r"|N_(?:unmapped|multimapping|noFeature|ambiguous)$"
+    r"|n(?:Count|Feature)_|(?:n_counts|n_genes|n_genes_by_counts|total_counts|Unnamed: \d+)$"
+    r"|pct_counts_|percent[._]m)"
 )
+CONTROL_TYPES = re.compile(r"control|codeword|blank|spike", re.IGNORECASE)
+
+
+def control_types(adata: AnnData, genes: pd.Index) -> tuple[str, dict[str, int]] | None:
+    """Return the column of types and how many features to fit it calls controls, by their type; or
+    None, if there are none."""
+    for column in COLUMNS:
+        if column in adata.var:
+            types = adata.var[column].reindex(genes).dropna().astype(str).value_counts()
+            found = {str(kind): int(n) for kind, n in types.items() if CONTROL_TYPES.search(kind)}
+            if found:
+                return column, found
+    return None
 
 
 def are_controls(names: pd.Index) -> np.ndarray:

@@ -102,7 +102,8 @@ def matrix_of(adata: AnnData, layer: str | None) -> Any:
         near = get_close_matches(str(layer), list(adata.layers), n=1)
         held = ", ".join(map(repr, adata.layers)) or "none"
         hint = f"Did you mean layer={near[0]!r}? " if near else ""
-        no_raw = "adata.raw is None, and " if layer == RAW else ""
+        is_raw_asked = isinstance(layer, str) and layer == RAW
+        no_raw = "adata.raw is None, and " if is_raw_asked else ""
         raise DataError(
             f"{no_raw}adata.layers has no {shown(layer)}; it holds: {held}. {hint}"
             "Give the name of the layer with raw counts, or layer=None to use adata.X."
