@@ -151,6 +151,8 @@ def check_names(name: str, value: Any, remedy: Any) -> list[str]:
             given = list(value)
         except TypeError:  # an array without dimensions
             given = [None]
+        if isinstance(value, set | frozenset):  # which Python puts in another order every time
+            given = sorted(given, key=str)
         if all(isinstance(item, str) for item in given):
             return [str(item) for item in given]
     raise refuse(name, value, "a name or a list of names", remedy)

@@ -9,16 +9,32 @@ import numpy as np
 import pandas as pd
 
 from scvae.data.checkup.report import Finding, Kind
-from scvae.data.read.covariates import Covariates, Encoded, names_of_cells
+from scvae.data.read.covariates import Covariates, Encoded, names_of_cells, plain
 
-MISSING = frozenset({"nan", "none", "na", "n/a", "null", "<na>", "nat", "missing", "unknown", ""})
+MISSING = frozenset(
+    {
+        *("nan", "none", "na", "n/a", "n.a.", "#n/a", "null", "<na>", "nat", "", "-", "?", "."),
+        *("missing", "unknown", "unspecified", "undefined", "unassigned", "no data", "nd"),
+        *("not available", "not applicable", "not provided", "not specified", "not known"),
+        *("not collected", "not reported", "not determined"),
+    }
+)
 FEW_CELLS = 3  # of a category, on average
 MANY = 30  # whole numbers that are no labels any more
 FEW_LABELS = 20
 LABELS = re.compile(
-    r"batch|donor|plate|lane|sample|cluster|patient|subject|replicate|leiden|group|(?:^|[_ ])id$",
+    r"batch|donor|plate|lane|sample|cluster|patient|subject|replicate|leiden|louvain|group"
+    r"|chemistry|library|individual|mouse|animal|slide|section|pool|assay|orig\.ident|sex|gender"
+    r"|condition|treatment|genotype|protocol|tissue|experiment|dataset|study|cell[_ ]?type|chip"
+    r"|flow[_ ]?cell|channel|well$|run$|(?:^|[_ ])id$",
     re.IGNORECASE,
 )
+MANY_LABELS = re.compile(
+    r"(?:donor|patient|subject|individual|sample|batch|plate|mouse|animal|library)[_ .]?"
+    r"(?:id|no|nr|number)?$",
+    re.IGNORECASE,
+)  # names of columns that hold labels, be they ever so many
+AS_TEXT = re.compile(r"-?\d+(?:[.,]\d+)?(?:e[-+]?\d+)?\s*%?$", re.IGNORECASE)
 OUTLYING = 20  # standard deviation over the width of the middle half; 0.74 if normal
 TELLS = 0.9  # correlation ratio of a number with the batch
 
@@ -49,7 +65,7 @@ def _odd_names(values: pd.Series, categories: Sequence[str]) -> list[Finding]:
     """Find names that say that none is known, and those that differ in spaces or case alone."""
     where, findings = f"adata.obs[{values.name!r}]", []
     cells = names_of_cells(values)
-    missing = [name for name in categories if name.strip().lower() in MISSING]
+    missing = [name for name in categories if _says_missing(name)]
     if missing:
         number = int(cells.isin(missing).sum())
         findings.append(
@@ -61,14 +77,15 @@ def _odd_names(values: pd.Series, categories: Sequence[str]) -> list[Finding]:
         )
     alike: dict[str, list[str]] = {}
     for name in categories:
-        alike.setdefault(" ".join(name.split()).lower(), []).append(name)
+        alike.setdefault(plain(name), []).append(name)
     doubles = [names for names in alike.values() if len(names) > 1]
     if doubles:
         number = int(cells.isin([name for names in doubles for name in names[1:]]).sum())
         same = {name: names[0] for names in doubles for name in names[1:]}
         findings.append(
             _warning(
-                f"{where} has categories that differ in spaces or case alone: {doubles[:5]}; the "
+                f"{where} has categories that differ in spaces or case alone, or in how a letter "
+                f"or number is written: {doubles[:5]}; the "
                 f"{number:,} cells of the latter are groups of their own. Make them one: "
                 f"{where} = {where}.astype(str).replace({same})"
             )
@@ -76,12 +93,20 @@ def _odd_names(values: pd.Series, categories: Sequence[str]) -> list[Finding]:
     return findings
 
 
+def _says_missing(name: str) -> bool:
+    return " ".join(name.replace("_", " ").split()).lower() in MISSING
+
+
 def _taken_as_categories(values: pd.Series, categories: Sequence[str]) -> list[Finding]:
     where = f"adata.obs[{values.name!r}]"
-    numbers = pd.to_numeric(pd.Series(categories), errors="coerce")
-    call = f"{where} = {where}.astype(str).astype(float)"
+    known = [name.strip() for name in categories if not _says_missing(name)]
+    written = all(AS_TEXT.match(name) for name in known)
+    cleaned = [name.rstrip("% ").replace(",", ".") for name in known] if written else known
+    numbers = pd.to_numeric(pd.Series(cleaned, dtype=object), errors="coerce")
+    tidy = ".str.rstrip('% ').str.replace(',', '.')" if cleaned != known else ""
+    call = f"{where} = {where}.astype(str){tidy}.astype(float)"
     told = f"{where} is taken as {len(categories):,} categories of {len(values):,} cells"
-    is_text = bool(np.isfinite(numbers).all())
+    is_text = bool(known) and bool(np.isfinite(numbers).all())
     if is_text and ((numbers != numbers.round()).any() or len(numbers) > MANY):
         return [_warning(f"{told}, but holds numbers as text. To take them as numbers: {call}")]
     if len(values) < FEW_CELLS * len(categories):
@@ -99,10 +124,14 @@ def _taken_as_number(values: pd.Series) -> list[Finding]:
     call = f"{where} = {where}.astype(str).astype('category')"
     text = f"{where} is taken as a number, from {distinct.min():g} to {distinct.max():g}"
     is_whole = bool((distinct == np.round(distinct.astype(float))).all())
-    if not is_whole or len(distinct) > max(FEW_LABELS, MANY):
+    n_labels, name = len(distinct), str(values.name)
+    are_many = MANY_LABELS.search(name) is not None and n_labels * FEW_CELLS <= len(values)
+    if not is_whole or (n_labels > max(FEW_LABELS, MANY) and not are_many):
         return [Finding("info", Kind.COVARIATES, f"{text}.")]
     text = f"{text}. If these are labels and not amounts: {call}"
-    is_label = 2 < len(distinct) <= FEW_LABELS and LABELS.search(str(values.name)) is not None
+    is_label = n_labels > 2 and (
+        are_many or (n_labels <= FEW_LABELS and LABELS.search(name) is not None)
+    )
     return [Finding("warning" if is_label else "info", Kind.COVARIATES, text)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,8 +27,8 @@ def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
                 f"adata.obs has a column {name} whose name is no text; names of columns are: "
                 "adata.obs.columns = adata.obs.columns.astype(str)"
             )
-        near = get_close_matches(str(name), [str(c) for c in obs.columns], n=1)
-        hint = f"did you mean {role}={near[0]!r}?" if near else f"it holds: {list(obs.columns)}."
+        near = _near(str(name), [str(c) for c in obs.columns])
+        hint = f"did you mean {role}={near!r}?" if near else f"it holds: {list(obs.columns)}."
         raise DataError(f"adata.obs has no column {name!r} (given as {role}); {hint}")
     values = native(obs[name])
     if isinstance(values, pd.DataFrame):
@@ -42,6 +43,15 @@ def column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
             f"(first: {first!r}). {remedy}"
         )
     return values
+
+
+def _near(name: str, columns: list[str]) -> str | list[str] | None:
+    """Return the column that a name is meant to be, or the columns, if it is several."""
+    several = [part.strip() for part in name.split(",")]
+    if len(several) > 1 and set(several) <= set(columns):
+        return several
+    same = [known for known in columns if known.lower() == name.lower()]
+    return next(iter(same or get_close_matches(name, columns, n=1)), None)
 
 
 def native(values: Any) -> Any:
@@ -96,6 +106,7 @@ def _grouped(values: pd.Series) -> tuple[list[str], np.ndarray]:
     there = np.flatnonzero(np.bincount(codes, minlength=len(levels)))
     of_levels = _names(pd.Series(levels)[there])
     names = list(dict.fromkeys(of_levels) if is_categorical else sorted(set(of_levels)))
+    names = list(map(str, names))  # those of numpy print as such
     positions = np.zeros(len(levels), dtype=np.int64)
     positions[there] = _positions(of_levels, names)
     return names, positions[codes]
@@ -163,12 +174,27 @@ class Covariates:
         """
         columns = []
         for name, categories in self.categories.items():
-            values = self._batch_of(obs) if name == self.batch else column(obs, name, "covariate")
+            values = self._batch_of(obs) if name == self.batch else self._covariate_of(obs, name)
             columns.append(_known(values, categories, name))
         for name in self.numbers:
-            columns.append(finite(column(obs, name, "covariate"), name))
+            columns.append(finite(self._covariate_of(obs, name), name))
             warn_if_far(columns[-1], name, *self.numbers[name])
         return self._encoded(len(obs), columns)
+
+    def _covariate_of(self, obs: pd.DataFrame, name: str) -> pd.Series:
+        """Return a column that the model needs, or say what stands for one that is not known."""
+        if name in obs and not (len(obs) and obs[[name]].isna().all(axis=None)):
+            return column(obs, name, "covariate")
+        state = "has no values in" if name in obs else "has no"
+        typical: Any = f"{self.numbers[name][0]:.6g}" if name in self.numbers else None
+        what = "its mean in the fit" if typical else f"one of {self.categories[name][:10]}"
+        if not typical:
+            typical = repr(self.categories[name][0])
+        raise DataError(
+            f"adata.obs {state} column {name!r}, a covariate of the model; it holds: "
+            f"{list(obs.columns)[:10]}. Name the column so, or, where it is not known, give all "
+            f"cells {what}: adata.obs[{name!r}] = {typical}"
+        )
 
     def _batch_of(self, obs: pd.DataFrame) -> pd.Series:
         assert self.batch is not None
@@ -258,20 +284,25 @@ def _known(values: pd.Series, categories: Sequence[str], name: str) -> np.ndarra
 def _mapping(name: str, unknown: Sequence[str], known: Sequence[str]) -> str:
     """Return the call that maps names that differ in spaces, case or a decimal point alone, or
     what else there is to do."""
-    alike = {_plain(category): category for category in known}
-    same = {each: alike[_plain(each)] for each in unknown if _plain(each) in alike}
+    alike = {plain(category): category for category in known}
+    same = {each: alike[plain(each)] for each in unknown if plain(each) in alike}
     where = f"adata.obs[{name!r}]"
     if same:
         call = f"{where} = {where}.astype(str).replace({same})"
-        return f"They are the same but for spaces, case or a decimal point: {call}"
+        return f"They are the same but for spaces, case, a decimal point or zeros before: {call}"
     return (
         "Map them to known ones, embed these cells as of a batch that was never seen, "
         "model.embed(adata, batch='new'), or let the model learn them: model.extend(adata)"
     )
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.split()).lower().removesuffix(".0")
+def plain(name: str) -> str:
+    """Return a category without what files and tables change in it: spaces, signs that are not
+    seen, the form of letters with marks, case, a decimal point, zeros before a number."""
+    form = unicodedata.normalize("NFKC", name)
+    seen = "".join(letter for letter in form if unicodedata.category(letter) != "Cf")
+    text = " ".join(seen.split()).casefold().removesuffix(".0")
+    return text.lstrip("0") or "0" if text.isdigit() else text
 
 
 def _several(values: pd.Series, name: str, role: str) -> tuple[list[str], np.ndarray]:
@@ -289,12 +320,23 @@ def _check_batch_sizes(values: pd.Series, names: list[str], codes: np.ndarray) -
     single = np.flatnonzero(np.bincount(codes, minlength=len(names)) == 1)
     if len(single):
         first = min(single, key=lambda code: names[code])
-        where = f"adata.obs[{values.name!r}]"
-        raise DataError(
-            f"adata.obs[{values.name!r}] has {len(single)} batches with one cell (first: "
-            f"{names[first]!r}); a batch effect cannot be learned from one cell. Merge or drop "
-            f"them: adata = adata[{where}.map({where}.value_counts()).astype(int) > 1].copy()"
+        where, n_left = f"adata.obs[{values.name!r}]", len(names) - len(single)
+        problem = (
+            f"{where} has {len(single)} batches with one cell (first: {names[first]!r}); a batch "
+            "effect cannot be learned from one cell."
         )
+        drop = f"adata = adata[{where}.map({where}.value_counts()).astype(int) > 1].copy()"
+        if n_left == 0:
+            raise DataError(
+                f"{problem} It names cells, not batches: leave it out, scvae.fit(adata)"
+            )
+        if n_left == 1:
+            raise DataError(
+                f"{problem} Without them one batch is left, with nothing to correct for: merge "
+                f"them, {where} = {where}.astype(str).where({where}.map({where}.value_counts())"
+                ".astype(int) > 1, 'others'), or leave it out, scvae.fit(adata)"
+            )
+        raise DataError(f"{problem} Merge or drop them: {drop}")
 
 
 def learn_covariates(
@@ -308,6 +350,11 @@ def learn_covariates(
         If a column is absent, has missing values, one category or no spread, or if a batch has
         one cell.
     """
+    if isinstance(covariates, pd.Series):
+        raise DataError(
+            f"covariates={shown(covariates)} is a column itself; names of columns of adata.obs are "
+            f"needed{_meant(obs, 'covariates', covariates)}"
+        )
     names = check_names("covariates", covariates, ["donor"])
     categories: dict[str, list[str]] = {}
     numbers: dict[str, tuple[float, float]] = {}
