@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy
 from anndata import AnnData
 from scipy import io, sparse
 
 import scvae
 from scvae.cli import main
+from scvae.cli.formats import reader_in_python
 from scvae.cli.inputs import read
 from scvae.cli.outputs import check_h5ad, check_model, check_space, write
 from scvae.errors import ConfigError, FileError
@@ -401,6 +404,50 @@ def test_the_tables_of_other_pipelines_name_cells_and_genes(name: str, tmp_path:
     if name == "DGE":
         assert list(adata.obs["sample"]) == [f"s{i % 2}" for i in range(len(CELLS))]
         assert list(adata.obs["tscp_count"]) == [*range(len(CELLS))]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_call_of_the_message_reads_the_folder_in_python(name: str, tmp_path: Path) -> None:
+    io.mmwrite(tmp_path / f"{name}.mtx", sparse.coo_matrix(X.T if name == "matrix" else X))
+    for table, lines in PIPELINES[name].items():
+        (tmp_path / table).write_text("\n".join(lines) + "\n")
+    with pytest.raises(scvae.DataError) as refused:
+        scvae.fit(tmp_path)
+    space: dict[str, Any] = {}
+    exec(str(refused.value).partition("is needed: ")[2], space)
+    assert list(space["adata"].obs_names) == CELLS
+    reader = reader_in_python(tmp_path)
+    assert reader.startswith("scvae.cli.")
+    assert eval(f"{reader}({str(tmp_path)!r})", {"scvae": scvae}).shape == X.shape
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_folder_of_cell_ranger_is_read_by_the_call(version: int, tmp_path: Path) -> None:
+    pack = gzip.compress if version == 3 else bytes
+    end = ".gz" if version == 3 else ""
+    buffer = BytesIO()
+    io.mmwrite(buffer, sparse.coo_matrix(X.T))
+    rows = [f"{one}\t{one}" + "\tGene Expression" * (version == 3) for one in IDS]
+    tables = {"barcodes.tsv": CELLS, "features.tsv" if version == 3 else "genes.tsv": rows}
+    (tmp_path / f"matrix.mtx{end}").write_bytes(pack(buffer.getvalue()))
+    for table, lines in tables.items():
+        (tmp_path / f"{table}{end}").write_bytes(pack(("\n".join(lines) + "\n").encode()))
+    with pytest.raises(scvae.DataError) as refused:
+        scvae.fit(tmp_path)
+    space: dict[str, Any] = {"scanpy": scanpy}
+    exec(str(refused.value).partition("is needed: ")[2], space)
+    assert list(space["adata"].obs_names) == CELLS
+    assert list(read(str(tmp_path)).obs_names) == CELLS
+
+
+@pytest.mark.parametrize("name", ["barcodes.tsv.gz", "features.tsv", "genes.tsv"])
+def test_names_beside_a_matrix_are_not_taken_for_a_table_of_cells(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "matrix.mtx").write_text("")
+    (tmp_path / name).write_text("a\nb\n")
+    with pytest.raises(scvae.FileError, match="Give the folder"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["quants_mat", "matrix"])

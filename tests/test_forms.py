@@ -54,7 +54,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "opened lazily": (lazily, "opened lazily; .*: adata = adata.to_memory()"),
     "an array": (lambda: X, "adata is a ndarray; an AnnData is needed: adata = anndata.AnnData("),
     "a class": (lambda: AnnData, "adata is a class; an AnnData is needed"),
-    "nothing": (lambda: None, "adata is a NoneType; an AnnData is needed"),
+    "nothing": (lambda: None, "adata is a NoneType; .* in place return None"),
+    "a table": (lambda: cells().to_df(), "DataFrame; .*: adata = anndata.AnnData(adata)"),
+    "several": (lambda: [cells(), cells()], "list; .*: adata = anndata.concat(adata, label="),
+    "several by name": (lambda: {"a": cells()}, "dict; .*: adata = anndata.concat(adata, label="),
+    "a table of text": (lambda: "a.csv", "anndata.io.read_csv('a.csv', first_column_names=True)"),
+    "a file of R": (lambda: "a.rds", "zellkonverter::writeH5AD"),
+    "a packed file": (lambda: "a.h5ad.gz", "unpack it, then adata = anndata.read_h5ad('a.h5ad')"),
+    "an address": (lambda: "https://x.org/a.h5ad", "backup_url='https://x.org/a.h5ad'"),
+    "a matrix of text": (lambda: "a.mtx", "adata = scvae.cli.inputs.read('a.mtx')"),
 }
 
 

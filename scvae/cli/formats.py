@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,14 @@ from scvae.cli.readers import (
     read_modality,
     read_zarr,
 )
+from scvae.data.read.paths import OWN, TEXT, mtx_reader, of_r, text_reader
 from scvae.errors import FileError
 from scvae.io.files import FOREIGN
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+NAMES_BESIDE = re.compile(r"(?:.*[._-])?(?:barcodes|features|genes|cells|rows|cols)\.")
 SHOWN = 5  # places of cells below a folder
 READ = (
     ".h5ad, .h5 of Cell Ranger, .zarr, .loom, .h5mu (with --modality), and folders with "
@@ -34,7 +37,6 @@ READERS = {
     "loom": "anndata.io.read_loom",
     "10x v3": "scanpy.read_10x_h5",
     "10x v2": "scanpy.read_10x_h5",
-    "mtx": "scanpy.read_10x_mtx",
     "h5mu": "mudata.read_h5mu",
 }
 
@@ -67,26 +69,25 @@ def kind_of(path: Path) -> str:
 def _advice(path: Path) -> str | None:
     """Return what makes a file of cells of tables of text and of files of R."""
     name = path.name.lower().removesuffix(".gz")
-    if name.endswith((".csv", ".tsv", ".txt")):
-        mark = ", first_column_names=True"
-        mark += "" if name.endswith(".csv") else ", delimiter='\\t'"
+    if name.endswith(TEXT):
+        if NAMES_BESIDE.match(name) and matrices_in(path.parent):
+            return f"it holds names beside a matrix. Give the folder: {path.parent}"
         return (
-            f"it is a table of text. In Python, anndata.io.read_csv({str(path)!r}{mark})"
-            ".write_h5ad('cells.h5ad') makes a file of cells of it; with .T before .write_h5ad if "
-            "its rows are genes."
+            f"it is a table of text. In Python, {text_reader(str(path))}.write_h5ad('cells.h5ad') "
+            "makes a file of cells of it; with .T before .write_h5ad if its rows are genes."
         )
     if name.endswith((".rds", ".rdata", ".robj")):
-        return (
-            "it is a file of R. In R, zellkonverter::writeH5AD(Seurat::as.SingleCellExperiment("
-            f"readRDS({str(path)!r})), 'cells.h5ad') makes a file of cells of it."
-        )
+        return f"it is a file of R. In R, {of_r(str(path))} makes a file of cells of it."
     return None
 
 
 def reader_in_python(path: Path) -> str:
     """Return the function that reads the file in Python, for a remedy."""
     try:
-        return READERS.get(kind_of(path), "anndata.read_h5ad")
+        kind = kind_of(path)
+        return (
+            (mtx_reader(path) or OWN) if kind == "mtx" else READERS.get(kind, "anndata.read_h5ad")
+        )
     except (FileError, OSError):
         return "anndata.read_h5ad"
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from scvae.models.model import Model
 
 
-def read(path: Path, modality: str | None = None, *, whole: bool = False) -> AnnData:
+def read(path: Path | str, modality: str | None = None, *, whole: bool = False) -> AnnData:
     """Read all cells of a file or folder, of whatever kind it is by its content.
 
     Of .h5mu, one modality, or with `whole` all of them, as MuData."""
+    path = Path(path)
     check_input(path, folders=True)
     kind = "cells"
     try:

@@ -11,6 +11,7 @@ from scvae.arguments import check_choice, is_number, refuse, shown
 from scvae.data.hold.residence import SHARE, free_memory
 from scvae.data.read.atlas import JOINS, Join, OnDisk
 from scvae.data.read.forms import check_anndata
+from scvae.data.read.paths import ADDRESS, mtx_reader
 from scvae.data.read.stored import Stored
 from scvae.errors import ConfigError, FileError
 from scvae.keywords import named
@@ -102,6 +103,8 @@ def _listed(paths: Any) -> list[Path]:
             what = f"{min(repeated)} twice" if repeated else "no file"
             raise ConfigError(f"paths holds {what}; give every file once.")
         return found
+    if ADDRESS.match(os.fspath(paths)):
+        check_anndata(paths)
     path = Path(paths)
     if not path.exists():
         check_ending(path)
@@ -110,6 +113,8 @@ def _listed(paths: Any) -> list[Path]:
         check_ending(path)
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+    if not files and mtx_reader(path) is not None:
+        check_anndata(str(path))
     if not files:
         raise FileError(f"{path} is a folder without a file that ends in .h5ad or .zarr.")
     return files

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from scvae.data.read.paths import what_reads
 from scvae.errors import DataError
 
 IN_A_FILE = "adata = adata.to_memory()"
@@ -40,9 +41,15 @@ def _remedy(adata: Any) -> str | None:
     """Return the call that makes an AnnData of `adata`, or None if it is one."""
     name = type(adata).__name__
     if isinstance(adata, str | os.PathLike):
-        return _of_path(os.fspath(adata))
+        return what_reads(str(os.fspath(adata)))
     if isinstance(adata, type):
         return MAKE_ONE
+    if adata is None:
+        return f"{MAKE_ONE}. Functions that change adata in place return None: leave 'adata =' out"
+    if isinstance(adata, pd.DataFrame):
+        return "adata = anndata.AnnData(adata)"
+    if _are_several(adata):
+        return "adata = anndata.concat(adata, label='batch', index_unique='-')"
     if type(adata).__module__.startswith("anndata.") and name in COUSINS:
         return COUSINS[name]
     if isinstance(getattr(adata, "mod", None), Mapping):
@@ -53,17 +60,10 @@ def _remedy(adata: Any) -> str | None:
     return None if is_here else IN_A_FILE
 
 
-def _of_path(path: str | bytes) -> str:
-    """Return the call that reads a file of this name."""
-    name = str(path).lower().rstrip("/")
-    readers = {
-        ".h5": "scanpy.read_10x_h5",
-        ".zarr": "anndata.read_zarr",
-        ".h5mu": "mudata.read_h5mu",
-        ".loom": "anndata.io.read_loom",
-    }
-    reader = next((call for end, call in readers.items() if name.endswith(end)), None)
-    return f"adata = {reader or 'anndata.read_h5ad'}({path!r})"
+def _are_several(data: Any) -> bool:
+    """Return whether these are several AnnData, which make one."""
+    parts = list(data.values()) if isinstance(data, dict) else data
+    return isinstance(parts, list | tuple) and bool(parts) and all(map(is_anndata, parts))
 
 
 def _of_modalities(mdata: Any) -> str:
