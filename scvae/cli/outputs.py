@@ -145,7 +145,8 @@ def rescued(adata: AnnData, key: str, path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for folder in dict.fromkeys((path.resolve().parent, Path.cwd(), Path(gettempdir()))):
+        beside = [] if path.exists() and not path.is_file() else [path.resolve().parent]
+        for folder in dict.fromkeys((*beside, Path.cwd(), Path(gettempdir()))):
             with contextlib.suppress(OSError):
                 _save_array(adata, key, folder / f"{path.stem}.{key}.npy")
                 break

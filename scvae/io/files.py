@@ -46,6 +46,9 @@ FOREIGN = {
     b"\x80\x04": "a pickle",
     b"\x80\x05": "a pickle",
     b"\x1f\x8b": "a gzip file, to be unpacked first",
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull fetches the file",
+    b"<!DOCTYPE html": "a web page, as a download that failed leaves",
+    b"<html": "a web page, as a download that failed leaves",
 }
 
 Contents = tuple[dict[str, "Tensor"], dict[str, Any]]

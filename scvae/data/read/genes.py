@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,13 @@ def _chosen(adata: AnnData, genes: str | Sequence[Any] | None) -> list[str] | No
         return None
     if isinstance(genes, str):
         return _marked(adata, genes)
+    if isinstance(genes, pd.DataFrame):
+        raise DataError(
+            f"genes is a table of {len(genes)} rows; genes are names or a column that marks them: "
+            "scvae.fit(adata, genes=list(genes.index)), if its rows are named as they are"
+        )
+    if isinstance(genes, Iterator):
+        genes = list(genes)
     if _is_mask(genes):
         return _masked(adata, genes)
     if isinstance(genes, int | np.integer):
@@ -78,6 +85,11 @@ def _chosen(adata: AnnData, genes: str | Sequence[Any] | None) -> list[str] | No
             f"genes={shown(genes)} is a number; genes are a column that marks them, or names: "
             f"sc.pp.highly_variable_genes(adata, n_top_genes={shown(genes)}, flavor='seurat_v3') "
             "marks as many in adata.var, for genes='highly_variable'"
+        )
+    if _are_positions(genes, adata.n_vars):
+        raise DataError(
+            f"genes={shown(genes)} are numbers; genes are names: "
+            "scvae.fit(adata, genes=adata.var_names[genes]) takes those at these positions"
         )
     names = check_names("genes", genes, ["CD3D", "CD8A"])
     if not names:
@@ -120,6 +132,19 @@ def _is_mask(genes: Any) -> bool:
     except TypeError:
         return False
     return bool(values) and all(is_switch(value) or value is pd.NA for value in values)
+
+
+def _are_positions(genes: Any, n: int) -> bool:
+    """Return whether these are whole numbers that say where genes are."""
+    if not isinstance(genes, list | tuple | range | np.ndarray | pd.Index):
+        return False
+    values = np.asarray(genes, dtype=object)
+    return bool(
+        values.ndim == 1
+        and len(values)
+        and all(isinstance(at, int | np.integer) and not is_switch(at) for at in values)
+        and all(0 <= at < n for at in values)
+    )
 
 
 def _masked(adata: AnnData, genes: Any) -> list[str]:
@@ -190,8 +215,7 @@ def lacking(
         return f"{problem}. {others}"
     if adata.raw is not None and set(missing) <= set(adata.raw.var_names):
         return f"{problem}. adata.raw has them, if it holds counts: model.embed(adata, layer='raw')"
-    return (
-        f"{problem}. Genes are matched by name, in any order; "
-        "give data with all of them, or fit on the shared genes: "
-        "scvae.fit(adata, genes=shared)"
-    )
+    told = f"{problem}. Genes are matched by name, in any order; give data with all of them"
+    if len(missing) == len(names):
+        return told
+    return f"{told}, or fit on the shared genes: scvae.fit(adata, genes=shared)"

@@ -68,6 +68,11 @@ def check_not_empty(adata: AnnData, totals: np.ndarray, place: str | None = None
     """Raise if a cell has no counts in the fitted genes; `place` is how the user writes these, None
     if they are all of X."""
     empty = totals == 0
+    if len(empty) and empty.all():
+        raise DataError(
+            f"No cell of adata has counts in {'adata.X' if place is None else place}; an empty "
+            "cell says nothing of what it is. Give the counts: scvae.fit(adata, layer=...)"
+        )
     if empty.any():
         call = "sc.pp.filter_cells(adata, min_counts=1)"
         if place is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from scvae.errors import DataError
 
 HELD_OUT = re.compile(r"test|val|held", re.IGNORECASE)
+YES = re.compile(r"^(?:b')?(?:y|yes|t|true|1|high|selected|chosen|hvg)\b", re.IGNORECASE)
 MEANS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -31,11 +33,9 @@ def marks(values: pd.Series, where: str, role: str) -> np.ndarray:
     meant = words.map(lambda value: MEANS.get(str(value).strip().lower()))
     if meant[words.notna()].isna().any():
         found = list(words.dropna().unique())
-        likely = next((word for word in found if HELD_OUT.search(str(word))), ...)
-        other = "..." if likely is ... or role != "validation" else repr(likely)
         raise DataError(
             f"{where} (given as {role}) must be boolean; it is {values.dtype} with "
-            f"{found[:3]}: {where} = {where} == {other}"
+            f"{found[:3]}: {_remedy(values, found, where, role)}"
         )
     if missing:
         is_word = words.dropna().map(lambda value: isinstance(value, str)).any()
@@ -47,3 +47,13 @@ def marks(values: pd.Series, where: str, role: str) -> np.ndarray:
             f"{where} = {call}"
         )
     return meant.to_numpy(dtype=bool)
+
+
+def _remedy(values: pd.Series, found: list[Any], where: str, role: str) -> str:
+    """Return the call that makes marks of numbers or words."""
+    if role == "genes" and pd.api.types.is_numeric_dtype(values.dtype):
+        which = f"{where}.notna()" if values.isna().any() else f"{where} > {where}.median()"
+        return f"adata.var['chosen'] = {which}, and genes='chosen'"
+    telling = HELD_OUT if role == "validation" else YES
+    likely = next((word for word in found if telling.search(str(word))), found[0])
+    return f"{where} = {where} == {likely!r}"

@@ -19,10 +19,20 @@ WAYS: tuple[Way, ...] = (
     ("in another case", str.upper, "name.upper()"),
     (
         "with other marks between the parts",
-        lambda name: re.sub("[-_. ]", "", name).upper(),
-        "re.sub('[-_. ]', '', name).upper()",
+        lambda name: re.sub(r"[\W_]", "", name).upper(),
+        r"re.sub(r'[\W_]', '', name).upper()",
     ),
     ("without the genome before it", lambda name: name.split("_")[-1], "name.split('_')[-1]"),
+    (
+        "with another name behind it",
+        lambda name: re.split("[_|:]", name)[0],
+        "re.split('[_|:]', name)[0]",
+    ),
+    (
+        "with another name before it",
+        lambda name: re.split("[_|:]", name)[-1],
+        "re.split('[_|:]', name)[-1]",
+    ),
 )
 
 
