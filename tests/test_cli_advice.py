@@ -12,6 +12,7 @@ import pytest
 import scanpy
 from scipy.io import mmwrite
 
+import scvae
 from scvae.cli import main
 from scvae.cli.formats import reader_in_python
 from tests.test_door import cells
@@ -93,3 +94,38 @@ def test_genes_that_are_there_are_written_out(
     words = ["fit", str(tmp_path / "x.h5ad"), "-o", str(tmp_path / "o.h5ad")]
     assert main([*words, "--genes", "Gene1", "absent", "Gene7"]) == 1
     assert "--genes Gene1 Gene7" in capsys.readouterr().err
+
+
+def test_cells_of_an_unseen_batch_are_embedded_by_the_option_of_the_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adata, query = cells(), cells()
+    adata.obs["batch"] = ["x", "y"] * (adata.n_obs // 2)
+    query.obs["batch"] = "z"
+    scvae.fit(adata, batch="batch", max_steps=3, progress=False).save(tmp_path / "m.scvae")
+    query.write_h5ad(tmp_path / "q.h5ad")
+    model, given, out = (str(tmp_path / name) for name in ("m.scvae", "q.h5ad", "e.h5ad"))
+    assert main(["embed", model, given, "-o", out]) == 1
+    message = capsys.readouterr().err
+    assert "--batch new" in message
+    assert f"model = scvae.load({model!r})" in message
+    assert main(["embed", model, given, "-o", out, "--batch", "new"]) == 0
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_genes_that_were_given_are_written_out_in_a_remedy(
+    as_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adata, genes = cells(), ["Gene1", "Gene2", "Gene3"]
+    x = adata.X.toarray()
+    x[[3, 5], 1:4] = 0
+    adata.X = x
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    (tmp_path / "genes.txt").write_text("\n".join(genes))
+    words = [str(tmp_path / "genes.txt")] if as_file else genes
+    line = ["fit", str(tmp_path / "x.h5ad"), "-o", str(tmp_path / "o.h5ad"), "--genes"]
+    assert main([*line, *words]) == 1
+    call = re.search(r"adata = (adata\[.*?\]\.copy\(\)) \(In", capsys.readouterr().err)
+    assert call is not None
+    kept = eval(call[1], {"adata": adata, "np": np})
+    assert kept.n_obs == adata.n_obs - int((x[:, 1:4].sum(1) == 0).sum())

@@ -41,7 +41,8 @@ def run(a: argparse.Namespace) -> None:
     if large is None:
         cells = read(a.input, a.modality, whole=is_h5mu(a.output))
         check_space(cells, a.output)
-    embedding = fitted(a).embed(cells, layer=getattr(a, "layer", None), distributed=True)
+    layer, batch = getattr(a, "layer", None), getattr(a, "batch", None)
+    embedding = fitted(a).embed(cells, layer=layer, batch=batch, distributed=True)
     if not is_first():
         return
     if large is not None:
@@ -59,6 +60,9 @@ def add_options(parser: Parser) -> None:
     add_input(parser)
     add_output(parser)
     add_layer(parser)
+    adder(parser)(
+        "--batch", metavar="BATCH", help="new, closest, or a batch of the model; by the cells"
+    )
     add_key(parser)
     add_device(parser)
     add_memory(adder(parser))

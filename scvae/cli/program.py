@@ -6,6 +6,7 @@ import argparse
 import shlex
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from scvae._version import __version__
 from scvae.cli.check import CHECK
@@ -101,7 +102,16 @@ def shell_of(a: argparse.Namespace) -> Shell:
         "normalize": f"scvae normalize {model} {cells} {output}",
         "map": f"scvae map {model} {cells} {output}",
     }
-    return Shell(a.name, a.options, files, cells, lambda: _reader(a))
+    return Shell(a.name, a.options, files, cells, lambda: _reader(a), str(model), _genes(a))
+
+
+def _genes(a: argparse.Namespace) -> str | None:
+    """Return genes that were given as names or as a file of them, as one writes them in Python."""
+    given = getattr(a, "genes", None) or []
+    if len(given) > 1:
+        return repr(given)
+    is_file = len(given) == 1 and Path(given[0]).is_file()
+    return f"open({given[0]!r}).read().split()" if is_file else None
 
 
 def _reader(a: argparse.Namespace) -> str:

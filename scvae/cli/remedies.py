@@ -11,6 +11,7 @@ from typing import Any
 
 CALL = re.compile(r"(?:scvae\.(fit|check)|model\.(embed))\(adata")
 VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|-?\w[-+.\w]*"
+MODEL = re.compile(r"\bmodel\.\w+")
 PYTHON = re.compile(r"adata(?:\.\w+|\[[^\]]*\])* = |\bsc\.\w+\.|adata\.\w+\(")
 
 
@@ -30,6 +31,10 @@ class Shell:
         The file with the cells.
     reader
         Returns the function that reads it in Python.
+    model
+        The file with the model.
+    genes
+        The genes that were given, as one writes them in Python; None if they are a column.
     """
 
     verb: str
@@ -37,6 +42,8 @@ class Shell:
     files: Mapping[str, str]
     cells: str
     reader: Callable[[], str] = lambda: "anndata.read_h5ad"
+    model: str = "model.scvae"
+    genes: str | None = None
 
 
 def as_options(text: str, shell: Shell) -> str:
@@ -46,9 +53,12 @@ def as_options(text: str, shell: Shell) -> str:
         argument = re.compile(rf"(?<![\w.(-])({names})=({VALUE})")
         text = argument.sub(lambda m: _option(options[m[1]], _value(m[2])), text)
         text = re.sub(rf"\(given as ({names})\)", lambda m: f"(given as {options[m[1]]})", text)
-    if PYTHON.search(text):
+    if shell.genes is not None:
+        text = text.replace("list(genes)", shell.genes)
+    if PYTHON.search(text) or MODEL.search(text):
+        model = f"model = scvae.load({shell.model!r}), " if MODEL.search(text) else ""
         text += (
-            f" (In Python, between adata = {shell.reader()}({shell.cells!r}) and "
+            f" (In Python, between {model}adata = {shell.reader()}({shell.cells!r}) and "
             "adata.write_h5ad('mended.h5ad').)"
         )
     return text
