@@ -31,7 +31,9 @@ def test_what_counting_and_tables_add_to_genes_is_left_out_by_the_call(name: str
     assert list(mended.var_names) == list(adata.var_names[:19])
 
 
-@pytest.mark.parametrize("name", ["N4BP1", "NCOUNT", "PERCC1", "GLIS1", "KIF1A", "JHDM1D", "SGRN"])
+@pytest.mark.parametrize(
+    "name", ["N4BP1", "NCOUNT", "ercc-1", "PERCC1", "GLIS1", "KIF1A", "JHDM1D", "SGRN"]
+)
 def test_genes_of_names_like_those_are_genes(name: str) -> None:
     adata = cells()
     adata.var_names = [*adata.var_names[:19], name]

@@ -51,7 +51,7 @@ def check_one_kind(adata: AnnData, genes: pd.Index) -> None:
 # Control probes and spike-ins, peaks and antibodies, as their makers name them; what tools that
 # count add to the genes; and columns of a table of cells that were read with those of genes.
 CONTROLS = (
-    r"(?:[Ee][Rr][Cc][Cc]-\d+|gSpikein[-_]|RNA[-_]SPIKE|ArrayControl|Antisense[-_]|NegControl|NegPrb"
+    r"(?:ERCC-\d+|[Ee]rcc-\d{5}|gSpikein[-_]|RNA[-_]SPIKE|ArrayControl|Antisense[-_]|NegControl|NegPrb"
     r"|Negative[-_ ]?\d+$|BLANK[-_ ]?|Blank[-_ ]?\d|Intergenic|DeprecatedCodeword"
     r"|UnassignedCodeword|SystemControl|FalseCode|DECOY|SIRV\d|antisense_"
     r"|(?:chr[\dXYM]+|(?:GL|KI|JH)\d+\.\d+)[:_-]\d+[_-]\d+$"
