@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +295,15 @@ def test_a_folder_that_cannot_be_made_is_named_before_training(tmp_path: Path) -
         fit(tmp_path / "file" / "folder")
 
 
+@pytest.fixture
+def heeding() -> Iterator[None]:
+    """Let Ctrl-C be heard where the shell that runs the tests in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding")
 def test_ctrl_c_gives_a_model_and_an_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 0
     kept = scvae.data.hold.cells.Dataset.cells
