@@ -510,3 +510,20 @@ def test_parts_of_other_cells_and_other_axes_are_refused() -> None:
     stale.mod["protein"].obs_names = [f"other_{i}" for i in range(60)]
     with pytest.raises(DataError, match=r"mdata.update\(\)"):
         fit(stale)
+
+
+def test_genes_without_counts_are_left_out_of_their_modality_by_the_call() -> None:
+    import re
+
+    import scanpy as sc
+
+    mdata = cells(kinds=["rna", "protein"], missing=0.0)
+    x = mdata["rna"].X.toarray()
+    x[:, 3] = 0
+    mdata.mod["rna"].X = x
+    text = next(f.text for f in scvae.check(mdata).findings if "have no counts" in f.text)
+    call = re.search(r"sc\.pp\.filter_genes\(.*\)", text)
+    assert call is not None
+    eval(call[0], {"sc": sc, "mdata": mdata})
+    assert mdata["rna"].n_vars == x.shape[1] - int((x.sum(0) == 0).sum())
+    assert not any("genes have no counts" in f.text for f in scvae.check(mdata).findings)
