@@ -534,3 +534,13 @@ def test_a_file_of_anndata_0_6_is_made_new_by_the_call(tmp_path: Path) -> None:
     exec(call, {"anndata": anndata})
     found = scvae.on_disk(tmp_path / "new.h5ad").obs["donor"]
     assert list(found.cat.categories) == ["dora", "ana", "ben"]
+
+
+def test_names_of_cells_may_be_strings_with_a_mask(tmp_path: Path) -> None:
+    adata = scvae.simulate(n_cells=40, n_genes=20)
+    adata.obs_names = adata.obs_names.astype("string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+    assert "values" in h5py.File(tmp_path / "cells.h5ad")["obs"]["_index"]
+    cells = scvae.on_disk(tmp_path / "cells.h5ad")
+    assert list(cells.obs_names) == list(adata.obs_names)

@@ -348,8 +348,13 @@ def _frame(file: Stored, name: str) -> pd.DataFrame:
 
 def _number_of_rows(file: Stored) -> int:
     with file.named():
-        obs = file.root["obs"]
-        return int(obs[_index_of(obs)].shape[0])
+        return _rows_of(file.root["obs"])
+
+
+def _rows_of(obs: Any) -> int:
+    names = obs[_index_of(obs)]
+    # Strings that may be missing, as pandas 3 has them, are values beside a mask.
+    return int((names if hasattr(names, "shape") else names["values"]).shape[0])
 
 
 def _names(file: Stored) -> np.ndarray:
@@ -371,8 +376,7 @@ def _cells(file: Stored, *, named: bool) -> pd.DataFrame:
 
     with file.named():
         obs = file.root["obs"]
-        index = _index_of(obs)
-        n = int(obs[index].shape[0])
+        index, n = _index_of(obs), _rows_of(obs)
         columns = {}
         for name in map(str, obs.attrs["column-order"]):
             values = column_in(obs, name)
