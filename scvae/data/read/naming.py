@@ -39,15 +39,20 @@ WAYS: tuple[Way, ...] = (
 def other_names(adata: AnnData, wanted: Sequence[str], missing: Sequence[str]) -> str | None:
     """Say under which names most of the `missing` genes are there, with the call that maps them."""
     best, text = max(ENOUGH * len(missing), 0.5), None
-    for where, code, names in _sources(adata):
-        if where and (found := _gain(names, wanted, missing)) > best:
+    genes, n_there = set(wanted), len(wanted) - len(missing)
+    # Fewer are too few, whatever they are called.
+    held = [each for each in _sources(adata) if len(set(each[2])) - n_there > best]
+    if not held:
+        return None
+    ways = [(*way, {way[1](name): name for name in wanted}) for way in WAYS]
+    for where, code, names in held:
+        if where and (found := len(genes.intersection(names)) - n_there) > best:
             best, text = found, f"{where}: adata.var_names = list({code})"
             if len(set(names)) < len(names):
                 text += "; adata.var_names_make_unique()"
-        for way, key, written in WAYS:
-            known = {key(name): name for name in wanted}
+        for way, key, written, known in ways:
             renamed = [known.get(key(name), name) for name in names]
-            if (found := _gain(renamed, wanted, missing)) > best:
+            if (found := len(genes.intersection(renamed)) - n_there) > best:
                 best, text = found, f"{way}{', ' + where if where else ''}: "
                 text += "import re; " if written.startswith("re.") else ""
                 text += f"known = {{{written}: name for name in model.origin.genes}}; "
@@ -55,11 +60,6 @@ def other_names(adata: AnnData, wanted: Sequence[str], missing: Sequence[str]) -
                 if len(set(renamed)) < len(renamed):
                     text += "; adata.var_names_make_unique()"
     return None if text is None else f"{int(best)} of them are there {text}"
-
-
-def _gain(names: Sequence[str], wanted: Sequence[str], missing: Sequence[str]) -> int:
-    """Return how many more of the wanted genes there are under these names."""
-    return len(set(names) & set(wanted)) - (len(wanted) - len(missing))
 
 
 def _sources(adata: AnnData) -> Iterator[tuple[str, str, list[str]]]:

@@ -43,14 +43,12 @@ def observed_genes(adata: AnnData, names: Sequence[str], layer: str | None) -> n
     if observed.all():
         return observed
     missing = [name for name, is_there in zip(names, observed, strict=True) if not is_there]
-    if not observed.any() or (observed.mean() < FEW and other_names(adata, names, missing)):
+    others = other_names(adata, names, missing)
+    if not observed.any() or (observed.mean() < FEW and others is not None):
         error = lacking(adata, list(names), missing, "of the model")
-        is_mapped = other_names(adata, names, missing) is not None
-        written = None
-        if not (observed.any() or is_mapped):
-            written = _written_otherwise(names, list(there))
+        written = _written_otherwise(names, list(there)) if others is None else None
         raise DataError(f"{error}. {written}" if written else error)
-    _tell(int(observed.sum()), names, missing, other_names(adata, names, missing))
+    _tell(int(observed.sum()), names, missing, others)
     return observed
 
 
