@@ -246,11 +246,12 @@ def _part_of_counts(
     mine = [name for name in parts if name in MOST]
     if len(parts) < 2 or len(mine) != 1:
         return None
+    others = [name for name in parts if name not in mine]
     seen = _counts_in(partial(matrix_of, adata, mine[0]), columns, summarise=False)
     if seen is None or not _same_totals(seen, asked):
         return None
     return (
-        f"adata.X is adata.layers[{mine[0]!r}], a part of the counts; others are in {parts[1:]}. "
+        f"adata.X is adata.layers[{mine[0]!r}], a part of the counts; others are in {others}. "
         f"{_together(parts)} To choose and silence this: {call}, layer={mine[0]!r})."
     )
 
