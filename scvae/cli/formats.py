@@ -17,7 +17,7 @@ from scvae.cli.readers import (
     read_modality,
     read_zarr,
 )
-from scvae.data.read.paths import OWN, TEXT, mtx_reader, of_r, text_reader
+from scvae.data.read.paths import OF_R, OWN, TEXT, mtx_reader, of_r, text_reader
 from scvae.errors import FileError
 from scvae.io.files import FOREIGN
 
@@ -76,7 +76,7 @@ def _advice(path: Path) -> str | None:
             f"it is a table of text. In Python, {text_reader(str(path))}.write_h5ad('cells.h5ad') "
             "makes a file of cells of it; with .T before .write_h5ad if its rows are genes."
         )
-    if name.endswith((".rds", ".rdata", ".robj")):
+    if name.endswith(OF_R):
         return f"it is a file of R. In R, {of_r(str(path))} makes a file of cells of it."
     return None
 

@@ -20,6 +20,7 @@ READERS = {
     ".xlsx": "anndata.io.read_excel",
 }
 TEXT = (".csv", ".tsv", ".txt")
+OF_R = (".rds", ".rdata", ".robj")
 
 
 def what_reads(path: str) -> str:
@@ -33,7 +34,7 @@ def what_reads(path: str) -> str:
         return f"{imported}adata = {own}({path!r})"
     if plain.endswith(TEXT):
         return f"adata = {text_reader(path)}, with .T behind it if its rows are genes"
-    if plain.endswith((".rds", ".rdata", ".robj")):
+    if plain.endswith(OF_R):
         return f"adata = anndata.read_h5ad('cells.h5ad'), which R makes of it: {of_r(path)}"
     if name != plain:
         return f"unpack it, then adata = anndata.read_h5ad({path.removesuffix('.gz')!r})"
