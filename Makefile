@@ -27,7 +27,8 @@ test-fast: $(READY)
 # newest pandas yet; it goes in last, without asking.
 NEWEST := .venv-newest/bin/python
 DATA_TESTS := tests/test_forms.py tests/test_source.py tests/test_covariates.py tests/test_check.py \
-	tests/test_bad_h5ad.py tests/test_cli.py tests/test_cli_files.py tests/test_row_order.py
+	tests/test_bad_h5ad.py tests/test_cli.py tests/test_cli_files.py tests/test_row_order.py \
+	tests/test_on_disk.py
 
 test-newest:
 	test -x $(NEWEST) || $(PYTHON) -m venv .venv-newest

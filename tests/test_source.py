@@ -475,7 +475,7 @@ def test_the_remedy_is_written_as_the_users_own_call() -> None:
     assert "model.embed(adata, layer='counts')" in message
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::Warning:anndata")  # its own are not ours to mend
 def test_a_layer_is_read_from_a_file_too(tmp_path: Path) -> None:
     named(LOGGED, layers={"counts": sparse.csr_matrix(GOOD)}).write_h5ad(tmp_path / "a.h5ad")
     adata = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")

@@ -299,7 +299,7 @@ def _joined_cells(files: Sequence[Stored], n: list[int]) -> pd.DataFrame:
     columns = list(dict.fromkeys(name for frame in frames for name in frame))
     joined = pd.DataFrame({name: _stacked(frames, name) for name in columns})
     if sum(n) <= MOST_NAMES:
-        joined.index = pd.Index(np.concatenate([frame.index for frame in frames]), dtype=object)
+        joined.index = _index(np.concatenate([frame.index for frame in frames]))
     if FILE not in joined:
         joined[FILE] = pd.Categorical.from_codes(
             np.repeat(np.arange(len(n)), n), pd.Index(_short(files))
@@ -342,7 +342,7 @@ def _frame(file: Stored, name: str) -> pd.DataFrame:
             raise FileError(f"{file.path} has no {name!r}; it is no file that AnnData writes.")
         check_frame(file.root[name], file.path)
         frame = read_elem(file.root[name])
-        frame.index = frame.index.astype(object)
+        frame.index = _index(frame.index)
         return frame
 
 
@@ -365,6 +365,11 @@ def _names(file: Stored) -> np.ndarray:
         return np.asarray(read_elem(obs[_index_of(obs)]), dtype=object)
 
 
+def _index(names: Any) -> pd.Index:
+    """Return names as pandas holds those that are made in memory, with a mask on disk or without."""
+    return pd.Index(list(names))
+
+
 def _index_of(obs: Any) -> str:
     name = obs.attrs["_index"]
     return name.decode() if isinstance(name, bytes) else str(name)
@@ -382,5 +387,5 @@ def _cells(file: Stored, *, named: bool) -> pd.DataFrame:
             values = column_in(obs, name)
             if values is not None:
                 columns[name] = values
-        names = read_elem(obs[index]) if named else np.arange(n)
-        return pd.DataFrame(columns, index=pd.Index(names, dtype=object if named else None))
+        names = _index(read_elem(obs[index])) if named else pd.RangeIndex(n)
+        return pd.DataFrame(columns, index=names)
