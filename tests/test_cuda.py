@@ -195,6 +195,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"n_layers": 2},
     {"encode_covariates": False},
     {"covariates": "cell_type"},
+    {"decoder": "linear"},
+    {"robust": True},
 ]
 
 
