@@ -366,7 +366,7 @@ def _names(file: Stored) -> np.ndarray:
 
 
 def _index(names: Any) -> pd.Index:
-    """Return names as pandas holds those that are made in memory, with a mask on disk or without."""
+    """Return names as pandas holds those that are made in memory."""
     return pd.Index(list(names))
 
 
