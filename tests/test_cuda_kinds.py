@@ -140,7 +140,8 @@ def test_a_reference_is_extended_on_the_gpu(pair: tuple[AnnData, list[scvae.Mode
     extended = [model.extend(query, batch="batch", max_steps=40) for model in models]
     for before, after in zip(models, extended, strict=True):
         np.testing.assert_array_equal(after.embed(adata), before.embed(adata))
-    alike(*(model.embed(query) for model in extended), share=0.2)  # other noise in training
+    on_gpu, on_cpu = (model.embed(query) for model in extended)
+    assert np.corrcoef(on_gpu.ravel(), on_cpu.ravel())[0, 1] > 0.99  # other noise in training
 
 
 def test_analyses_say_on_the_gpu_what_they_say_on_the_cpu(

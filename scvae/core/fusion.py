@@ -170,7 +170,8 @@ def _product(
     loc: Tensor, scale: Tensor, members: Tensor, prior: Gaussian, prior_expert: bool
 ) -> Gaussian:
     member = members[..., None]
-    needs_prior = torch.tensor(True, device=loc.device) if prior_expert else ~member.any(-2)
+    always = torch.ones((), dtype=torch.bool, device=loc.device)
+    needs_prior = always if prior_expert else ~member.any(-2)
     smallest = torch.where(member, scale, torch.inf).detach().amin(-2)
     with_prior = torch.minimum(smallest, prior.scale.detach())
     # Scales in units of the smallest: its own precision would be infinite in float32 below 1e-19.
