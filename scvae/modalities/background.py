@@ -62,25 +62,23 @@ def levels(counts: np.ndarray, instead: Levels | None = None) -> Levels:
     counts
         ``(n, g)``, NaN where a protein was not measured.
     """
-    y = np.log1p(np.asarray(counts, dtype=np.float64))
-    few = (~np.isnan(y)).sum(0) < FEWEST // 3
-    y = np.where(few, 0.0, y)
-    low, high = np.nanquantile(y, (0.25, 0.95), axis=0)
+    counts = np.asarray(counts, dtype=np.float64)
+    few = (~np.isnan(counts)).sum(0) < FEWEST // 3
+    y, times, low, high = _distinct(np.where(few, 0.0, counts))
     loc = np.stack([low, np.maximum(high, low + 0.5)])
     variance = np.full_like(loc, 0.25)
     weight = np.full_like(loc, 0.5)
-    seen, filled = ~np.isnan(y), np.nan_to_num(y)
     for _ in range(ROUNDS):
-        off = filled - loc[:, None]
+        off = y - loc[:, None]
         log_p = np.log(weight / np.sqrt(variance))[:, None] - 0.5 * off**2 / variance[:, None]
         # Of more than the upper mean nothing is background, however wide that is; and the reverse.
-        log_p[0] = np.where(filled > loc[1], -np.inf, log_p[0])
-        log_p[1] = np.where(filled < loc[0], -np.inf, log_p[1])
-        share = np.exp(log_p - np.logaddexp(*log_p)) * seen
+        log_p[0] = np.where(y > loc[1], -np.inf, log_p[0])
+        log_p[1] = np.where(y < loc[0], -np.inf, log_p[1])
+        share = np.exp(log_p - np.logaddexp(*log_p)) * times
         total = share.sum(1)
         weight = (total + 1) / (total.sum(0) + 2)
-        loc = ((share * filled).sum(1) + loc) / (total + 1)
-        off = filled - loc[:, None]
+        loc = ((share * y).sum(1) + loc) / (total + 1)
+        off = y - loc[:, None]
         variance = ((share * off**2).sum(1) + 0.1) / (total + 1)
     found = _of_normals(*_unless_one(loc, variance, weight))
     if instead is None:
@@ -91,6 +89,19 @@ def levels(counts: np.ndarray, instead: Levels | None = None) -> Levels:
             for k in ("loc", "scale", "log_fold", "share")
         )
     )
+
+
+def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the different values of log(1 + y) of every protein and how many cells have each, both
+    ``(k, g)``, and the quantiles .25 and .95 ``(g,)``: a million cells have some hundred counts."""
+    columns = [np.log1p(column[~np.isnan(column)]) for column in counts.T]
+    found = [np.unique(column, return_counts=True) for column in columns]
+    y = np.zeros((max((len(values) for values, _ in found), default=0), len(found)))
+    times = np.zeros_like(y)
+    for g, (values, cells) in enumerate(found):
+        y[: len(values), g], times[: len(values), g] = values, cells
+    low, high = np.array([np.quantile(column, (0.25, 0.95)) for column in columns]).T
+    return y, times, low, high
 
 
 def _unless_one(
