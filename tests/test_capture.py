@@ -72,7 +72,10 @@ def test_a_step_reads_nothing_from_its_device_and_brings_it_nothing(
     options: dict[str, Any],
 ) -> None:
     kinds = options.get("modalities")
-    cells = scvae.simulate(60, 12, modalities=kinds, n_proteins=5, n_regions=30, seed=1)
+    missing = 0.3 if len(kinds or ()) > 1 else 0.0
+    cells = scvae.simulate(
+        60, 12, modalities=kinds, n_proteins=5, n_regions=30, missing=missing, seed=1
+    )
     given = {key: value for key, value in options.items() if key != "modalities"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

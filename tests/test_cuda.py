@@ -70,7 +70,8 @@ for g, outside, rows_of_r, inflated, shared in [
 
 @needs_triton
 def test_the_fused_kernel_is_the_cpus_in_tritons_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])  # this folder's own modules
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     command = [sys.executable, "-c", INTERPRETED]
     subprocess.run(command, check=True, env=environment, timeout=600)
 

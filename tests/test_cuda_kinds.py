@@ -88,11 +88,15 @@ def test_what_was_not_measured_is_imputed_on_the_gpu(tmp_path: Path) -> None:
     mdata = several(["rna", "protein"], 0.0)
     gpu, cpu = on_both(fit(mdata), tmp_path)
     rna = mudata.MuData({"rna": mdata["rna"].copy()})
+    alike(*(model.normalized(rna, modality="protein") for model in (gpu, cpu)))
     asked: dict[str, Any] = {"modality": "protein", "return_interval": 0.9, "samples": 400}
-    for on_gpu, on_cpu in zip(
-        gpu.normalized(rna, **asked), cpu.normalized(rna, **asked), strict=True
-    ):
-        alike(on_gpu, on_cpu, 0.2)  # other draws
+    measured = mdata["protein"].X
+    measured = measured.toarray() if sparse.issparse(measured) else np.asarray(measured)
+    shares = []
+    for model in (gpu, cpu):
+        _, low, high = model.normalized(rna, background=True, **asked)
+        shares.append(((low.to_numpy() <= measured) & (measured <= high.to_numpy())).mean())
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
 
 
 # -- from disk, to disk ----------------------------------------------------------------------------
@@ -126,11 +130,14 @@ def test_a_batch_that_is_new_lies_where_it_lies_on_the_cpu(
 ) -> None:
     adata, models = pair
     query = adata[:100, ::2].copy()
-    for batch in ("new", "closest"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gpu, cpu = (model.embed(query, batch=batch) for model in models)
-        alike(gpu, cpu)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        new, closest = (
+            [model.embed(query, batch=batch) for model in models] for batch in ("new", "closest")
+        )
+    alike(*new)
+    apart = np.abs(closest[0] - closest[1]).max(1) > 0.01  # two batches may be nearly as close
+    assert apart.mean() < 0.15
 
 
 def test_a_reference_is_extended_on_the_gpu(pair: tuple[AnnData, list[scvae.Model]]) -> None:

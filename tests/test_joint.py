@@ -227,6 +227,29 @@ def test_missing_entries_of_a_part_that_is_there_are_integrated_out() -> None:
     torch.testing.assert_close(found, alone + others[0] + others[1])
 
 
+@pytest.mark.parametrize("present", [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1], [1, 1, 1, 1]])
+@pytest.mark.parametrize("training", [True, False])
+def test_experts_that_are_given_absent_cells_say_what_they_say_without(
+    present: list[int], training: bool
+) -> None:
+    there = torch.tensor(present, dtype=torch.bool)
+    first = Batch(draw(4, 5, seed=1).where(there[:, None], torch.tensor(math.nan)), present=there)
+    batch = Parts((first, Batch(draw(4, 3, seed=2), present=~there)))
+    found = []
+    for whole in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            encoders = [Encoder(MLP(g, 6, 2), Head(6, D, GAUSSIAN)) for g in (5, 3)]
+        fused = Fused([e.double() for e in encoders], whole=whole).train(training)
+        q = fused(batch)
+        (q.loc.square().sum() + q.scale.log().sum()).backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in fused.parameters()]
+        moments = [m for name, m in fused.named_buffers() if "running" in name]
+        found.append([q.loc.detach(), q.scale.detach(), *gradients, *moments])
+    for left_out, given in zip(*found, strict=True):
+        torch.testing.assert_close(given, left_out, rtol=1e-10, atol=1e-12)
+
+
 def small(fuse: object = product_of_experts) -> VAE:
     encoders = [Encoder(MLP(g, 8, normalise=False), Head(8, D, GAUSSIAN)) for g in (6, 4)]
     families = (zero_inflated(NEGATIVE_BINOMIAL), BERNOULLI)

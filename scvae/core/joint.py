@@ -18,6 +18,7 @@ from scvae.core.batch import Batch, Parts
 from scvae.core.distributions import Gaussian
 from scvae.core.distributions.mixture import sampled
 from scvae.core.fusion import product_of_experts, side_by_side
+from scvae.core.networks import counting
 from scvae.core.objectives import elbo
 from scvae.core.vae import VAE, Terms, draws_of
 
@@ -33,13 +34,17 @@ class Fused(nn.Module):
     ----------
     experts
         Modules that map the `Batch` of one part to a `Gaussian` over z, such as `Encoder`, one a
-        part. They are given the cells that are present alone.
+        part.
     fuse
         `product_of_experts`, `mixture_of_experts` or `mixture_of_products`; a `functools.partial`
         of one sets its arguments.
     prior
         Module that maps a minibatch to the `Gaussian` that stands in where nothing is present and
         is an expert of the products; None makes it N(0, I).
+    whole
+        Whether experts are given absent cells, too, filled with ones, which their `BatchNorm` does
+        not count; else those that are present alone, which a GPU has to be waited for to name.
+        None is True on a GPU.
 
     Examples
     --------
@@ -58,9 +63,11 @@ class Fused(nn.Module):
         experts: Iterable[nn.Module],
         fuse: Fuse = product_of_experts,
         prior: nn.Module | None = None,
+        whole: bool | None = False,
     ) -> None:
         super().__init__()
         self.experts, self.fuse, self.prior = nn.ModuleList(experts), fuse, prior
+        self.whole = whole
 
     def forward(self, batch: Parts) -> Distribution:
         return self.fused(self.said(batch), batch, batch.present)
@@ -69,8 +76,10 @@ class Fused(nn.Module):
         """Return what every expert says of every cell, batch shape ``(n, m)``; of a cell that is
         absent it may be anything."""
         _demand_one_each("experts", self.experts, batch.parts)
+        whole = batch.parts[0].x.device.type != "cpu" if self.whole is None else self.whole
+        form = _of_all if whole else _of_present
         each = zip(self.experts, batch.parts, strict=True)
-        return side_by_side([_of_present(expert, part) for expert, part in each])
+        return side_by_side([form(expert, part) for expert, part in each])
 
     def fused(self, experts: Gaussian, batch: Parts, present: Tensor) -> Distribution:
         """Return the posterior of what `said` returned, by the experts of `present` ``(n, m)``."""
@@ -96,6 +105,18 @@ def _of_present(expert: nn.Module, part: Batch) -> Gaussian:
     shape = (len(part), q.loc.shape[-1])
     loc = q.loc.new_zeros(shape).index_copy(0, rows, q.loc)
     scale = q.scale.new_ones(shape).index_copy(0, rows, q.scale.expand_as(q.loc))
+    return Gaussian(loc, scale)
+
+
+def _of_all(expert: nn.Module, part: Batch) -> Gaussian:
+    """Return what `_of_present` does, having given the expert all cells."""
+    there = part.present
+    if there is None:
+        whole: Gaussian = expert(part)
+        return whole
+    with counting(expert, there):
+        q: Gaussian = expert(part.filled)
+    loc, scale = torch.where(there[:, None], q.loc, 0.0), torch.where(there[:, None], q.scale, 1.0)
     return Gaussian(loc, scale)
 
 

@@ -114,17 +114,60 @@ class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of ``(rows, width)`` that trains on one row, too.
 
     One row has no variance: it is normalised by the running averages, which it leaves alone.
+
+    Attributes
+    ----------
+    counted
+        The rows that the moments are of, bool ``(rows,)``, see `counting`; None are all.
     """
+
+    counted: Tensor | None = None
 
     def __init__(self, width: int) -> None:
         super().__init__(width, dtype=torch.float32)
 
     def forward(self, h: Tensor) -> Tensor:
+        if self.counted is not None and self.training:
+            return self._of_counted(h, self.counted[:, None].to(h.dtype))
         if len(h) != 1:
             return super().forward(h)
         return batch_norm(
             h, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
+
+    def _of_counted(self, h: Tensor, counted: Tensor) -> Tensor:
+        """Do as for the rows ``(rows, 1)`` that are 1 alone, in a shape that is always the same."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        n = counted.sum()
+        share, several = counted / n.clamp(min=1), n > 1
+        mean = (share * h).sum(0)
+        variance = (share * (h - mean).square()).sum(0)
+        by_mean = torch.where(several, mean, self.running_mean)
+        by_variance = torch.where(several, variance, self.running_var)
+        scaled = (h - by_mean) * torch.rsqrt(by_variance + self.eps) * self.weight + self.bias
+        with torch.no_grad():
+            weight = several.to(h.dtype) * (0.1 if self.momentum is None else self.momentum)
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), weight)
+        return scaled
+
+
+@contextmanager
+def counting(module: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Let the `BatchNorm` of a module be by the moments of some rows, bool ``(n,)``, in training.
+
+    The others are normalised by them, too, and may hold any finite numbers. Unlike a selection of
+    the rows, it waits for no device to say how many there are.
+    """
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    for norm in norms:
+        norm.counted = rows
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.counted = None
 
 
 @contextmanager

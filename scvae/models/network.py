@@ -212,4 +212,4 @@ def _built(a: Architecture, facts: Mapping[str, Any], generator: Generator | Non
     decoders = [part.decoder(a.shape, facts.get(k), generator) for k, part in a.parts.items()]
     if len(encoders) == 1:
         return VAE(prior, encoders[0], decoders[0])
-    return VAE(prior, Fused(encoders, FUSE[a.fusion]), Joint(decoders))
+    return VAE(prior, Fused(encoders, FUSE[a.fusion], whole=None), Joint(decoders))

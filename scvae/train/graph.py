@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from scvae.core.batch import Minibatch, Parts
+from scvae.core.batch import Minibatch
 
 EAGER_STEPS = 3  # before a graph is captured: libraries choose their kernels and workspaces
 
@@ -44,7 +44,7 @@ class GraphedStep:
         self.rate.fill_(rate)
         self.beta.fill_(beta)
         self.taken += 1
-        if self.taken <= EAGER_STEPS or _has_gaps(minibatch):
+        if self.taken <= EAGER_STEPS:
             return self._on_the_side(minibatch)
         if len(minibatch) not in self.graphs:
             self.graphs[len(minibatch)] = self._capture(minibatch)
@@ -76,8 +76,3 @@ class GraphedStep:
         with torch.cuda.graph(graph, pool=pool, stream=self.side):
             bound = self.step(inputs, self.rate, self.beta)
         return graph, inputs, bound
-
-
-def _has_gaps(minibatch: Minibatch) -> bool:
-    """Return whether cells may be absent, of which the device must first tell which."""
-    return isinstance(minibatch, Parts) and any(p.present is not None for p in minibatch.parts)

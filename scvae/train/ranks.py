@@ -133,8 +133,11 @@ class Ranks:
         assert mean is not None
         assert var is not None
         about = mean.clone()  # sums of squares about it lose no digits
-        shifted = h - about
-        own = torch.cat([shifted.sum(0), shifted.square().sum(0), h.new_full((1,), len(h))])
+        shifted, counted = h - about, h.new_ones(len(h), 1)
+        if norm.counted is not None:
+            counted = norm.counted[:, None].to(h.dtype)
+        sums = (counted * shifted).sum(0), (counted * shifted.square()).sum(0)
+        own = torch.cat([*sums, counted.sum(0)])
         first, second, n = _Summed.apply(self, own).split([h.shape[1], h.shape[1], 1])
         offset = first / n
         variance = (second / n - offset.square()).clamp(min=0)
