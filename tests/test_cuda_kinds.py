@@ -137,7 +137,7 @@ def test_a_batch_that_is_new_lies_where_it_lies_on_the_cpu(
         )
     alike(*new)
     apart = np.abs(closest[0] - closest[1]).max(1) > 0.01  # two batches may be nearly as close
-    assert apart.mean() < 0.15
+    assert apart.mean() < 0.3
 
 
 def test_a_reference_is_extended_on_the_gpu(pair: tuple[AnnData, list[scvae.Model]]) -> None:

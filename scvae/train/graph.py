@@ -73,6 +73,8 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.noise)
         pool = next((g.pool() for g, _, _ in self.graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool, stream=self.side):
+        # Of this thread alone: another may read ahead, and bring counts to the device meanwhile.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=pool, stream=self.side, capture_error_mode=mode):
             bound = self.step(inputs, self.rate, self.beta)
         return graph, inputs, bound
