@@ -24,13 +24,13 @@ SETS = (
 )
 
 
-def load(name: str) -> anndata.AnnData:
-    """Return one set, its highly variable genes alone."""
+def load(name: str, *, whole: bool = False) -> anndata.AnnData:
+    """Return one set, its highly variable genes alone, or the whole of it."""
     path = DATA / f"{name}.h5ad"
     if not path.exists():
         raise SystemExit(f"{path} is not there; set SCVAE_DATA to the folder of the sets.")
     adata = anndata.read_h5ad(path)
-    return adata[:, adata.var["hvg"]].copy() if "hvg" in adata.var else adata
+    return adata if whole or "hvg" not in adata.var else adata[:, adata.var["hvg"]].copy()
 
 
 def batch_column(adata: anndata.AnnData) -> str | None:

@@ -83,7 +83,8 @@ def run(a: argparse.Namespace) -> None:
 
 def _fit_from_disk(a: argparse.Namespace, cells: OnDisk) -> None:
     """Fit a model to cells that stay on disk, and write a copy of their file with the embedding."""
-    from scvae.models.fit import description, fit
+    from scvae.models.fit import fit
+    from scvae.models.written import description
 
     if a.leiden or a.umap:
         raise ConfigError(

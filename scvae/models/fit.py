@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,17 +47,16 @@ from scvae.models.agreed import check_size
 from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
 from scvae.models.device import pick_device
 from scvae.models.embedding import fit_embedding
-from scvae.models.judge.held_out import measure_held_out
 from scvae.models.keep.checkpoint import Checkpoint
 from scvae.models.keep.origin import Origin, PartOrigin
-from scvae.models.keep.record import Record
 from scvae.models.kinds import check_arguments_of_kinds, check_bounds, check_likelihood
 from scvae.models.model import Model
 from scvae.models.network import Architecture
 from scvae.models.on_disk import opened
-from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained, generator_of, train_plan
+from scvae.models.plan import Plan, Trained, generator_of, train_plan
 from scvae.models.prepare import Prepared, batch_shares, prepare, spec_of
 from scvae.models.progress import progress as progress_of
+from scvae.models.written import description, record_of, write_embedding
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.ranks import Ranks
 
@@ -307,7 +303,7 @@ def fit(
         if isinstance(cells, OnDisk):
             return model
         embedded = model.embed_dataset(trained.dataset, ranks=ranks)
-    _write(cells, key_added, embedded, description(model))
+    write_embedding(cells, key_added, embedded, description(model))
     return model
 
 
@@ -358,7 +354,7 @@ def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> 
         strength,
         generator_of("embedding", plan.seed, dataset.device),
     )
-    record = _record(plan, trained, strength, moved)
+    record = record_of(plan, trained, strength, moved)
     return Model(trained.vae, embedding, plan.architecture, origin, record)
 
 
@@ -369,6 +365,12 @@ def _part_origins(prepared: Prepared, library_size: str) -> dict[str, PartOrigin
         kind: PartOrigin(part.names, part.layer, sizes[kind], part.place)
         for kind, part in prepared.parts.items()
     }
+
+
+def _typical(prepared: Prepared, dataset: Dataset | Datasets, rows: Tensor) -> Tensor:
+    """Return the covariates that every cell is embedded with, ``(c,)``."""
+    mean = dataset.s[rows].mean(0).cpu().numpy()
+    return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
 
 
 # -- choices -----------------------------------------------------------------------------------
@@ -398,73 +400,3 @@ def _strength(align: bool | float) -> float:
     if not (is_switch(align) or is_number(align)) or not 0 <= align <= 1:
         raise refuse("align", align, "True, False, or a share between 0 and 1", True)
     return float(align)
-
-
-# -- reporting and writing ---------------------------------------------------------------------
-
-
-def _typical(prepared: Prepared, dataset: Dataset | Datasets, rows: Tensor) -> Tensor:
-    """Return the covariates that every cell is embedded with, ``(c,)``."""
-    mean = dataset.s[rows].mean(0).cpu().numpy()
-    return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
-
-
-def _record(plan: Plan, trained: Trained, strength: float, moved: list[float]) -> Record:
-    """Return what is written down of a fit."""
-    history, dataset = trained.history, trained.dataset
-    return Record(
-        seed=plan.seed,
-        batch_size=plan.batch_size,
-        schedule=dataclasses.asdict(plan.schedule),
-        n_train=len(plan.train_rows),
-        n_held_out=len(plan.held_out_rows),
-        final_beta=history.beta[-1],
-        elbo_held_out=history.best,
-        held_out=measure_held_out(
-            *(trained.vae, dataset, plan.held_out_rows, HELD_OUT_SIZE, plan.architecture.n_latent)
-        ),
-        history=history,
-        device=str(dataset.device),
-        counts=dataset.place,
-        digest=plan.digest,
-        warnings=plan.prepared.warnings,
-        versions={**VERSIONS, "numpy": np.__version__, "python": platform.python_version()},
-        align=strength,
-        moved=moved,
-        alone=plan.alone if len(plan.architecture.parts) > 1 else None,
-        weights=plan.weights or None,
-    )
-
-
-def description(model: Model) -> dict[str, Any]:
-    """Return what h5ad can hold of a model's description: no None, lists as arrays."""
-    origin = model.origin
-    return storable(
-        {
-            **model.record.to_json(),
-            "architecture": dataclasses.asdict(model.architecture),
-            "batch": origin.covariates.batch,
-            "batches": origin.covariates.batches,
-            "covariates": origin.covariates.others,
-            "layer": origin.layer or "X",
-            "library_size": origin.library_size,
-            "rounded": True if origin.counts == "rounded" else None,
-            "modalities": {kind: part.place for kind, part in origin.parts.items()},
-        }
-    )
-
-
-def storable(value: Any) -> Any:
-    """Return `value` as h5ad stores it: without None, lists as arrays."""
-    if isinstance(value, dict):
-        return {key: storable(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return np.asarray(value, dtype=None if value else str)
-    return value
-
-
-def _write(adata: AnnData, key: str, embedding: np.ndarray, uns: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # writing to a view makes it an AnnData of its own
-        adata.obsm[key] = embedding
-        adata.uns["scvae"] = uns
