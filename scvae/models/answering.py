@@ -20,6 +20,7 @@ from scvae.models.embedding import Embedding
 from scvae.models.fitted import Layer
 from scvae.models.judged import Judged
 from scvae.models.keep.origin import Origin
+from scvae.models.keep.record import Record
 from scvae.models.network import Architecture
 from scvae.models.reading import cells_of
 from scvae.models.results import Precision
@@ -33,10 +34,15 @@ class Answering(Judged):
     """A trained network, with the map from its latent space to the embedding, that is asked."""
 
     def __init__(
-        self, vae: VAE, embedding: Embedding, architecture: Architecture, origin: Origin
+        self,
+        vae: VAE,
+        embedding: Embedding,
+        architecture: Architecture,
+        origin: Origin,
+        record: Record,
     ) -> None:
         super().__init__(vae, architecture, origin)
-        self.embedding = embedding
+        self.embedding, self.record = embedding, record
 
     def embed(
         self,
@@ -148,7 +154,9 @@ class Answering(Judged):
             Of proteins, the mean count of background and foreground together.
         return_interval
             Also return the bounds between which this share of counts lies that the model draws for
-            a cell of its own batch and size, in counts: two more tables.
+            a cell of its own batch and size, in counts: two more tables. Of proteins that were not
+            measured, what held this share of the counts of held-out cells, protein by protein (see
+            `scvae.models.judge.imputed`).
         samples, seed
             Draws of counts for these bounds, and their seed.
         out
@@ -199,7 +207,7 @@ class Answering(Judged):
         )
         if return_interval is None:
             return table
-        asked = (modality, genes, return_interval, samples, seed)
+        asked = (modality, genes, return_interval, samples, seed, self.record.imputed)
         return table, *intervals(self, cells, layer, *asked)
 
     def foreground(

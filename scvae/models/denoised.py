@@ -18,6 +18,7 @@ from scvae.modalities.modality import amount_in_batches
 from scvae.modalities.protein import Background, Protein
 from scvae.models.answers import Question, answered, answered_in_file, ranks_of
 from scvae.models.fitted import Fitted, Layer
+from scvae.models.judge.imputed import Levels, level_of
 from scvae.models.query import check_out, codes_of, draws, positions_of
 from scvae.models.results import Precision, check_dtype, checked, is_path
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 NORMALIZED = "model.normalized(adata"  # the call of the user
+ROUNDING = 1e-6  # of a rank among draws
 
 
 def denoised(
@@ -85,10 +87,13 @@ def intervals(
     share: Any,
     samples: int,
     seed: int,
+    levels: Levels | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     r"""Return the bounds between which a share of drawn counts lies, cells x features.
 
     .. math:: z \sim q(z_n), \qquad \tilde x \sim p(x \mid z, s_n), \text{ of the cell's size}
+
+    Of cells that were not measured it is the share that `levels` say, where they do.
     """
     if not is_number(share) or not 0 < share < 1:
         raise refuse("return_interval", share, "a share between 0 and 1", 0.9)
@@ -97,24 +102,31 @@ def intervals(
     columns = positions_of("genes", genes, names, model.device)
     k, generator = draws(samples, seed, model.device, usual=200)
     place = [*model.modalities].index(kind)
-    ends = torch.tensor([0.5 - share / 2, 0.5 + share / 2])
+    learned = level_of(levels, kind, share, len(names))
+    wanted = torch.tensor(share, dtype=torch.float64, device=model.device)
+    imputed = None if learned is None else torch.from_numpy(learned).to(wanted)[columns]
 
     def bounds(cells: Cells | CellParts) -> Tensor:
         part = cells.parts[place] if isinstance(cells, CellParts) else cells
         z = model.vae.encode(cells).sample((k,), generator=generator)
         x = view.decoder(z, part.filled).sample(generator=generator)[..., columns]
-        return _quantiles(x, ends.to(x)).movedim(0, 1)
+        level = wanted.expand(x.shape[1:])
+        if imputed is not None and part.present is not None:
+            level = torch.where(part.present[:, None], level, imputed)
+        return _middle(x, level).movedim(0, 1)
 
     found = model.over(model.read_for(adata, layer, NORMALIZED, partial=True), bounds, samples=k)
     named = [names[i] for i in columns.tolist()]
     return _table(found[:, 0], adata, named), _table(found[:, 1], adata, named)
 
 
-def _quantiles(x: Tensor, ends: Tensor) -> Tensor:
-    """Return the draw at or next outside of each of two shares of draws ``(k, ...)``."""
-    ordered = x.sort(dim=0).values
-    at = ends * (len(x) - 1)
-    return ordered[torch.stack([at[0].floor(), at[1].ceil()]).long()]
+def _middle(x: Tensor, level: Tensor) -> Tensor:
+    """Return the draws between which a share ``(...)`` of draws ``(k, ...)`` lies about their
+    median, or the next outside of it, ``(2, ...)``."""
+    ordered, last = x.sort(dim=0).values, len(x) - 1
+    low, high = (0.5 - level / 2) * last, (0.5 + level / 2) * last
+    at = torch.stack([(low + ROUNDING).floor(), (high - ROUNDING).ceil()]).long()
+    return ordered.gather(0, at)
 
 
 def _table(values: np.ndarray, adata: AnnData, names: Sequence[str]) -> pd.DataFrame:

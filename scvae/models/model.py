@@ -82,8 +82,8 @@ class Model(Answering):
         record: Record,
         reference: Reference | None = None,
     ) -> None:
-        super().__init__(vae, embedding, architecture, origin)
-        self.record, self.reference = record, reference
+        super().__init__(vae, embedding, architecture, origin, record)
+        self.reference = reference
 
     def __repr__(self) -> str:
         a, covariates = self.architecture, self.origin.covariates

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvae.models.judge.held_out import measure_held_out
+from scvae.models.judge.imputed import imputed_levels
 from scvae.models.keep.record import Record
 from scvae.models.model import Model
 from scvae.models.plan import HELD_OUT_SIZE, VERSIONS, Plan, Trained
@@ -42,6 +43,7 @@ def record_of(plan: Plan, trained: Trained, strength: float, moved: list[float])
         moved=moved,
         alone=plan.alone if len(plan.architecture.parts) > 1 else None,
         weights=plan.weights or None,
+        imputed=imputed_levels(trained.vae, dataset, plan.held_out_rows, plan.architecture) or None,
     )
 
 

@@ -68,6 +68,9 @@ class Record:
         Weight of the bounds of single kinds of measurement beside that of all.
     weights
         Of the log-likelihoods of kinds while training, where they were given.
+    imputed
+        Of proteins, the levels whose intervals held shares of the counts of held-out cells, a list
+        a protein (`scvae.models.judge.imputed`).
     other
         Whatever else a file says, by name.
     """
@@ -90,6 +93,7 @@ class Record:
     moved: list[float] | None = None
     alone: float | None = None
     weights: dict[str, float] | None = None
+    imputed: dict[str, list[list[float]]] | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -168,6 +172,11 @@ def _whole_or_none(value: Any) -> bool:
     return value is None or is_whole(value)
 
 
+def _levels(value: Any) -> bool:
+    """Return whether these are the levels of shares 0 to 1."""
+    return isinstance(value, list) and len(value) > 1 and all(map(_share, value))
+
+
 def _each(is_so: Kind) -> Kind:
     return lambda value: isinstance(value, dict) and all(map(is_so, value.values()))
 
@@ -188,6 +197,7 @@ KINDS: dict[str, Kind] = {
     "moved": all_are(_distance),
     "alone": _distance,
     "weights": _each(_distance),
+    "imputed": _each(all_are(_levels)),
     "warnings": all_are(_text),
     "versions": _each(_text),
 }
