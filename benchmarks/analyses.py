@@ -19,7 +19,7 @@ import pandas as pd
 import scanpy as sc
 from differential import keep
 from scipy import sparse
-from sets import load
+from sets import batch_column, load
 from sklearn.metrics import average_precision_score
 
 import scvae
@@ -57,7 +57,7 @@ def doublets(names: list[str]) -> pd.DataFrame:
         for seed in SEEDS:
             whole = mixed(adata, seed)
             cells = whole[:, whole.var["hvg"]].copy()
-            batch = "batch" if "batch" in cells.obs else None
+            batch = batch_column(cells)
             model = scvae.fit(cells, batch=batch, seed=seed, progress=False)
             found = scvae.analysis.doublets(model, cells, expected_rate=RATE, seed=seed)
             truth = cells.obs["is_two"].to_numpy()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scvae
-from scvae.models import fit as fit_module
+from scvae.models import written
 from scvae.models.judge.convergence import convergence, late_gain
 from scvae.models.judge.held_out import active_dimensions, measure_held_out
 from scvae.models.judge.summary import Summary, summarise
@@ -60,7 +60,7 @@ def test_measuring_changes_nothing_of_the_fit(
     measured, unmeasured = simulated.copy(), simulated.copy()
     before = torch.get_rng_state()
     one = fit(measured)
-    monkeypatch.setattr(fit_module, "measure_held_out", lambda *given: HeldOut(0.0, 0.0, None))
+    monkeypatch.setattr(written, "measure_held_out", lambda *given: HeldOut(0.0, 0.0, None))
     other = fit(unmeasured)
     np.testing.assert_array_equal(measured.obsm["X_scvae"], unmeasured.obsm["X_scvae"])
     assert one.record.history.validation == other.record.history.validation
