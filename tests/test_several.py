@@ -139,9 +139,41 @@ def test_entries_that_were_not_measured_may_be_anything() -> None:
         protein.layers["seen"] = seen
         model = fit(mdata, measured={"protein": "seen"})
         found.append(mdata.obsm["X_scvae"])
+        np.testing.assert_array_equal(model.embed(mdata), found[-1])
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
     assert model.record.elbo_held_out is not None
+
+
+def test_what_marked_the_measured_in_the_fit_marks_it_ever_after(tmp_path: Path) -> None:
+    mdata = cells(kinds=["rna", "protein"])
+    protein = mdata.mod["protein"]
+    seen = np.ones(protein.shape, dtype=bool)
+    nothing = protein.obs_names.intersection(mdata["rna"].obs_names)[20:24]  # of any protein
+    seen[:9, :2], seen[protein.obs_names.isin(nothing)] = False, False
+    protein.layers["seen"] = seen
+    model = fit(mdata, measured={"protein": "seen"})
+    model.save(tmp_path / "m.scvae")
+    again = scvae.load(tmp_path / "m.scvae", device="cpu")
+    assert again.origin.parts["protein"].measured == "seen"
+    np.testing.assert_array_equal(again.embed(mdata), mdata.obsm["X_scvae"])
+    absent = ~mdata.obs_names.isin(protein.obs_names) | mdata.obs_names.isin(nothing)
+    np.testing.assert_array_equal(model.contributions(mdata)["protein"] == 0, absent)
+    turned = mudata.MuData({"rna": mdata["rna"], "protein": protein[::-1, ::-1].copy()})
+    table = pd.DataFrame(again.embed(turned), index=turned.obs_names)
+    expected = mdata.obsm["X_scvae"]
+    np.testing.assert_allclose(table.loc[mdata.obs_names], expected, rtol=1e-4, atol=1e-4)
+    bare = mdata.copy()
+    del bare.mod["protein"].layers["seen"]
+    others = again.embed(bare)  # where nothing is marked, all was measured
+    assert not np.allclose(others, expected, atol=1e-3)
+
+
+def test_a_mask_of_other_values_is_refused() -> None:
+    mdata = cells(kinds=["rna", "protein"], missing=0.0)
+    mdata.mod["protein"].layers["seen"] = mdata["protein"].X.toarray() + 2
+    with pytest.raises(DataError, match=r"layers\['seen'\] .* must be boolean"):
+        fit(mdata, measured={"protein": "seen"})
 
 
 # -- bounds ----------------------------------------------------------------------------------------

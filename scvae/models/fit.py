@@ -362,7 +362,7 @@ def _part_origins(prepared: Prepared, library_size: str) -> dict[str, PartOrigin
     """Return where the counts of every kind came from."""
     sizes = {kind: library_size if kind == "rna" else "observed" for kind in prepared.parts}
     return {
-        kind: PartOrigin(part.names, part.layer, sizes[kind], part.place)
+        kind: PartOrigin(part.names, part.layer, sizes[kind], part.place, part.measured)
         for kind, part in prepared.parts.items()
     }
 

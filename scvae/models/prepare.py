@@ -73,6 +73,8 @@ class PreparedPart:
         Where the counts were, as in `PartOrigin`.
     seen
         What was seen of the counts; None of kinds that need no more of it.
+    measured
+        Column or layer that marks what was measured, if one does.
     """
 
     names: list[str]
@@ -83,6 +85,7 @@ class PreparedPart:
     layer: str | None
     place: str | None
     seen: Survey | None = None
+    measured: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,20 +241,16 @@ def spec_of(kind: str, n_features: int, laws: Mapping[str, Any]) -> Modality:
 def _part(
     source: Source, n: int, names: list[str], part: Part, seen: Survey | None
 ) -> PreparedPart:
-    observed = source.observed
-    if observed is not None and source.rows is not None:
-        of_all = np.zeros((n, observed.shape[1]), dtype=bool)
-        of_all[source.rows] = observed
-        observed = of_all
     return PreparedPart(
         names,
         source.widened(part.counts, n),
         source.spread(part.size, n),
         source.present(n),
-        observed,
+        source.observed_of(n),
         part.layer,
         source.place,
         seen,
+        source.marked_by,
     )
 
 

@@ -13,7 +13,8 @@ from scipy import sparse
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.several import Datasets
 from scvae.data.read.atlas import OnDisk
-from scvae.data.read.genes import check_unique
+from scvae.data.read.genes import check_unique, match_genes
+from scvae.data.read.measured import marked_as_before
 from scvae.data.read.several import is_mudata, kind_called, sources_of, types_of
 from scvae.data.read.source import home_in
 from scvae.data.read.sources import Source, Sources
@@ -51,7 +52,8 @@ def read_cells(
 ) -> tuple[Dataset | Datasets, pd.DataFrame]:
     """Return the cells of `data`, for the user's `call`, and what is known of them; all or a part
     of the genes, each of its own batch or as `batch` says (see `scvae.models.placing`)."""
-    sources = sources_for(opened(data), origin)
+    marks = {kind: part.measured for kind, part in origin.parts.items() if part.measured}
+    sources = marked_as_before(sources_for(opened(data), origin), marks)
     found = {
         source.kind: _part(
             source, sources, a, origin, layer_of(source, sources, layer), call, partial
@@ -143,7 +145,9 @@ def _part(
             part = spec.read(*asked, partial=partial, **told)
         else:
             part = spec.read(*asked, **told)
-    observed = part.observed if source.observed is None else source.observed
+    observed = part.observed
+    if source.observed is not None:
+        observed = source.observed_of(n, match_genes(adata, known.names))
     return (
         source.widened(part.counts, n),
         source.spread(part.size, n),

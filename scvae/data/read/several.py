@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy import sparse
 from scvae.arguments import shown
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.features import COLUMNS
-from scvae.data.read.marks import marks
+from scvae.data.read.measured import check_cells, marked
 from scvae.data.read.sources import Source, Sources
 from scvae.errors import ConfigError, DataError, warn
 
@@ -89,7 +88,7 @@ def sources_of(
         found = _of_mudata(data, _checked(modalities, [*data.mod]))
     else:
         found = _of_anndata(data, modalities, split)
-    return _marked(found, measured or {})
+    return marked(found, measured or {})
 
 
 # -- MuData ------------------------------------------------------------------------------------
@@ -142,7 +141,7 @@ def _of_mudata(mdata: Any, chosen: dict[str, str] | None) -> Sources:
             "of several kinds are matched by name: mdata.obs_names_make_unique()"
         )
     parts = tuple(_of_modality(mdata.mod[name], kind, name, cells) for kind, name in chosen.items())
-    _check_cells(cells, parts)
+    check_cells(cells, parts)
     _check_overlap(cells, parts)
     return Sources(_obs_of(mdata, parts), parts, tuple(notes))
 
@@ -203,23 +202,6 @@ def _of_modality(adata: AnnData, kind: str, name: str, cells: pd.Index) -> Sourc
         )
     is_all = np.array_equal(rows, np.arange(len(cells)))
     return Source(kind, adata, name, f"mdata[{name!r}]", None if is_all else rows)
-
-
-def _check_cells(cells: pd.Index, parts: tuple[Source, ...]) -> None:
-    """Raise if a cell was measured in nothing."""
-    if any(part.rows is None for part in parts):
-        return
-    of_all = np.zeros(len(cells), dtype=bool)
-    for part in parts:
-        of_all[part.rows] = True
-    if not of_all.all():
-        first = cells[int(np.argmin(of_all))]
-        raise DataError(
-            f"{int((~of_all).sum())} of {len(cells)} cells were measured in none of "
-            f"{[part.place for part in parts]} (first: {first!r}); nothing says what they are. "
-            "Leave them out: mdata = mdata[np.logical_or.reduce([mdata.obs_names.isin("
-            "mdata[name].obs_names) for name in mdata.mod])].copy()"
-        )
 
 
 def _check_overlap(cells: pd.Index, parts: tuple[Source, ...]) -> None:
@@ -347,52 +329,3 @@ def _of_slot(adata: AnnData, kind: str, name: str) -> AnnData:
         names, values = list(map(str, values.columns)), values.to_numpy()
     x = values if sparse.issparse(values) else np.asarray(values, dtype=np.float64)
     return AnnData(x, adata.obs, pd.DataFrame(index=pd.Index(names, dtype=object)))
-
-
-# -- what was measured -------------------------------------------------------------------------
-
-
-def _marked(sources: Sources, measured: Mapping[str, str]) -> Sources:
-    """Return the same without what was not measured."""
-    by_kind = {part.kind: part for part in sources.parts}
-    for kind, name in measured.items():
-        if kind not in by_kind:
-            raise ConfigError(f"measured names {shown(kind)}, but there are {list(by_kind)}.")
-        part = by_kind[kind]
-        if name in part.adata.layers:
-            by_kind[kind] = _observed(part, name)
-        elif name in sources.obs:
-            by_kind[kind] = _of_cells(part, sources.obs, name)
-        else:
-            raise DataError(
-                f"measured={{{kind!r}: {name!r}}}, but there is neither a boolean layer of "
-                f"{part.written} nor a boolean column of obs of this name."
-            )
-    kept = replace(sources, parts=tuple(by_kind.values()))
-    if measured:
-        _check_cells(pd.Index(sources.obs.index), kept.parts)
-    return kept
-
-
-def _of_cells(part: Source, obs: pd.DataFrame, name: str) -> Source:
-    """Return the cells of a part that a column marks."""
-    of_all = np.arange(len(obs)) if part.rows is None else part.rows
-    there = marks(obs[name], f"obs[{name!r}]", "measured")[of_all]
-    place = part.place or "X"
-    return replace(part, adata=part.adata[there].copy(), rows=of_all[there], place=place)
-
-
-def _observed(part: Source, name: str) -> Source:
-    """Return a part without the entries that a layer does not mark, which may be anything."""
-    from anndata import AnnData
-
-    if part.kind != "protein":
-        raise ConfigError(f"measured takes a layer of proteins alone; {part.kind} takes a column.")
-    held: Any = part.adata.layers[name]
-    mask = _dense(held).astype(bool)
-    x = np.where(mask, _dense(part.adata.X), 0.0)
-    return replace(part, adata=AnnData(x, part.adata.obs, part.adata.var), observed=mask)
-
-
-def _dense(matrix: Any) -> np.ndarray:
-    return np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix)

@@ -40,6 +40,8 @@ class Source:
         Number of every cell of `adata` among all cells; None if it has them all, in order.
     observed
         True where an entry was measured, ``(n, g)``; None if all were.
+    marked_by
+        Name of the column or layer that marks what was measured, if one does.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Source:
     written: str = "adata"
     rows: np.ndarray | None = None
     observed: np.ndarray | None = None
+    marked_by: str | None = None
 
     def present(self, n: int) -> np.ndarray | None:
         """Return which of all n cells were measured; None if all were."""
@@ -68,6 +71,18 @@ class Source:
         length[of_cell >= 0] = np.diff(ordered.indptr)
         indptr = np.concatenate([[0], np.cumsum(length)])
         return sparse.csr_matrix((ordered.data, ordered.indices, indptr), (n, counts.shape[1]))
+
+    def observed_of(self, n: int, columns: np.ndarray | None = None) -> np.ndarray | None:
+        """Return which entries of all n cells were measured, of some columns in their order; None
+        if all were."""
+        if self.observed is None:
+            return None
+        observed = self.observed if columns is None else self.observed[:, columns]
+        if self.rows is None:
+            return observed
+        of_all = np.zeros((n, observed.shape[1]), dtype=bool)
+        of_all[self.rows] = observed
+        return of_all
 
     def spread(self, sizes: np.ndarray, n: int) -> np.ndarray:
         """Return one size for each of n cells, a typical one where it was not measured."""

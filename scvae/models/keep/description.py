@@ -26,7 +26,7 @@ Spec = TypeVar("Spec", bound=EmbeddingSpec | Rna | Protein | Chromatin)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
 MAY_BE_ZERO = ("n_covariates", "genes", "clusters", "patterns")
 # Fields that files of before them lack; where they are so, they are not written.
-SINCE = {"linear": False, "patterns": 0}
+SINCE = {"linear": False, "patterns": 0, "measured": None}
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
 
@@ -43,11 +43,13 @@ def describe(description: Description) -> dict[str, Any]:
     """Return a description as JSON holds it."""
     architecture, embedding, origin, record = description
     of_network = dataclasses.asdict(architecture)
-    of_network["parts"] = {kind: _told(part) for kind, part in of_network["parts"].items()}
+    of_data = dataclasses.asdict(origin)
+    for whole in (of_network, of_data):
+        whole["parts"] = {kind: _told(part) for kind, part in whole["parts"].items()}
     return {
         "architecture": of_network,
         "embedding": _told(dataclasses.asdict(embedding)),
-        "origin": {**dataclasses.asdict(origin), "covariates": origin.covariates.to_json()},
+        "origin": {**of_data, "covariates": origin.covariates.to_json()},
         "record": record.to_json(),
     }
 
@@ -139,15 +141,18 @@ def _origin(fields: Any) -> Origin:
 
 
 def _part_origin(fields: Any, where: str) -> PartOrigin:
-    values = _exactly(fields, ("names", "layer", "library_size", "place"), where)
+    known = tuple(at.name for at in dataclasses.fields(PartOrigin))
+    since = {"measured": SINCE["measured"]}
+    values = _exactly(since | fields if isinstance(fields, dict) else fields, known, where)
     names, layer, size = values["names"], values["layer"], values["library_size"]
     if not _are_names(names):
         raise ValueError(f"{where}.names are not names, each once")
     if not isinstance(layer, str | None) or not isinstance(size, str):
         raise ValueError(f"{where}.layer or {where}.library_size is not a name")
-    if not isinstance(values["place"], str | None):
-        raise ValueError(f"{where}.place is not a name")
-    return PartOrigin(names, layer, size, values["place"])
+    for name in ("place", "measured"):
+        if not isinstance(values[name], str | None):
+            raise ValueError(f"{where}.{name} is not a name")
+    return PartOrigin(names, layer, size, values["place"], values["measured"])
 
 
 def _covariates(fields: Any) -> Covariates:

@@ -23,12 +23,15 @@ class PartOrigin:
     place
         Modality, kind of features, or slot of obsm that held them, by the user's name; None where
         the AnnData held nothing else.
+    measured
+        Column of obs, or layer, that marks what was measured, where one was given.
     """
 
     names: list[str]
     layer: str | None = None
     library_size: str = "observed"
     place: str | None = None
+    measured: str | None = None
 
 
 @dataclass(frozen=True)
