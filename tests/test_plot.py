@@ -318,8 +318,11 @@ class Known:
     def __init__(self, table):
         self.table, self.record = pd.DataFrame(table), Record()
 
-    def predictive_table(self, *given, call):
-        self.given = given
+    def kind_of(self, modality):
+        return "rna" if modality is None else modality
+
+    def predictive_table(self, *given, modality, call):
+        self.given, self.modality = given, modality
         return self.table
 
 
@@ -383,7 +386,8 @@ def test_fit_check_of_what_has_no_correlation(adata, n):
     flat = {name: [0.0 if "mean" in name else 0.5] * n for name in TABLE}
     flat |= {"observed_variance": [np.nan] * n, "predicted_variance": [np.nan] * n}
     axes = plot.fit_check(Known(flat), adata)
-    assert "nan" in axes[0].get_title()
+    assert "none above zero" in axes[0].get_title()
+    assert "correlation nan, median ratio 1.000" in axes[2].get_title()
     axes[0].figure.draw_without_rendering()
 
 
@@ -400,8 +404,29 @@ def test_fit_check_goes_where_it_is_asked_to(adata):
 
 def test_fit_check_passes_on_what_it_is_given(adata):
     known = Known(TABLE)
-    plot.fit_check(known, adata, layer="counts", samples=7, max_cells=9, seed=2)
+    asked = {"layer": "counts", "samples": 7, "max_cells": 9, "seed": 2}
+    plot.fit_check(known, adata, modality="protein", **asked)
     assert known.given == (adata, "counts", 7, 9, 2)
+    assert known.modality == "protein"
+
+
+def test_fit_check_names_the_features_of_the_kind(adata):
+    for kind, features in {"rna": "genes", "protein": "proteins", "chromatin": "regions"}.items():
+        mean = plot.fit_check(Known(TABLE), adata, modality=kind)[0].get_title()
+        assert mean.startswith(f"mean, 4 {features}\n")
+        assert f"1 {features[:-1]} at zero" in mean
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.9, 1.0), (0.7, 0.94), (0.0, 0.3)])
+def test_shares_of_zeros_that_hardly_differ_fill_their_panel(adata, low, high):
+    shares = {name: np.linspace(low, high, 4) for name in TABLE}
+    ax = plot.fit_check(Known(shares), adata)[2]
+    left, right = ax.get_xlim()
+    assert ax.get_ylim() == (left, right)
+    assert left < low <= high < right
+    assert left >= -0.02
+    assert right <= 1.02
+    assert right - left < (1.05 if high - low > 0.25 else 0.27)
 
 
 def test_errors_of_fit_check_come_before_the_work(adata, tmp_path):

@@ -339,6 +339,39 @@ def test_all_kinds_are_drawn_together_and_checked_one_by_one(
         np.testing.assert_allclose(table["observed_mean"], observed, rtol=1e-6)
 
 
+def test_a_check_is_of_the_entries_that_were_measured(several: tuple[Any, scvae.Model]) -> None:
+    mdata = cells(kinds=["rna", "protein"], missing=0.0)
+    protein = mdata.mod["protein"]
+    seen = np.ones(protein.shape, dtype=bool)
+    seen[:20, :2], seen[:, 3] = False, False
+    x = np.where(seen, protein.X.toarray(), np.nan)
+    protein.X, protein.layers["seen"] = np.nan_to_num(x), seen
+    model = fit(mdata, measured={"protein": "seen"})
+    other = mdata.copy()
+    other.mod["protein"].X = np.where(seen, x, 500.0)
+    table = model.predictive_check(mdata, modality="protein")
+    pd.testing.assert_frame_equal(model.predictive_check(other, modality="protein"), table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing of protein 3
+        expected = np.nanmean(x, 0), np.nanvar(x, 0, ddof=1), np.nanmean(x == 0, 0, where=seen)
+    for name, values in zip(("mean", "variance", "zeros"), expected, strict=True):
+        np.testing.assert_allclose(table[f"observed_{name}"], values, rtol=1e-6)
+    assert (table.isna().all(axis=1) == [False, False, False, True, False]).all()
+    plotted = scvae.plot.fit_check(model, mdata, modality="protein")
+    assert plotted[0].get_title().startswith("mean, 5 proteins")
+    plotted[0].figure.draw_without_rendering()
+
+
+def test_what_was_not_measured_cannot_be_checked(several: tuple[Any, scvae.Model]) -> None:
+    mdata, model = several
+    few = model.predictive_check(mdata, modality="chromatin", max_cells=20)
+    assert few.shape == (30, 6)
+    with pytest.raises(DataError, match=r"modality='protein', but none of the .* was measured"):
+        model.predictive_check(mdata["rna"], modality="protein")
+    with pytest.raises(ConfigError, match=r"modality='adt' is not known; .*'protein'"):
+        scvae.plot.fit_check(model, mdata, modality="adt")
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

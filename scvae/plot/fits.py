@@ -36,6 +36,7 @@ CHECKED = (
     ("variance", "variance", True),
     ("zeros", "share of zeros", False),
 )
+CLOSE = 0.25  # shares that differ by less are drawn larger
 
 
 def history(
@@ -86,6 +87,7 @@ def fit_check(
     adata: AnnData,
     *,
     layer: str | None = None,
+    modality: str | None = None,
     samples: int = 1,
     max_cells: int = 5_000,
     seed: int = 0,
@@ -95,10 +97,12 @@ def fit_check(
     """Draw what the model predicts of every gene against what was counted: a posterior predictive
     check.
 
-    Three panels, a point a gene: mean and variance over cells, on logarithmic scales, and the share
-    of cells without a count. A model of the right law has its points about the line of identity.
+    Three panels, a point a gene, protein or region: mean and variance over cells, on logarithmic
+    scales, and the share of cells without a count. A model of the right law has its points about
+    the line of identity.
     The titles tell the correlation, on the panel's scale, and the median of predicted over
-    observed, of the genes where both are above zero.
+    observed, of the genes where both are above zero. Cells that were not measured in the modality
+    are left out.
 
     Parameters
     ----------
@@ -106,7 +110,7 @@ def fit_check(
         A fitted or loaded model.
     adata
         Cells with raw counts of its genes; best such as were not trained on.
-    layer, samples, max_cells, seed
+    layer, modality, samples, max_cells, seed
         As in `Model.predictive_check`, whose table is drawn.
     axes
         Three Axes to draw on; None makes a Figure.
@@ -130,7 +134,16 @@ def fit_check(
     >>> model = scvae.fit(adata, max_steps=20, progress=False)
     >>> [ax.get_xlabel() for ax in scvae.plot.fit_check(model, adata)]
     ['observed mean', 'observed variance', 'observed share of zeros']
+
+    Of the proteins of cells that have them:
+
+    >>> mdata = scvae.simulate(n_cells=100, n_genes=30, modalities=["rna", "protein"])
+    >>> model = scvae.fit(mdata, max_steps=20, progress=False)
+    >>> scvae.plot.fit_check(model, mdata, modality="protein")[0].get_title().splitlines()[0]
+    'mean, 20 proteins'
     """
+    from scvae.models.judge.words import FEATURES  # not above: pictures need no torch
+
     if path is not None:
         check_picture(path)
     given = None if axes is None else array_of(np.ravel(np.asarray(axes, dtype=object)))
@@ -138,13 +151,15 @@ def fit_check(
         check_axes("axes", ax, "1, 3")
     if given is not None and len(given) != len(CHECKED):
         raise ConfigError(f"axes holds {len(given)} Axes, but {len(CHECKED)} are drawn on.")
-    table = _check_model(model).predictive_table(
-        adata, layer, samples, max_cells, seed, call="scvae.plot.fit_check(model, adata"
+    features = FEATURES[_check_model(model).kind_of(modality)]
+    call = "scvae.plot.fit_check(model, adata"
+    table = model.predictive_table(
+        adata, layer, samples, max_cells, seed, modality=modality, call=call
     )
     panels = own_axes((12.0, 4.3), len(CHECKED)) if given is None else given
     for ax, (name, label, is_log) in zip(panels, CHECKED, strict=True):
         observed, predicted = (table[f"{which}_{name}"] for which in ("observed", "predicted"))
-        draw_check(ax, observed.to_numpy(), predicted.to_numpy(), label, is_log)
+        draw_check(ax, observed.to_numpy(), predicted.to_numpy(), label, is_log, features)
     save(figure_of(panels[0]), path)
     return panels
 
@@ -184,16 +199,25 @@ def _window(held: History) -> tuple[float, float]:
 
 
 def draw_check(
-    ax: Axes, observed: np.ndarray, predicted: np.ndarray, label: str, is_log: bool
+    ax: Axes,
+    observed: np.ndarray,
+    predicted: np.ndarray,
+    label: str,
+    is_log: bool,
+    features: str = "genes",
 ) -> None:
-    """Draw a point a gene, and the line of identity."""
+    """Draw a point a gene (or other feature, as they are called), and the line of identity."""
     above = (observed > 0) & (predicted > 0)
-    correlation, ratio = agreement(observed[above], predicted[above], is_log)
-    title = f"{label}\ncorrelation {correlation:.3f}, median ratio {ratio:.3f}"
+    title = f"{label}, {len(observed):,} {features}\n"
+    if above.any():
+        correlation, ratio = agreement(observed[above], predicted[above], is_log)
+        title += f"correlation {correlation:.3f}, median ratio {ratio:.3f}"
+    else:
+        title += "none above zero, observed and predicted"
     low, high = _square_limits(np.concatenate([observed, predicted]), is_log)
     off = int(((observed <= 0) | (predicted <= 0)).sum()) if is_log else 0
     if off:
-        title += f"\n{off:,} {'gene' if off == 1 else 'genes'} at zero, on the edge"
+        title += f"\n{off:,} {features[:-1] if off == 1 else features} at zero, on the edge"
     # A logarithmic scale has no zero: those genes go to its lower edge, and the title counts them.
     x, y = (np.clip(values, low, None) if is_log else values for values in (observed, predicted))
     ax.plot((low, high), (low, high), color=PALETTE[7], linewidth=1, linestyle="--", zorder=3)
@@ -218,9 +242,21 @@ def agreement(observed: np.ndarray, predicted: np.ndarray, is_log: bool) -> tupl
 
 def _square_limits(values: np.ndarray, is_log: bool) -> tuple[float, float]:
     """Return limits, the same of both axes, with room around all values that can be drawn."""
+    values = values[np.isfinite(values)]
     if not is_log:
-        return -0.02, 1.02
-    above = values[np.isfinite(values) & (values > 0)]
+        return _window_of_shares(values)
+    above = values[values > 0]
     if len(above) == 0:
         return 0.1, 1.0
     return float(above.min()) / 1.6, float(above.max()) * 1.6
+
+
+def _window_of_shares(values: np.ndarray) -> tuple[float, float]:
+    """Return limits from 0 to 1; or, where shares differ by little, about the part that they are
+    in: most regions have hardly a fragment, and most proteins one count at least."""
+    if len(values) == 0:
+        return -0.02, 1.02
+    low, high = float(values.min()), float(values.max())
+    width = 1.0 if high - low > CLOSE else max(high - low, 0.1)
+    start = min(max(0.0, (low + high - width) / 2), 1 - width)
+    return start - 0.02 * width, start + 1.02 * width

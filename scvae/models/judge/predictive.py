@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Sums:
-    """Sums over cells of counts, of their squares, and of zeros: float64 ``(k, g)`` of k sets."""
+    """Sums over cells of counts, of their squares, and of zeros: float64 ``(k, g)`` of k sets.
 
-    n: int
+    Of every gene over the ``n`` cells ``(g,)`` in which it was measured."""
+
+    n: Tensor
     counts: Tensor
     squares: Tensor
     zeros: Tensor
@@ -36,22 +38,24 @@ class _Sums:
     @classmethod
     def none(cls, n_sets: int, n_genes: int, device: torch.device) -> _Sums:
         shape = (n_sets, n_genes)
-        zeros = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
-        return cls(0, *zeros)
+        zeros = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(4))
+        return cls(next(zeros)[0], *zeros)
 
-    def add(self, x: Tensor) -> None:
-        """Add counts ``(k, n, g)``."""
-        self.n += x.shape[1]
+    def add(self, x: Tensor, observed: Tensor | None) -> None:
+        """Add counts ``(k, n, g)``, of the entries ``(n, g)`` that were observed; None is all."""
+        self.n += x.shape[1] if observed is None else observed.sum(0)
         for k, counts in enumerate(x):
-            part = counts.double()
+            part, zeros = counts.double(), counts == 0
+            if observed is not None:
+                part, zeros = torch.where(observed, part, 0.0), zeros & observed
             self.counts[k] += part.sum(0)
             self.squares[k] += part.square().sum(0)
-            self.zeros[k] += (part == 0).sum(0)
+            self.zeros[k] += zeros.sum(0)
 
     def statistics(self) -> dict[str, Tensor]:
         """Return mean, variance and share of zeros of every gene, ``(g,)``: means over the sets."""
         mean = self.counts / self.n
-        # Of one cell, 0 / 0: it has no variance, and NaN says so.
+        # Of one cell, 0 / 0: it has no variance, and NaN says so; of none, no mean either.
         variance = (self.squares - self.n * mean.square()).clamp(min=0) / (self.n - 1)
         found = {"mean": mean, "variance": variance, "zeros": self.zeros / self.n}
         return {name: values.mean(0) for name, values in found.items()}
@@ -92,7 +96,7 @@ class PredictiveCheck:
 
     @torch.no_grad()
     def add(self, batch: Batch | Parts) -> None:
-        """Count a minibatch of at least one cell."""
+        """Count a minibatch."""
         z = self.vae.encode(batch).sample((self.samples,), generator=self.generator)
         likelihood, part = self.vae.likelihood, batch
         if isinstance(batch, Parts):
@@ -101,14 +105,18 @@ class PredictiveCheck:
             there = None if part.present is None else part.present.nonzero()[:, 0]
             part, z = (part, z) if there is None else (part[there], z[:, there])
         assert isinstance(part, Batch)
-        self.observed.add(part.x[None])
-        self.predicted.add(likelihood(z, part).sample(generator=self.generator))
+        if not len(part):
+            return
+        self.observed.add(part.x[None], part.observed)
+        drawn = likelihood(z, part).sample(generator=self.generator)
+        self.predicted.add(drawn, part.observed)
 
     def table(self, genes: Sequence[str]) -> pd.DataFrame:
         """Return a row a gene of all cells counted.
 
         ``observed_`` and ``predicted_`` ``mean`` (counts a cell), ``variance`` over cells
-        (unbiased, in squared counts) and ``zeros`` (share of the cells without a count).
+        (unbiased, in squared counts) and ``zeros`` (share of the cells without a count); NaN of
+        genes that were not measured.
         """
         both = {"observed": self.observed.statistics(), "predicted": self.predicted.statistics()}
         columns = {
@@ -142,4 +150,9 @@ def predictive_table(
     names, place = model.origin.parts[kind].names, [*model.modalities].index(kind)
     check = PredictiveCheck(model.vae, len(names), generator, samples, place)
     model.over(model.read_for(cells, layer, call), check.add, samples=samples)
+    if not check.observed.n.any():
+        raise DataError(
+            f"modality={kind!r}, but none of the {cells.n_obs:,} cells was measured in it, and a "
+            "check compares with what was: model.normalized(mdata, modality=...) imputes"
+        )
     return check.table(names)
