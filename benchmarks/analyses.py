@@ -63,7 +63,8 @@ def doublets(names: list[str]) -> pd.DataFrame:
             truth = cells.obs["is_two"].to_numpy()
             called = found.table["is_doublet"].to_numpy()
             asked = {"expected_doublet_rate": RATE, "random_state": seed}
-            sc.pp.scrublet(whole, batch_key=batch, threshold=0.5, **asked)  # scores do not need it
+            asked |= {"threshold": 0.5, "use_approx_neighbors": False}  # scores need no threshold
+            sc.pp.scrublet(whole, batch_key=batch, **asked)
             rows.append(
                 {
                     "set": name,
