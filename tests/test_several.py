@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import anndata
 import mudata
 import numpy as np
 import pandas as pd
@@ -269,6 +270,38 @@ def test_any_subset_of_kinds_is_embedded(several: tuple[Any, scvae.Model]) -> No
     assert model.embed(both).shape == (both.n_obs, 4)
     with pytest.raises(DataError, match="none of which is one of the model's"):
         model.embed(mudata.MuData({"hto": mdata["protein"]}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_embedding_by_one_kind_is_that_of_cells_that_have_no_other(
+    several: tuple[Any, scvae.Model], kind: str, tmp_path: Path
+) -> None:
+    mdata, model = several
+    alone = mudata.MuData({kind: mdata[kind]})
+    for name in ("batch", "cell_type"):
+        alone.obs[name] = mdata.obs[name].reindex(alone.obs_names)
+    found = pd.DataFrame(model.embed(mdata, modality=kind), index=mdata.obs_names)
+    there = mdata.obs_names.isin(alone.obs_names)
+    np.testing.assert_array_equal(found.isna().all(axis=1), ~there)
+    expected = model.embed(alone)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(found.loc[alone.obs_names], expected, **close)
+    np.testing.assert_allclose(model.embed(alone, modality=kind), expected, **close)
+    assert not np.allclose(found[there], mdata.obsm["X_scvae"][there], atol=1e-2)
+    mean, spread = model.embed(mdata, modality=kind, return_std=True)
+    np.testing.assert_array_equal(np.isnan(spread), np.isnan(mean))
+    path = model.embed(mdata, modality=kind, out=tmp_path / "e.zarr")
+    np.testing.assert_array_equal(anndata.read_zarr(path).obsm["X_scvae"], mean)
+
+
+def test_an_embedding_by_a_kind_that_is_not_there_is_refused(
+    several: tuple[Any, scvae.Model],
+) -> None:
+    mdata, model = several
+    with pytest.raises(ConfigError, match=r"modality='adt' is not known; give one of 'rna'"):
+        model.embed(mdata, modality="adt")
+    with pytest.raises(DataError, match=r"modality='protein', but none of the .* cells was"):
+        model.embed(mdata["rna"], modality="protein")
 
 
 def test_what_was_not_measured_is_imputed(several: tuple[Any, scvae.Model]) -> None:

@@ -49,6 +49,7 @@ class Answering(Judged):
         adata: AnnData,
         *,
         layer: Layer = None,
+        modality: str | None = None,
         batch: str | None = None,
         return_std: bool = False,
         out: Any = None,
@@ -66,6 +67,8 @@ class Answering(Judged):
             Cells with raw counts of the model's genes.
         layer
             Where the counts are; None looks where they were in the fit, then in X.
+        modality
+            Kind of measurement to go by alone, as if cells had no other; NaN of those that lack it.
         batch
             None takes the batch of every cell from ``adata.obs``. For cells of batches that the
             model has not seen: "new", the mean over those that it knows, or "closest", for each of
@@ -105,7 +108,7 @@ class Answering(Judged):
         (100, 30)
         """
         return_std = check_switch("return_std", return_std, True)
-        return embedded(self, adata, layer, batch, return_std, out, distributed)
+        return embedded(self, adata, layer, batch, return_std, out, distributed, modality)
 
     def embed_dataset(
         self, dataset: Dataset | Datasets, out: Any = None, ranks: Ranks | None = None
