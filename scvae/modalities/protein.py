@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 KIND = "protein"
 NODES = 5  # of the background's normal
+LARGEST_LOG = 60.0  # of a mean count: 1e26
 
 
 @dataclass(frozen=True)
@@ -277,5 +278,6 @@ class Decoder(nn.Module):
         # The mean of exp(scale * node) under the rule, which is that of the counts decoded.
         spread = torch.logsumexp(self.log_weights + scale[..., None, :] * self.nodes, dim=-2)
         log_mean = loc + spread + (level if own_level else 0.0)
-        below = torch.exp(log_mean + logsigmoid(-odds))
-        return below, torch.exp(log_mean + log_fold + logsigmoid(odds))
+        # No count is that large; unbounded, weights of a damaged file would make an infinity of it.
+        below, above = log_mean + logsigmoid(-odds), log_mean + log_fold + logsigmoid(odds)
+        return below.clamp(max=LARGEST_LOG).exp(), above.clamp(max=LARGEST_LOG).exp()
