@@ -35,8 +35,8 @@ def main() -> None:
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    rows = pbmc(folder / "pbmc_before_after.png") + pancreas(folder / "pancreas.png")
     found = cite_seq(folder / "cite_seq_simulated.png")
+    rows = pbmc(folder / "pbmc_before_after.png") + pancreas(folder / "pancreas.png")
     print_table(rows)
     print("\nCITE-seq, simulated:", *found, sep="\n  ")
     print("\nA type in several clusters costs ARI. Where PCA is the better choice: docs/limits.md")

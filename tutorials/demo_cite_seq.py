@@ -30,7 +30,10 @@ def cite_seq(picture: Path) -> list[str]:
     mdata = mudata.MuData({"rna": whole["rna"], "protein": whole["protein"][~hidden].copy()})
     mdata = mdata[whole.obs_names].copy()
     mdata.obs["batch"] = whole.obs["batch"]
-    print(f"\nCITE-seq, simulated: fitting {mdata.n_obs:,} cells, a third without proteins ...")
+    print(
+        f"CITE-seq, simulated: fitting {mdata.n_obs:,} cells, a third without proteins ...",
+        flush=True,
+    )
     model = scvae.fit(mdata, batch="batch", max_steps=STEPS, progress=sys.stderr.isatty())
     both, rna = mdata.obsm["X_scvae"], model.embed(mdata, modality="rna")
     guess, low, high = model.normalized(
