@@ -170,6 +170,25 @@ def test_what_marked_the_measured_in_the_fit_marks_it_ever_after(tmp_path: Path)
     assert not np.allclose(others, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("layer", [None, {"protein": "counts"}])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_the_remedy_for_values_that_are_missing_works(layer: Any, form: Any) -> None:
+    mdata = cells(kinds=["rna", "protein"], missing=0.0)
+    protein = mdata.mod["protein"]
+    x = protein.X.toarray()
+    x[:9, 1] = np.nan
+    protein.layers["counts"], protein.X = form(x), form(x)
+    with pytest.raises(DataError, match="has 9 NaN") as caught:
+        fit(mdata, layer=layer)
+    told = str(caught.value)
+    remedy, call = told.split("say so: ")[1].split("; else")[0].split(", then scvae.")
+    known = {"mdata": mdata, "np": np}
+    exec(remedy, known)
+    eval(call, {**known, "fit": fit})
+    held = dataset(fit(mdata, layer=layer, measured={"protein": "seen"}), mdata)
+    assert int((~held.cells(torch.arange(60)).parts[1].observed).sum()) == 9
+
+
 def test_a_mask_of_other_values_is_refused() -> None:
     mdata = cells(kinds=["rna", "protein"], missing=0.0)
     mdata.mod["protein"].layers["seen"] = mdata["protein"].X.toarray() + 2

@@ -203,8 +203,7 @@ def read_other(
     """Return the counts of another kind, and what is worth knowing of them."""
     names = list(map(str, source.adata.var_names))
     spec = spec_of(source.kind, len(names), laws)
-    if layer is None:
-        _check_measured(source)
+    _check_measured(source, layer)
     call = "scvae.fit(adata"
     part = spec.read(source.adata, names, layer, "observed", counts=counts, call=call)
     silent = np.flatnonzero(np.diff(part.counts.tocsc().indptr) == 0)
@@ -218,15 +217,20 @@ def read_other(
     return _part(source, n, names, part, None), told
 
 
-def _check_measured(source: Source) -> None:
+def _check_measured(source: Source, layer: str | None) -> None:
     """Raise where a matrix has NaN, which does not say whether it was measured."""
-    held: Any = source.adata.X
-    values = held.data if hasattr(held, "toarray") else held
+    adata, written = source.adata, "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    held: Any = adata.X if layer is None else adata.layers.get(layer)
+    if getattr(held, "dtype", np.dtype(object)).kind != "f":
+        return
+    is_sparse = hasattr(held, "toarray")
+    values = held.data if is_sparse else held
     wrong = np.isnan(np.asarray(values, dtype=np.float64))
     if wrong.any():
         raise DataError(
-            f"adata.X has {int(wrong.sum()):,} NaN. If these were not measured, say so: "
-            "adata.layers['seen'] = ~np.isnan(adata.X), then scvae.fit(adata, "
+            f"{written} has {int(wrong.sum()):,} NaN. If these were not measured, say so: "
+            f"adata.layers['seen'] = ~np.isnan({written}{'.toarray()' * is_sparse}), then "
+            f"scvae.fit(adata, {'' if layer is None else f'layer={layer!r}, '}"
             f"measured={{{source.kind!r}: 'seen'}}); else give the counts as they were."
         )
 

@@ -115,7 +115,7 @@ class Source:
         law = r"likelihood='bernoulli'"
         text = text.replace(law, "likelihood={'chromatin': 'bernoulli'}")
         text = re.sub(r"\bgene(s?)\b(?!=)", rf"{FEATURES[self.kind]}\1", text)
-        text = re.sub(r"(?<!filter_genes)(?<!filter_cells)\(adata", "(\0", text)
+        text = re.sub(r"(?<!filter_genes)(?<!filter_cells)(?<!isnan)\(adata", "(\0", text)
         if ".obsm" in self.written:
             text = text.replace("adata.X", self.written)
         text = re.sub(r"\badata\b(?!\.obsm)", self.written, text)
