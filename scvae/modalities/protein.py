@@ -228,9 +228,9 @@ class Decoder(nn.Module):
         self.odds = Linear(shape.n_hidden, g, generator)
         # Held at what the data said: if learned, it drifts below itself, where a protein that no
         # cell has is foreground in all.
-        zeros = torch.zeros(shape.n_batches, g, dtype=torch.float32)
-        self.register_buffer("background_loc", zeros)
-        self.log_background_scale = nn.Parameter(zeros - 1)
+        of_batches = (shape.n_batches, g)
+        self.register_buffer("background_loc", torch.zeros(of_batches, dtype=torch.float32))
+        self.log_background_scale = nn.Parameter(torch.full(of_batches, -1.0, dtype=torch.float32))
         self.level = Linear(shape.n_hidden, 1, generator)
         nn.init.zeros_(self.level.weight)
         nn.init.zeros_(self.level.bias)
