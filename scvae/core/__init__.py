@@ -55,6 +55,7 @@ from scvae.core.hierarchy import Hierarchical
 from scvae.core.inference import MeanField, refine, variational_em
 from scvae.core.joint import Fused, Joint, Jointly
 from scvae.core.kl import Estimate, closed_form_kl, kl_divergence, monte_carlo_kl
+from scvae.core.labelled import LabelledMixture, WithLabel
 from scvae.core.linear import LinearGaussian, factor_analysis, ppca
 from scvae.core.networks import MLP
 from scvae.core.objectives import (
@@ -107,6 +108,7 @@ __all__ = [
     "Hierarchical",
     "Joint",
     "Jointly",
+    "LabelledMixture",
     "LinearGaussian",
     "LogNormal",
     "MeanField",
@@ -122,6 +124,7 @@ __all__ = [
     "StandardNormal",
     "Terms",
     "VampPrior",
+    "WithLabel",
     "ZeroInflated",
     "aggregated_posterior",
     "atypicality",

@@ -124,6 +124,8 @@ class Batch(Minibatch):
     present
         True where a cell was measured at all, ``(n,)``; None if all were. What an absent cell
         holds, NaN included, touches nothing.
+    label
+        Number of every cell's label, int64 ``(n,)``, -1 where it is not known; None if none is.
 
     Examples
     --------
@@ -141,6 +143,7 @@ class Batch(Minibatch):
     observed: Tensor | None = None
     rows: Tensor | None = None
     present: Tensor | None = None
+    label: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -192,7 +195,7 @@ class Parts(Minibatch):
     ----------
     parts
         One minibatch of the n cells a kind of measurement; ``part.present`` says of which cells.
-    s, rows
+    s, rows, label
         As in `Batch`, for what looks at no part, such as a prior.
 
     Examples
@@ -205,6 +208,7 @@ class Parts(Minibatch):
     parts: tuple[Batch, ...]
     s: Tensor | None = None
     rows: Tensor | None = None
+    label: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(set(map(len, self.parts))) != 1:

@@ -75,9 +75,13 @@ class MixtureOfGaussians(nn.Module):
         self.loc = nn.Parameter(loc)
         self.log_scale = nn.Parameter(torch.full(loc.shape, math.log(width), dtype=loc.dtype))
 
+    @property
+    def components(self) -> Gaussian:
+        """The Gaussians, batch shape ``(c,)``."""
+        return Gaussian(self.loc, self.log_scale.exp())
+
     def forward(self, batch: Minibatch) -> Mixture:
-        components = Gaussian(self.loc, self.log_scale.exp())
-        return Mixture(self.logits, components).expand((len(batch),))
+        return Mixture(self.logits, self.components).expand((len(batch),))
 
 
 class VampPrior(nn.Module):

@@ -79,13 +79,32 @@ class Mixture(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) of every row, ``(...)``."""
+        return self.log_prob_with(value, None)
+
+    def log_prob_with(self, value: Tensor, log_event: Tensor | None) -> Tensor:
+        """Return log p(x, e) of every row, ``(...)``, of an event that has probability
+        p(e | c) under every component, by its logarithm ``(..., c)``; None is a sure event."""
+        joint = self._log_joint(value)
+        joint = joint if log_event is None else joint + log_event
+        if (same := self._same_for_all) is None:
+            return torch.logsumexp(joint, dim=-1)
+        dtype = torch.promote_types(value.dtype, same.components.loc.dtype)
+        batch = broadcast_shape(value.shape[:-1], self.batch_shape)
+        return torch.logsumexp(joint, dim=-1).to(dtype).expand(batch)
+
+    def log_responsibilities(self, value: Tensor) -> Tensor:
+        """Return the log-probability of every component, given the row, ``(..., c)``."""
+        return torch.log_softmax(self._log_joint(value), dim=-1).to(self.logits.dtype)
+
+    def _log_joint(self, value: Tensor) -> Tensor:
+        """Return log w_c + log p_c(x) of every row and component, ``(..., c)``: in float64 where
+        rows are under one and the same mixture of Gaussians."""
         demand_support(self, value)
         _demand_width(self, value)
         if (same := self._same_for_all) is not None:
-            batch = broadcast_shape(value.shape[:-1], self.batch_shape)
-            return _of_gaussians(value, same.log_weights, same.components).expand(batch)
-        of_each = self.components.log_prob(value[..., None, :])
-        return torch.logsumexp(self.log_weights + of_each, dim=-1)
+            return _of_gaussians(value, same.log_weights, same.components)
+        joint: Tensor = self.log_weights + self.components.log_prob(value[..., None, :])
+        return joint
 
     def marginal_log_prob(self, value: Tensor, observed: Tensor) -> Tensor:
         """Return the log-density of the entries where `observed`, all others integrated out."""
@@ -124,7 +143,7 @@ def _demand_width(p: Mixture, value: Tensor) -> None:
 
 
 def _of_gaussians(value: Tensor, log_weights: Tensor, components: Gaussian) -> Tensor:
-    """Return log p(x) of rows under one and the same mixture.
+    """Return log w_c + log p_c(x) of rows under one and the same mixture, ``(..., c)``, float64.
 
     Squares are of the type that is given, the rest in float64, at no cost: in float32 the
     responsibilities, and gradients with them, would not sum up to 1 where log-densities are large.
@@ -132,8 +151,7 @@ def _of_gaussians(value: Tensor, log_weights: Tensor, components: Gaussian) -> T
     loc, scale = components.loc, components.scale
     standard = (value[..., None, :] - loc) / scale
     at_the_mean = log_weights.double() - (scale.double().log() + HALF_LOG_2PI).sum(-1)
-    of_each = at_the_mean - 0.5 * standard.square().sum(-1)
-    return torch.logsumexp(of_each, dim=-1).to(standard.dtype)
+    return at_the_mean - 0.5 * standard.square().sum(-1)
 
 
 def _chosen(of_each: Tensor, index: Tensor) -> Tensor:
