@@ -65,6 +65,7 @@ FOREIGN = {
     "verbose": "progress",
     "labels_key": "label",
     "label_key": "label",
+    "unlabeled_category": "unlabelled",
     "n_samples": "samples",
     "transform_batch": "batch",
     "filename": "path",

@@ -13,10 +13,11 @@ import scvae
 from scvae import ConfigError, DataError
 from scvae.analysis.labels import transfer
 from scvae.data.hold.cells import Dataset
+from scvae.data.read.labels import labels_of
 from scvae.models.label.classifier import Classifier, best_temperature, fit_classifier
 from scvae.models.label.components import fit_components
 from scvae.models.label.labeller import _folds, fit_panel, posterior_of
-from scvae.models.label.reference import labels_of, make_reference
+from scvae.models.label.reference import make_reference
 from scvae.models.label.same_genes import with_genes
 from scvae.models.label.strangeness import fit_depth, fit_strangeness, fit_types, tail
 

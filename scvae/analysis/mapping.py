@@ -20,10 +20,10 @@ from scvae.arguments import check_name, check_seed, check_share, shown
 from scvae.data.read.covariates import column as column_of
 from scvae.data.read.covariates import names_of_cells
 from scvae.data.read.forms import check_anndata
+from scvae.data.read.labels import labels_of
 from scvae.errors import ConfigError, DataError
 from scvae.models.embedding import Embedding
 from scvae.models.label.predict import FALSE_ALARMS, demand_reference
-from scvae.models.label.reference import labels_of
 from scvae.models.model import Model
 
 if TYPE_CHECKING:
@@ -224,8 +224,9 @@ def _cells_of(
     sample = column_of(adata.obs, column, "sample")
     name = np.full(adata.n_obs, "", dtype=object)
     if labels is not None:
-        known, codes = labels_of(adata.obs, check_name("labels", labels, "cell_type"))
-        name[codes >= 0] = np.array(known, dtype=object)[codes[codes >= 0]]
+        found = labels_of(adata.obs, check_name("labels", labels, "cell_type"))
+        there = found.codes >= 0
+        name[there] = np.array(found.names, dtype=object)[found.codes[there]]
     return Cells(model.embed(adata, layer=layer), names_of_cells(sample).to_numpy(), name)
 
 

@@ -7,7 +7,16 @@ import dataclasses
 
 from scvae.cli.console import printable, tell
 from scvae.cli.inputs import of_data, read
-from scvae.cli.options import Command, Parser, add_data, add_input, add_validation, adder, given
+from scvae.cli.options import (
+    Command,
+    Parser,
+    add_data,
+    add_input,
+    add_labels,
+    add_validation,
+    adder,
+    given,
+)
 from scvae.cli.remedies import as_options
 from scvae.errors import DataError
 
@@ -18,7 +27,8 @@ example:
 The exit code is 1 if `scvae fit` would refuse the cells.
 """
 NAMES = (
-    *("batch", "covariates", "modalities", "layer", "genes", "library_size", "counts"),
+    *("batch", "covariates", "labels", "unlabelled", "modalities", "layer", "genes"),
+    *("library_size", "counts"),
     *("validation", "label"),
 )
 
@@ -41,7 +51,9 @@ def run(a: argparse.Namespace) -> None:
 
 def add_options(parser: Parser) -> None:
     add_input(parser)
-    add_data(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    add_data(data)
+    add_labels(data)
     add_validation(parser)
     adder(parser)("--label", metavar="COLUMN", help="column of obs with labels of the cells")
 

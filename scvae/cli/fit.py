@@ -18,6 +18,7 @@ from scvae.cli.options import (
     add_data,
     add_device,
     add_input,
+    add_labels,
     add_output,
     add_validation,
     adder,
@@ -191,7 +192,9 @@ def add_options(parser: Parser) -> None:
     parser.look_up = defaults
     add_input(parser)
     add_output(parser)
-    add_data(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    add_data(data)
+    add_labels(data)
     _add_model(parser.add_argument_group("model"))
     _add_training(parser.add_argument_group("training"))
     _add_results(parser.add_argument_group("further results"))

@@ -46,6 +46,7 @@ def facts_of(model: Model) -> dict[str, Any]:
         "batch_column": origin.covariates.batch,
         "batches": origin.covariates.batches,
         "covariates": origin.covariates.others,
+        "label_column": record.labels,
         "training_cells": record.n_train,
         "held_out_cells": record.n_held_out,
         "held_out_elbo": record.elbo_held_out,

@@ -89,6 +89,12 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     add("--counts", choices=COUNTS, help="whole; or rounded, for estimates that are fractions")
 
 
+def add_labels(group: argparse._ActionsContainer) -> None:
+    add = adder(group)
+    add("--labels", metavar="COLUMN", help="column of obs with types to learn; cells may lack one")
+    add("--unlabelled", metavar="VALUE", help="value of that column that is no type: Unknown")
+
+
 def add_validation(group: argparse._ActionsContainer) -> None:
     add = adder(group)
     add("--validation", type=share, metavar="SHARE", help="cells held out, or a column of obs")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from scvae.data.read.covariates import Encoded, column, learn_covariates
 from scvae.data.read.features import check_one_kind
 from scvae.data.read.forms import is_anndata
 from scvae.data.read.genes import choose_genes
+from scvae.data.read.labels import read_labels
 from scvae.data.read.library import check_not_empty, library_sizes
 from scvae.data.read.several import is_several
 from scvae.data.read.source import chosen_genes, fitted_place, matrix_of, where_named
@@ -57,6 +59,8 @@ def check(
     *,
     batch: str | None = None,
     covariates: str | Sequence[str] | None = None,
+    labels: str | None = None,
+    unlabelled: str | None = None,
     modalities: str | Mapping[str, str] | None = None,
     measured: Mapping[str, str] | None = None,
     layer: str | Mapping[str, str] | None = None,
@@ -77,7 +81,9 @@ def check(
     ----------
     adata
         Cells x genes with raw counts, or MuData, or the path of a file, as for `scvae.fit`.
-    batch, covariates, modalities, measured, layer, genes, library_size, counts, validation
+    batch, covariates, labels, unlabelled, modalities, measured, layer, genes
+        As for `scvae.fit`.
+    library_size, counts, validation
         As for `scvae.fit`.
     label
         Column of adata.obs with labels, such as cell types, which should not go together with the
@@ -112,9 +118,12 @@ def check(
         return _check_rna(adata, *asked)
 
     if is_several(cells, modalities, split=genes is None):
-        asked = (modalities, measured, layer, batch, covariates, counts)
+        asked = (modalities, measured, layer, batch, covariates, labels, unlabelled, counts)
         return check_several(cells, *asked, of_rna)
-    return of_rna(cells, layer)  # type: ignore[arg-type]
+    report = of_rna(cells, layer)  # type: ignore[arg-type]
+    if is_anndata(cells):
+        findings.attempt(Kind.LABEL, read_labels, cells.obs, labels, unlabelled)
+    return replace(report, findings=(*report.findings, *findings.all))
 
 
 def _check_rna(

@@ -14,6 +14,7 @@ from scvae.data.read.covariates import learn_covariates
 from scvae.data.read.several import sources_of
 from scvae.data.read.sources import Source, Sources
 from scvae.errors import ConfigError, DataError
+from scvae.models.label.learned import labels_to_learn
 from scvae.models.prepare import DEMANDS_OF_OTHERS, layer_of, read_other
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def check_several(
     layer: str | Mapping[str, str] | None,
     batch: str | None,
     covariates: Any,
+    labels: str | None,
+    unlabelled: str | None,
     counts: CountKind,
     check_rna: Callable[[AnnData, str | None], Report],
 ) -> Report:
@@ -46,6 +49,8 @@ def check_several(
                 _attempt(found, partial(_read, source, sources.n_obs, told, counts))
         if sources is not None and all(source.kind != "rna" for source in sources.parts):
             _attempt(found, lambda: learn_covariates(sources.obs, batch, covariates))
+        if sources is not None:
+            _attempt(found, lambda: labels_to_learn(sources, labels, unlabelled, "mixture"))
     found += [Finding("warning", Kind.COUNTS, str(one.message)) for one in caught]
     unique = {finding.text: finding for finding in found}
     return replace(report, findings=tuple(unique.values()))

@@ -50,6 +50,7 @@ from scvae.models.embedding import fit_embedding
 from scvae.models.keep.checkpoint import Checkpoint
 from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.kinds import check_arguments_of_kinds, check_bounds, check_likelihood
+from scvae.models.label.learned import labels_to_learn, learned
 from scvae.models.model import Model
 from scvae.models.network import Architecture
 from scvae.models.on_disk import opened
@@ -70,6 +71,8 @@ def fit(
     *,
     batch: str | None = None,
     covariates: str | Sequence[str] | None = None,
+    labels: str | None = None,
+    unlabelled: str | None = None,
     modalities: str | Mapping[str, str] | None = None,
     measured: Mapping[str, str] | None = None,
     layer: str | Mapping[str, str] | None = None,
@@ -125,6 +128,13 @@ def fit(
         Column of adata.obs with the batch to correct for.
     covariates
         Further columns to correct for: categories, or numbers, which are standardised.
+    labels
+        Column of adata.obs with labels of cells, such as their types, of which the prior learns
+        where each lies (see `scvae.core.labelled`); ``model.predict(query)`` names other cells by
+        them. Cells without a value have none, so that fine and coarse ones, some of them wrong, may
+        stand together. Of RNA alone.
+    unlabelled
+        Value of that column which is no label, either, such as "Unknown".
     modalities
         Which kind is where, as in ``{"rna": "gex", "protein": "ADT", "chromatin": "peaks"}``:
         modalities of a MuData, types of features in ``adata.var["feature_types"]``, or slots of
@@ -245,6 +255,13 @@ def fit(
     >>> adata.obsm["X_scvae"].shape
     (200, 30)
 
+    With types of some cells, by which it names all:
+
+    >>> adata.obs["type"] = adata.obs["cell_type"].where(adata.obs["batch"] == "batch_0")
+    >>> model = scvae.fit(adata, batch="batch", labels="type", max_steps=20, progress=False)
+    >>> len(model.predict(adata))
+    200
+
     Of RNA and proteins, which a third of the cells lack each:
 
     >>> kinds = ["rna", "protein"]
@@ -283,7 +300,9 @@ def fit(
     alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
     check_arguments_of_kinds(sources, genes, library_size, robust, laws, rna.linear)
     counts = check_choice("counts", counts, COUNTS)
+    to_learn = labels_to_learn(sources, labels, unlabelled, asked.prior)
     prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts, laws)
+    prepared = dataclasses.replace(prepared, labels=to_learn)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))
     prepared = prepared.told(held_out_rows.cpu().numpy(), validation)
     size = batch_size_of(batch_size, len(train_rows))
@@ -335,6 +354,7 @@ def sized(
         parts=parts,
         n_batches=prepared.covariates.n_batches,
         n_covariates=prepared.covariates.width,
+        n_labels=0 if prepared.labels is None else len(prepared.labels.names),
     )
 
 
@@ -355,7 +375,9 @@ def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> 
         generator_of("embedding", plan.seed, dataset.device),
     )
     record = record_of(plan, trained, strength, moved)
-    return Model(trained.vae, embedding, plan.architecture, origin, record)
+    model = Model(trained.vae, embedding, plan.architecture, origin, record)
+    model.reference = learned(model, read.labels, dataset, plan.held_out_rows, plan.seed)
+    return model
 
 
 def _part_origins(prepared: Prepared, library_size: str) -> dict[str, PartOrigin]:

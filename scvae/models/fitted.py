@@ -157,6 +157,7 @@ class Fitted:
         *,
         samples: int = 1,
         out: Any = None,
+        rows: Tensor | None = None,
     ) -> Any:
         """Apply `function` to all cells, a bounded number at a time, in their order.
 
@@ -173,6 +174,8 @@ class Fitted:
             Draws of a cell that `function` decodes at once: the more, the fewer cells it is given.
         out
             Array to fill with the rows; None makes one.
+        rows
+            Numbers of the cells to take, int64, in this order; None takes all.
 
         Returns
         -------
@@ -195,7 +198,8 @@ class Fitted:
         if not callable(function):
             raise ConfigError(f"function={shown(function)} is not a function of a minibatch.")
         samples = check_whole("samples", samples, 1)
-        everyone, end = torch.arange(len(dataset), device=self.device), 0
+        everyone = torch.arange(len(dataset), device=self.device) if rows is None else rows
+        end = 0
         with torch.no_grad(), evaluating(self.vae):
             for cells in dataset.minibatches(everyone, self.chunk(samples)):
                 start, end = end, end + len(cells)
@@ -204,9 +208,9 @@ class Fitted:
                     continue
                 values = rows_of(found, len(cells), function).cpu().numpy()
                 if out is None:
-                    out = np.empty((len(dataset), *values.shape[1:]), dtype=np.float32)
+                    out = np.empty((len(everyone), *values.shape[1:]), dtype=np.float32)
                 elif start == 0:
-                    check_out(out, (len(dataset), *values.shape[1:]))
+                    check_out(out, (len(everyone), *values.shape[1:]))
                 out[start:end] = values
         return out
 

@@ -20,6 +20,7 @@ from scvae.choices import Fusion, LatentPrior
 from scvae.core.distributions import Gaussian, Mixture
 from scvae.core.fusion import mixture_of_experts, mixture_of_products, product_of_experts
 from scvae.core.joint import Fuse, Fused, Joint
+from scvae.core.labelled import LabelledMixture, WithLabel
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
 from scvae.data.hold.cells import Cells
@@ -31,6 +32,7 @@ from scvae.modalities.protein import Protein
 from scvae.modalities.rna import Rna
 
 PRIOR_COMPONENTS = 50
+LABEL_TIMES = 50.0  # that a label is taken to have been said: once is hardly heard among counts
 FUSE: dict[Fusion, Fuse] = {
     "product": product_of_experts,
     "mixture": mixture_of_experts,
@@ -57,6 +59,8 @@ class Architecture:
     fusion
         How what several kinds say of a cell becomes one posterior: "product", "mixture", or
         "mixture-of-products" (see `scvae.core.fusion`).
+    n_labels
+        Labels that components of the mixture bear, or 0 (see `scvae.core.labelled`).
     """
 
     parts: dict[str, Rna | Protein | Chromatin]
@@ -68,6 +72,7 @@ class Architecture:
     encode_covariates: bool = True
     prior: LatentPrior = "normal"
     fusion: Fusion = "product"
+    n_labels: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -113,11 +118,7 @@ class Prior(nn.Module):
     def __init__(self, a: Architecture, generator: Generator | None) -> None:
         super().__init__()
         self.latent_library = a.latent_library
-        self.of_z = (
-            StandardNormal(a.n_latent)
-            if a.prior == "normal"
-            else MixtureOfGaussians(a.n_latent, PRIOR_COMPONENTS, generator=generator)
-        )
+        self.of_z = _prior_of_z(a, generator)
         for kind in a.parts:
             loc, scale = size_names(kind)
             self.register_buffer(loc, torch.zeros(a.n_batches, dtype=torch.float32))
@@ -128,10 +129,15 @@ class Prior(nn.Module):
         loc, scale = (getattr(self, name) for name in size_names(kind))
         return loc, scale
 
-    def forward(self, cells: Cells | CellParts) -> Gaussian | Mixture:
+    def forward(self, cells: Cells | CellParts) -> Gaussian | Mixture | WithLabel:
         p = self.of_z(cells)
         if not self.latent_library:
             return p
+        if isinstance(p, WithLabel):
+            return WithLabel(self._with_library(p.mixture, cells), p.log_label)
+        return self._with_library(p, cells)
+
+    def _with_library(self, p: Gaussian | Mixture, cells: Cells | CellParts) -> Any:
         of_cells = (
             of_batch(t, cells.batch)[:, None] for t in (self.library_loc, self.library_scale)
         )
@@ -141,6 +147,16 @@ class Prior(nn.Module):
         components = p.components
         assert isinstance(components, Gaussian)
         return Mixture(p.logits, _beside(components, loc[:, None], scale[:, None]))
+
+
+def _prior_of_z(a: Architecture, generator: Generator | None) -> nn.Module:
+    if a.prior == "normal":
+        return StandardNormal(a.n_latent)
+    if not a.n_labels:
+        return MixtureOfGaussians(a.n_latent, PRIOR_COMPONENTS, generator=generator)
+    n_components = PRIOR_COMPONENTS + a.n_labels  # one a label, and as many without as ever
+    n, times = a.n_labels, LABEL_TIMES
+    return LabelledMixture(a.n_latent, n_components, n, times=times, generator=generator)
 
 
 def size_names(kind: str) -> tuple[str, str]:

@@ -68,6 +68,7 @@ class Plan:
             [self.batch_size, self.seed, self.train_rows.device.type, VERSIONS, self.robust],
             [read.covariates.to_json(), self.alone, self.weights],
             *(read.design, read.codes),
+            *([] if read.labels is None else [read.labels.names, read.labels.codes]),
             *(said for kind, part in read.parts.items() for said in _said(kind, part)),
             *(self.train_rows.cpu().numpy(), self.held_out_rows.cpu().numpy()),
         )

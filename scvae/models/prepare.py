@@ -25,6 +25,7 @@ from scvae.data.read.choice import look
 from scvae.data.read.covariates import Covariates, Encoded, learn_covariates
 from scvae.data.read.features import check_one_kind
 from scvae.data.read.genes import check_unique, choose_genes
+from scvae.data.read.labels import Labels
 from scvae.data.read.library import library_sizes
 from scvae.data.read.source import chosen_genes, fitted_place
 from scvae.data.read.sources import Source, Sources
@@ -98,6 +99,7 @@ class Prepared:
     codes: np.ndarray
     warnings: list[str]
     counted: CountKind = "whole"
+    labels: Labels | None = None
 
     @property
     def first(self) -> PreparedPart:
@@ -105,8 +107,11 @@ class Prepared:
         return next(iter(self.parts.values()))
 
     def told(self, held_out: np.ndarray, validation: object) -> Prepared:
-        """Warn of groups that are held out as a whole, and return this with the warnings."""
+        """Warn of groups that are held out as a whole, and return this with the warnings; raise
+        DataError where there is no label to learn from."""
         encoded = Encoded(self.covariates, self.design, self.codes)
+        if self.labels is not None:
+            self.labels.check_learned(held_out)
         texts = warning_texts(unseen_groups(encoded, held_out, validation))
         for text in texts:
             warn(text)
@@ -358,6 +363,7 @@ def dataset_of(prepared: Prepared, device: torch.device, stream: bool | None) ->
             stream=stream,
             present=part.present,
             observed=part.observed,
+            label=None if prepared.labels is None else prepared.labels.codes,
         )
         for part in prepared.parts.values()
     ]

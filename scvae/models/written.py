@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def record_of(plan: Plan, trained: Trained, strength: float, moved: list[float]) -> Record:
     """Return what is written down of a fit."""
-    history, dataset = trained.history, trained.dataset
+    history, dataset, labels = trained.history, trained.dataset, plan.prepared.labels
     return Record(
         seed=plan.seed,
         batch_size=plan.batch_size,
@@ -44,6 +44,8 @@ def record_of(plan: Plan, trained: Trained, strength: float, moved: list[float])
         alone=plan.alone if len(plan.architecture.parts) > 1 else None,
         weights=plan.weights or None,
         imputed=imputed_levels(trained.vae, dataset, plan.held_out_rows, plan.architecture) or None,
+        labels=None if labels is None else labels.column,
+        n_labelled=None if labels is None else int((labels.codes >= 0).sum()),
     )
 
 

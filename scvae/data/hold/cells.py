@@ -74,6 +74,8 @@ class Dataset:
     present, observed
         True for the cells, ``(n,)``, and for the features, ``(g,)``, or entries, ``(n, g)``, that
         were measured; None if all were.
+    label
+        As in `Cells`, for all n cells.
     """
 
     counts: Counts | Shards
@@ -83,6 +85,7 @@ class Dataset:
     is_streamed: bool = False
     present: Tensor | None = None
     observed: Tensor | None = None
+    label: Tensor | None = None
 
     @classmethod
     def build(
@@ -96,13 +99,16 @@ class Dataset:
         stream: bool | None = None,
         present: np.ndarray | None = None,
         observed: np.ndarray | None = None,
+        label: np.ndarray | None = None,
     ) -> Dataset:
         """Move covariates, batch codes and library sizes ``(n,)`` to `device`, and the counts.
 
         `stream` leaves the counts in host memory; None does so if they do not fit (see `fits`).
-        `present` and `observed` mark cells and entries that were measured; None says all.
+        `present` and `observed` mark cells and entries that were measured; None says all. `label`
+        ``(n,)`` is as in `Cells`.
         """
         held: Counts | Shards
+        told = (None if m is None else torch.from_numpy(m) for m in (present, observed, label))
         if isinstance(counts, Shards):
             held, stream = counts, True
         else:
@@ -116,7 +122,7 @@ class Dataset:
             torch.from_numpy(codes).to(device),
             torch.from_numpy(np.log(library).astype(np.float32)).to(device)[:, None],
             stream,
-            *(None if m is None else torch.from_numpy(m).to(device) for m in (present, observed)),
+            *(None if m is None else m.to(device) for m in told),
         )
 
     def __len__(self) -> int:
@@ -152,6 +158,7 @@ class Dataset:
             is_streamed=not fitting,
             present=present,
             observed=observed if observed is None or observed.dim() == 1 else observed[rows],
+            label=None if self.label is None else self.label[rows],
         )
         return few, _all(rows)
 
@@ -226,8 +233,11 @@ class Dataset:
         present, observed = None if self.present is None else self.present[rows], self.observed
         if observed is not None:
             observed = observed.expand(len(rows), -1) if observed.dim() == 1 else observed[rows]
+        label = None if self.label is None else self.label[rows]
         return Cells(
-            x, self.s[rows], observed, present=present, batch=batch, log_library=log_library
+            *(x, self.s[rows], observed, None, present, label),
+            batch=batch,
+            log_library=log_library,
         )
 
     def _sent(self, rows: Tensor) -> Counts:

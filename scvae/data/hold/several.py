@@ -21,7 +21,7 @@ class CellParts(Parts):
     ----------
     parts
         The cells of every kind; ``present`` says which were measured.
-    s, batch
+    s, batch, label
         As in `Cells`.
     """
 
@@ -132,4 +132,5 @@ class Datasets:
 
 
 def _together(parts: Sequence[Cells]) -> CellParts:
-    return CellParts(tuple(parts), parts[0].s, batch=parts[0].batch)
+    first = parts[0]
+    return CellParts(tuple(parts), first.s, label=first.label, batch=first.batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
@@ -70,7 +72,7 @@ def measure_held_out(
             reconstruction = reconstruction + terms.reconstruction.double().sum()
             kl = kl + terms.kl.double().sum()
             means.append(terms.q.mean[:, :n_latent])
-        variance = prior.of_z(cells).variance[0]
+        variance = prior.of_z(replace(cells, label=None)).variance[0]  # of p(z), of all labels
     return HeldOut(
         reconstruction.item() / len(rows),
         kl.item() / len(rows),

@@ -16,7 +16,7 @@ from scvae.models.judge.held_out import LEAST_VARIANCE
 from scvae.models.judge.words import FEATURES, laws
 from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.keep.record import Record
-from scvae.models.network import PRIOR_COMPONENTS, Architecture
+from scvae.models.network import LABEL_TIMES, PRIOR_COMPONENTS, Architecture
 from scvae.train.history import History
 
 Rows = list[tuple[str, str]]
@@ -24,7 +24,6 @@ Rows = list[tuple[str, str]]
 FEW_ACTIVE = 0.25  # share of the latent dimensions: fewer are called a collapse
 MOST_NAMES = 6
 OF_TWO = "in distances between two cells"
-PRIOR_NAMES = {"normal": "N(0, I)", "mixture": f"a mixture of {PRIOR_COMPONENTS} Gaussians"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +109,9 @@ def _data(a: Architecture, origin: Origin, record: Record) -> Rows:
         kinds = dict.fromkeys(covariates.numbers, "number")
         taken = [f"{name!r} ({kinds.get(name, 'category')})" for name in covariates.others]
         rows.append(("covariates", ", ".join(taken)))
+    if record.labels is not None and record.n_labelled is not None:
+        of = f"{a.n_labels} of {record.labels!r}, of {record.n_labelled:,} cells"
+        rows.append(("labels", of))
     place = ", ".join(_place(part) for part in origin.parts.values())
     if origin.counts == "rounded":
         place += ", rounded to whole numbers"
@@ -126,11 +128,17 @@ def _model(a: Architecture, origin: Origin, n_parameters: int) -> Rows:
     layers = "1 layer" if a.n_layers == 1 else f"{a.n_layers} layers"
     linear = ", linear" if a.rna is not None and a.rna.linear else ""
     return [
-        ("latent dimensions", f"{a.n_latent}, prior {PRIOR_NAMES[a.prior]}"),
+        ("latent dimensions", f"{a.n_latent}, prior {_prior(a)}"),
         ("encoder, decoder", f"{layers} of {a.n_hidden}{linear}; {n_parameters:,} weights in all"),
         *_laws(a),
         ("library size", origin.library_size),
     ]
+
+
+def _prior(a: Architecture) -> str:
+    if a.prior == "normal":
+        return "N(0, I)"
+    return f"a mixture of {PRIOR_COMPONENTS + a.n_labels} Gaussians"
 
 
 def _laws(a: Architecture) -> Rows:
@@ -147,6 +155,8 @@ def _laws(a: Architecture) -> Rows:
 
 def _objective(a: Architecture, record: Record) -> Rows:
     rows = [("bound", "E_q[log p(x|z)] - KL(q(z|x) || p(z)), nats per cell")]
+    if a.n_labels:
+        rows.append(("of labelled cells", f"p(z, label) for p(z), the label {LABEL_TIMES:g} times"))
     if record.alone is not None:
         rows.append(("bounds of single kinds", f"of each, added with weight {record.alone:g}"))
     if record.weights is not None:

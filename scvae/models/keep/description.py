@@ -24,9 +24,9 @@ from scvae.models.network import Architecture
 
 Spec = TypeVar("Spec", bound=EmbeddingSpec | Rna | Protein | Chromatin)
 LARGEST_SIZE = 2**28  # the bytes of a weight with two such sides can be counted in 64 bits
-MAY_BE_ZERO = ("n_covariates", "genes", "clusters", "patterns")
+MAY_BE_ZERO = ("n_covariates", "genes", "clusters", "patterns", "n_labels")
 # Fields that files of before them lack; where they are so, they are not written.
-SINCE = {"linear": False, "patterns": 0, "measured": None}
+SINCE = {"linear": False, "patterns": 0, "measured": None, "n_labels": 0}
 LEAST_DEVIATION = 1e-12  # of a covariate, as a share of its mean; a fit takes no less
 
 
@@ -47,7 +47,7 @@ def describe(description: Description) -> dict[str, Any]:
     for whole in (of_network, of_data):
         whole["parts"] = {kind: _told(part) for kind, part in whole["parts"].items()}
     return {
-        "architecture": of_network,
+        "architecture": _told(of_network),
         "embedding": _told(dataclasses.asdict(embedding)),
         "origin": {**of_data, "covariates": origin.covariates.to_json()},
         "record": record.to_json(),
@@ -86,7 +86,7 @@ def _exactly(fields: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
 def _architecture(fields: Any) -> Architecture:
     """Return the architecture of these fields, and of the kinds of measurement in them."""
     kinds = get_type_hints(Architecture)
-    values = dict(_exactly(fields, tuple(kinds), "architecture"))
+    values = dict(_exactly(_since(kinds, fields), tuple(kinds), "architecture"))
     parts = _parts_of(values.pop("parts"), "architecture")
     _check_values({name: kinds[name] for name in values}, values, "architecture")
     found = {k: _spec(KINDS[k], part, f"architecture.parts.{k}") for k, part in parts.items()}
@@ -103,10 +103,15 @@ def _parts_of(parts: Any, where: str) -> dict[str, Any]:
 def _spec(spec: type[Spec], fields: Any, where: str) -> Spec:
     """Return the dataclass of whole numbers, flags and choices that `fields` describe."""
     kinds = get_type_hints(spec)
-    since = {name: value for name, value in SINCE.items() if name in kinds}
-    values = _exactly(since | fields if isinstance(fields, dict) else fields, tuple(kinds), where)
+    values = _exactly(_since(kinds, fields), tuple(kinds), where)
     _check_values(kinds, values, where)
     return spec(**values)
+
+
+def _since(kinds: dict[str, Any], fields: Any) -> Any:
+    """Return the fields with those that files of before them lack."""
+    since = {name: value for name, value in SINCE.items() if name in kinds}
+    return since | fields if isinstance(fields, dict) else fields
 
 
 def _check_values(kinds: dict[str, Any], values: dict[str, Any], where: str) -> None:
@@ -204,6 +209,8 @@ def _check_agreement(a: Architecture, origin: Origin) -> None:
         if isinstance(part, Rna):
             pairs["latent_library"] = (part.latent_library, known.library_size == "latent")
             pairs["outside"] = (part.outside, known.library_size not in FROM_COUNTS)
+    if a.n_labels == 1 or (a.n_labels and (a.prior != "mixture" or len(a.parts) > 1)):
+        raise ValueError(f"it has n_labels={a.n_labels}, which no such model has")
     if a.latent_library and len(a.parts) > 1:
         raise ValueError("latent_library is True beside other kinds of measurement")
     for name, (is_so, should_be) in pairs.items():

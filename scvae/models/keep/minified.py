@@ -12,21 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scvae.data.read.labels import UNLABELLED
 from scvae.io import shown
 from scvae.models.keep.weights import LARGEST, LARGEST_LOG_LIBRARY
-from scvae.models.label.reference import UNLABELLED, Reference
+from scvae.models.label.reference import Reference
 from scvae.models.network import Architecture
 
 SECTION = "reference"  # of the header, and with a dot before the names of its tensors
 TEXTS = ("column", "names", "parents", "colours")
+LEAST = "least_temperature"  # not written where it is 0, as in files of before it
 TENSORS = ("loc", "scale", "label", "batch", "log_px", "log_library", "expression")
 HEX = re.compile(r"#[0-9a-f]{6}")
+HIGHEST = 8.0  # temperature
 LEAST_SCALE = torch.finfo(torch.float32).tiny
 
 
 def describe_reference(reference: Reference) -> dict[str, Any]:
     """Return what the header says of a reference."""
-    return {name: getattr(reference, name) for name in TEXTS}
+    texts = {name: getattr(reference, name) for name in TEXTS}
+    least = reference.least_temperature
+    return texts | {LEAST: least} if least else texts
 
 
 def reference_tensors(reference: Reference) -> dict[str, Tensor]:
@@ -48,8 +53,11 @@ def read_reference(tensors: Mapping[str, Tensor], fields: Any, a: Architecture) 
     """Return the reference of a section, if there is one and it can be one of such a model."""
     if fields is None and not tensors:
         return None
-    if not isinstance(fields, dict) or sorted(fields) != sorted(TEXTS):
+    if not isinstance(fields, dict) or sorted({**fields, LEAST: 0.0}) != sorted((*TEXTS, LEAST)):
         raise ValueError(f"its reference is described by {shown(fields)}")
+    least = fields.get(LEAST, 0.0)
+    if type(least) is not float or not 0 <= least <= HIGHEST:
+        raise ValueError(f"its reference has {LEAST}={shown(least)}")
     if sorted(tensors) != sorted(TENSORS):
         raise ValueError(f"its reference has the tensors {sorted(tensors)}")
     _check_texts(fields)

@@ -71,6 +71,8 @@ class Record:
     imputed
         Of proteins, the levels whose intervals held shares of the counts of held-out cells, a list
         a protein (`scvae.models.judge.imputed`).
+    labels, n_labelled
+        Column with the labels that were learned from, and how many cells have one.
     other
         Whatever else a file says, by name.
     """
@@ -94,6 +96,8 @@ class Record:
     alone: float | None = None
     weights: dict[str, float] | None = None
     imputed: dict[str, list[list[float]]] | None = None
+    labels: str | None = None
+    n_labelled: int | None = None
     other: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -198,6 +202,8 @@ KINDS: dict[str, Kind] = {
     "alone": _distance,
     "weights": _each(_distance),
     "imputed": _each(all_are(_levels)),
+    "labels": _text,
+    "n_labelled": is_whole,
     "warnings": all_are(_text),
     "versions": _each(_text),
 }

@@ -65,8 +65,12 @@ class Posterior:
         return [self.loc] if self.components is None else [self.loc, self.components]
 
 
-def posterior_of(model: Fitted, dataset: Dataset, seed: int = 0) -> Posterior:
-    """Return what a model says of the cells of a dataset."""
+def posterior_of(
+    model: Fitted, dataset: Dataset, seed: int = 0, rows: Tensor | None = None
+) -> Posterior:
+    """Return what a model says of the cells of a dataset, or of some rows ``(n,)`` of it; whether
+    their labels are known makes no difference."""
+    dataset = replace(dataset, label=None)
     d, generator = model.architecture.n_latent, Generator(model.device).manual_seed(seed)
 
     def said(cells: Cells) -> Tensor:
@@ -75,8 +79,8 @@ def posterior_of(model: Fitted, dataset: Dataset, seed: int = 0) -> Posterior:
         assert isinstance(q, Gaussian)  # of RNA alone
         return torch.cat([q.loc[:, :d], q.scale[:, :d], elbo(terms)[:, None]], dim=1)
 
-    found = torch.from_numpy(model.over(dataset, said, samples=BOUND_SAMPLES))
-    log_library = dataset.log_library[:, 0].cpu()
+    found = torch.from_numpy(model.over(dataset, said, samples=BOUND_SAMPLES, rows=rows))
+    log_library = dataset.log_library[slice(None) if rows is None else rows, 0].cpu()
     return Posterior(found[:, :d], found[:, d : 2 * d], found[:, 2 * d], log_library)
 
 
@@ -126,11 +130,13 @@ def _centred(values: Tensor, batch: Tensor) -> Tensor:
     return centred
 
 
-def fit_labeller(cells: Posterior, label: Tensor, batch: Tensor, n_labels: int) -> Labeller:
+def fit_labeller(
+    cells: Posterior, label: Tensor, batch: Tensor, n_labels: int, least: float = 0.0
+) -> Labeller:
     """Return what cells with labels ``(n,)`` (-1 without one) of batches ``(n,)`` teach.
 
     Temperature and scores are those of batches held out in turn, or of a fifth of the cells where
-    there is one batch.
+    there is one batch; the temperature of latents is at least `least`.
     """
     there = label >= 0
     cells, label, batch = cells[there], label[there], batch[there]
@@ -145,25 +151,29 @@ def fit_labeller(cells: Posterior, label: Tensor, batch: Tensor, n_labels: int) 
     shortfall = _centred(depth.shortfall(cells.log_px, cells.log_library), batch)
     known = known if known.any() else torch.ones_like(known)
     strangeness = fit_strangeness(distance[known], shortfall[known])
-    panel = fit_panel(cells.features, label, fold, n_labels)
+    panel = fit_panel(cells.features, label, fold, n_labels, least)
     return Labeller(panel, fit_types(cells.loc, label, n_labels), depth, strangeness)
 
 
-def fit_panel(features: list[Tensor], label: Tensor, fold: Tensor, n_labels: int) -> Panel:
-    """Return classifiers of each kind of features ``(n, d)``, with the temperatures under which the
-    labels ``(n,)`` of every fold ``(n,)`` are likeliest when it is held out."""
+def fit_panel(
+    features: list[Tensor], label: Tensor, fold: Tensor, n_labels: int, least: float = 0.0
+) -> Panel:
+    """Return classifiers of each kind of features ``(n, d)``, with the temperatures, `least` or
+    above, under which the labels ``(n,)`` of every fold ``(n,)`` are likeliest when it is held
+    out."""
     whole, held_out = [], []
     for x, ridge in zip(features, RIDGES, strict=False):
         logits = torch.zeros(len(label), n_labels, dtype=torch.float64)
         for held in fold.unique():
             out, rest = fold == held, fold != held
             logits[out] = fit_classifier(x[rest], label[rest], n_labels, ridge).logits(x[out])
-        temperature = best_temperature(logits, label)
+        temperature = max(best_temperature(logits, label), least)
         fitted: Classifier = fit_classifier(x, label, n_labels, ridge)
         whole.append(replace(fitted, temperature=temperature))
         held_out.append(torch.softmax(logits / temperature, dim=-1))
     together = torch.stack(held_out).mean(0).log()
-    return Panel(tuple(whole), best_temperature(together, label))
+    overall = best_temperature(together, label)
+    return Panel(tuple(whole), max(overall, 1.0) if least else overall)
 
 
 def _folds(batch: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def demand_reference(reference: Reference | None) -> Reference:
     Raises ConfigError if it carries none."""
     if reference is None:
         raise ConfigError(
-            "The model carries no labelled cells to predict by. Give some: "
+            "The model carries no labelled cells to predict by. Fit it with labels: "
+            "scvae.fit(adata, labels='cell_type'); or give some: "
             "scvae.analysis.labels.transfer(model, reference, query, 'cell_type'); or save and "
             "load it with them: model.save('model.scvae', reference=adata, labels='cell_type')"
         )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from scvae.data.hold.cells import Cells, Dataset
-from scvae.data.read.covariates import names_of_cells
 from scvae.data.read.forms import check_anndata
+from scvae.data.read.labels import labels_of
 from scvae.errors import DataError
 from scvae.models.fitted import Fitted
 from scvae.models.label.labeller import Labeller, Posterior, fit_labeller, posterior_of
@@ -21,7 +21,6 @@ from scvae.models.label.labeller import Labeller, Posterior, fit_labeller, poste
 if TYPE_CHECKING:
     from anndata import AnnData
 
-UNLABELLED = -1
 HEX = "0123456789abcdef"
 
 
@@ -47,6 +46,9 @@ class Reference:
         Evidence lower bound and log library size of every cell, in nats, ``(n,)``.
     expression
         Mean share of the counts of every gene in the cells of each label, ``(t, g)``.
+    least_temperature
+        Of the probabilities of labels: what cells want that the model has not seen, where it has
+        learned from the labels of these.
     """
 
     column: str
@@ -60,6 +62,7 @@ class Reference:
     log_px: Tensor
     log_library: Tensor
     expression: Tensor
+    least_temperature: float = 0.0
 
     def __len__(self) -> int:
         return len(self.loc)
@@ -67,7 +70,8 @@ class Reference:
     @cached_property
     def labeller(self) -> Labeller:
         """What labels other cells, learned when it is first asked for."""
-        return fit_labeller(self.posterior, self.label, self.batch, len(self.names))
+        n, least = len(self.names), self.least_temperature
+        return fit_labeller(self.posterior, self.label, self.batch, n, least)
 
     @property
     def posterior(self) -> Posterior:
@@ -112,7 +116,8 @@ def with_cells(
 ) -> tuple[Reference, Dataset]:
     """Return what `make_reference` does, and the cells themselves, counts and all."""
     check_anndata(adata)
-    names, codes = labels_of(adata.obs, labels)
+    found = labels_of(adata.obs, labels)
+    names, codes = found.names, found.codes
     parents = None if parent is None else _parents(adata.obs, labels, parent, names, codes)
     model.demand_rna()
     dataset = model.read_for(adata, layer, call)
@@ -126,7 +131,7 @@ def with_cells(
         colours=_colours(adata, labels, names),
         label=label,
         batch=dataset.batch.cpu(),
-        expression=_expression(model, dataset, label, len(names)),
+        expression=mean_shares(model, dataset, label, len(names)),
         loc=said.loc,
         scale=said.scale,
         log_px=said.log_px,
@@ -135,39 +140,12 @@ def with_cells(
     return reference, dataset
 
 
-def labels_of(obs: pd.DataFrame, name: str) -> tuple[list[str], np.ndarray]:
-    """Return the labels in a column, sorted, and the number of every cell's, -1 without one."""
-    if not isinstance(name, str) or name not in obs:
-        raise DataError(
-            f"adata.obs has no column {name!r} of labels; it holds {list(obs.columns)}."
-        )
-    values = obs[name]
-    codes = np.full(len(values), UNLABELLED, dtype=np.int64)
-    there = np.flatnonzero(values.notna())
-    if not len(there):
-        raise DataError(f"adata.obs[{name!r}] has no labels: every cell is without a value.")
-    numbers, names = pd.factorize(names_of_cells(values.iloc[there]), sort=True)
-    codes[there] = numbers
-    if len(names) < 2:
-        raise DataError(
-            f"adata.obs[{name!r}] has one label alone, {names[0]!r}; there is nothing to tell "
-            "cells apart by. Give a column with several."
-        )
-    single = np.flatnonzero(np.bincount(numbers) == 1)
-    if len(single):
-        raise DataError(
-            f"adata.obs[{name!r}] has {len(single)} labels of one cell (first: "
-            f"{names[single[0]]!r}), from which none can be learned. Leave it out: "
-            f"adata.obs.loc[adata.obs[{name!r}] == {names[single[0]]!r}, {name!r}] = None"
-        )
-    return list(map(str, names)), codes
-
-
 def _parents(
     obs: pd.DataFrame, labels: str, parent: str, names: list[str], codes: np.ndarray
 ) -> list[str]:
     """Return the coarser label of each label."""
-    coarse, of_cell = labels_of(obs, parent)
+    coarser = labels_of(obs, parent)
+    coarse, of_cell = coarser.names, coarser.codes
     parents = []
     for number, name in enumerate(names):
         found = np.unique(of_cell[(codes == number) & (of_cell >= 0)])
@@ -193,15 +171,18 @@ def _colours(adata: AnnData, labels: str, names: list[str]) -> list[str] | None:
     return found if is_hex else None
 
 
-def _expression(model: Fitted, dataset: Dataset, label: Tensor, n_labels: int) -> Tensor:
-    """Return the mean share of the counts of every gene in the cells of each label, ``(t, g)``."""
-    sums = torch.zeros(n_labels, dataset.counts.n_genes)
+def mean_shares(
+    model: Fitted, dataset: Dataset, label: Tensor, n_labels: int, rows: Tensor | None = None
+) -> Tensor:
+    """Return the mean share of the counts of every gene in the cells of each label, ``(t, g)``, of
+    all cells or of `rows` ``(n,)``, whose labels are `label` ``(n,)``."""
+    sums, ends = torch.zeros(n_labels, dataset.counts.n_genes), [0]
 
     def add(cells: Cells) -> None:
-        assert cells.rows is not None  # as `over` hands them on
-        own = label[cells.rows.cpu()]
+        ends.append(ends[-1] + len(cells))
+        own = label[ends[-2] : ends[-1]]
         shares = (cells.x / cells.x.sum(1, keepdim=True).clamp(min=1)).cpu()
         sums.index_add_(0, own[own >= 0], shares[own >= 0])
 
-    model.over(dataset, add)
+    model.over(dataset, add, rows=rows)
     return sums / torch.bincount(label[label >= 0], minlength=n_labels)[:, None]
