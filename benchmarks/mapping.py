@@ -4,7 +4,10 @@ For every set one batch is the query and the others the reference, labels and al
 method: accuracy and macro F1 of the types that the reference has, expected calibration error (15
 bins of equal width), the share of known cells that is called unknown, and where a type is taken out
 of the reference, the AUROC of its strangeness. Beside it logistic regression on log counts of the
-same genes, which is trained anew for half of them; ours is not.
+same genes, which is trained anew for half of them; ours is not. A model that was fitted with the
+labels names cells by itself, without counts of the reference; so does the file of one that was not.
+
+`python benchmarks/mapping.py --methods regression transfer labels --seeds 3` tells these apart.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,6 +27,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import scvae
 from scvae.analysis.labels import transfer
+from scvae.models.label.reference import make_reference
 
 BINS = 15
 UNLABELLED = ("Unassigned", "unknown", "nan")
@@ -100,38 +105,73 @@ def scores(table: pd.DataFrame, query: AnnData, known: set[str]) -> dict[str, fl
     return found
 
 
-def rows(task: Task, seed: int) -> dict[str, dict[str, float]]:
+Tables = dict[str, tuple[pd.DataFrame, AnnData]]  # what was said of which query
+
+
+def of_regression(reference: AnnData, query: AnnData, half: AnnData, seed: int) -> Tables:
+    return {
+        "logistic regression": (regression(reference, query), query),
+        "the same, half of the genes": (regression(reference, half), half),
+    }
+
+
+def of_transfer(
+    reference: AnnData, query: AnnData, half: AnnData, seed: int, *, robust: bool = False
+) -> Tables:
+    model = scvae.fit(reference, batch="batch", robust=robust, seed=seed, progress=False)
+    name, wider = "scvae robust" if robust else "scvae", model.extend(query, seed=seed)
+    given = reference, query, "cell_type"
+    found = {
+        f"{name}, {place}": (transfer(model, *given, batch=place), query)
+        for place in ("new", "closest")
+    }
+    of_half = transfer(model, reference, half, "cell_type", batch="new")
+    found[f"{name}, extended"] = (transfer(wider, *given), query)
+    found[f"{name}, new, half of the genes"] = (of_half, half)
+    model.reference = make_reference(model, reference, "cell_type", call="")
+    found[f"{name}, new, by its file"] = (model.predict(query, batch="new"), query)
+    return found
+
+
+def of_labels(reference: AnnData, query: AnnData, half: AnnData, seed: int) -> Tables:
+    options = {"batch": "batch", "labels": "cell_type", "seed": seed, "progress": False}
+    model = scvae.fit(reference, **options)
+    return {
+        "scvae with labels, new": (model.predict(query, batch="new"), query),
+        "scvae with labels, extended": (model.extend(query, seed=seed).predict(query), query),
+        "scvae with labels, new, half of the genes": (model.predict(half, batch="new"), half),
+    }
+
+
+METHODS = {
+    "regression": of_regression,
+    "transfer": of_transfer,
+    "robust": partial(of_transfer, robust=True),
+    "labels": of_labels,
+}
+
+
+def rows(task: Task, seed: int, methods: list[str]) -> dict[str, dict[str, float]]:
     """Return the scores of every method of one task."""
     reference, query = task.split()
-    known = set(reference.obs["cell_type"])
-    half = half_of(query, seed)
-    found = {
-        "logistic regression": scores(regression(reference, query), query, known),
-        "the same, half of the genes": scores(regression(reference, half), half, known),
-    }
-    for name, robust in (("scvae", False), ("scvae robust", True)):
-        model = scvae.fit(reference, batch="batch", robust=robust, seed=seed, progress=False)
-        for place in ("new", "closest"):
-            table = transfer(model, reference, query, "cell_type", batch=place)
-            found[f"{name}, {place}"] = scores(table, query, known)
-        table = transfer(model.extend(query, seed=seed), reference, query, "cell_type")
-        found[f"{name}, extended"] = scores(table, query, known)
-        table = transfer(model, reference, half, "cell_type", batch="new")
-        found[f"{name}, new, half of the genes"] = scores(table, half, known)
-    return found
+    known, half = set(reference.obs["cell_type"]), half_of(query, seed)
+    tables = [METHODS[name](reference, query, half, seed) for name in methods]
+    return {name: scores(*said, known) for found in tables for name, said in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--sets", nargs="+", default=[task.name for task in TASKS])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=METHODS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     for task in (task for task in TASKS if task.name in given.sets):
-        tables = [pd.DataFrame(rows(task, seed)).T for seed in range(given.seeds)]
+        tables = [pd.DataFrame(rows(task, seed, given.methods)).T for seed in range(given.seeds)]
         left_out = "" if task.type is None else f", without {task.type}"
         print(f"\n### {task.name}: {task.column} {task.batch}{left_out}\n")
-        print((sum(tables) / len(tables)).round(3).to_markdown(), flush=True)
+        middle = pd.concat(tables).groupby(level=0, sort=False).median()
+        print(middle.round(3).to_markdown(), flush=True)
 
 
 if __name__ == "__main__":

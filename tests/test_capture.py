@@ -5,6 +5,7 @@ Held without a GPU, by steps on torch's meta device, which has shapes and no val
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -56,6 +57,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"prior": "normal"},
     {"decoder": "linear"},
     {"robust": True},
+    {"labels": "cell_type"},
 ]
 KINDS: list[dict[str, Any]] = (
     [{"modalities": [kind]} for kind in ("protein", "chromatin")]
@@ -80,7 +82,10 @@ def test_a_step_reads_nothing_from_its_device_and_brings_it_nothing(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = scvae.fit(cells, max_steps=2, progress=False, n_latent=4, n_hidden=8, **given)
-    batch = model.read(cells).cells(torch.arange(40)).map(lambda value: value.to("meta"))
+    batch: Any = model.read(cells).cells(torch.arange(40))
+    if "labels" in options:
+        batch = dataclasses.replace(batch, label=torch.arange(40) % 3 - 1)
+    batch = batch.map(lambda value: value.to("meta"))
     vae = model.vae.to("meta").train().requires_grad_(True)
     objective: Any = joint_and_single_bounds if len(kinds or ()) > 1 else one_bound
     beta = torch.zeros((), device="meta")

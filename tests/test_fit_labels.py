@@ -17,7 +17,9 @@ import scvae
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.several import Datasets
 from scvae.data.read.labels import labels_of, read_labels
+from scvae.data.read.several import sources_of
 from scvae.errors import ConfigError, DataError, FileError
+from scvae.models import prepare
 from scvae.models.keep import checkpoint
 from scvae.models.keep.checkpoint import NAME
 from scvae.models.keep.minified import describe_reference, read_reference, reference_tensors
@@ -173,6 +175,24 @@ def test_cells_on_disk_have_the_labels_of_the_same_cells_in_memory(tmp_path: Pat
     assert torch.equal(one.batch, other.batch)
     torch.testing.assert_close(one.expression, other.expression)
     torch.testing.assert_close(one.log_library, other.log_library)
+
+
+def test_cells_taken_off_the_disk_keep_their_labels(tmp_path: Path) -> None:
+    adata = cells()
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    on_disk = scvae.on_disk(tmp_path / "cells.h5ad")
+    on_disk.memory = 20_000
+    read = prepare.prepare(sources_of(on_disk), "batch", None, None, None, "observed")
+    labels = labels_of(adata.obs, "type", "Unknown")
+    read = dataclasses.replace(read, labels=labels)
+    dataset = prepare.dataset_of(read, torch.device("cpu"), None)
+    rows = torch.tensor([250, 3, 77, 78])
+    near, own = dataset.near(rows)
+    assert len(near) == 4
+    for found in (near.cells(own), dataset.cells(rows)):
+        assert found.label is not None
+        assert found.label.tolist() == labels.codes[rows].tolist()
 
 
 def test_a_checkpoint_goes_on_with_the_same_labels_alone(

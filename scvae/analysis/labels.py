@@ -51,8 +51,8 @@ def transfer(
         A fitted model, best of the reference; of a batch of the query, `Model.extend` lets it
         learn that first.
     reference
-        Cells with labels; None takes those that the model was saved with, of which counts are not
-        known: what needs these is left out.
+        Cells with labels; None takes those that the model was fitted or saved with, of which counts
+        are not known: what needs these is left out.
     query
         Cells with raw counts of the model's genes, or some of them.
     labels

@@ -31,10 +31,11 @@ EXAMPLE = """\
 example:
   scvae map reference.scvae query.h5ad -o mapped.h5ad --labels labels.csv --umap umap.png
 
-reference.scvae is a model that was saved with its labelled cells, model.save(path, reference=adata,
-labels="cell_type"). mapped.h5ad is query.h5ad with the embedding in obsm["X_scvae"] and in obs the
-columns predicted_label, predicted_probability, predicted_second, predicted_second_probability,
-predicted_strangeness and predicted_unknown; labels.csv has the same, a row a cell.
+reference.scvae is a model that was fitted with labels, scvae fit --labels cell_type, or saved with
+labelled cells, model.save(path, reference=adata, labels="cell_type"). mapped.h5ad is query.h5ad
+with the embedding in obsm["X_scvae"] and in obs the columns predicted_label, predicted_probability,
+predicted_second, predicted_second_probability, predicted_strangeness and predicted_unknown;
+labels.csv has the same, a row a cell.
 """
 PREFIX = "predicted_"
 

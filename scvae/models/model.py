@@ -58,7 +58,7 @@ class Model(Answering):
     record
         How the fit went: seed, versions, history, final KL weight; also in ``uns["scvae"]``.
     reference
-        Labelled cells that it was saved with, without their counts, or None.
+        Labelled cells that it was fitted or saved with, without their counts, or None.
 
     Examples
     --------
@@ -197,7 +197,8 @@ class Model(Answering):
         false_alarms: float = FALSE_ALARMS,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Return the label of every cell, by the labelled cells that the model was saved with.
+        """Return the label of every cell, by the labelled cells that the model was fitted with,
+        ``scvae.fit(adata, labels="cell_type")``, or saved with.
 
         As `scvae.analysis.labels.transfer` does without their counts; for parameters, columns and
         what a probability means here, see there.
@@ -206,6 +207,14 @@ class Model(Answering):
         ------
         ConfigError
             If the model carries no labelled cells.
+
+        Examples
+        --------
+        >>> import scvae
+        >>> adata = scvae.simulate(n_cells=300, n_genes=50)
+        >>> model = scvae.fit(adata[:200].copy(), labels="cell_type", max_steps=20, progress=False)
+        >>> model.predict(adata[200:]).columns.to_list()[:3]
+        ['label', 'probability', 'second']
         """
         reference = demand_reference(self.reference)
         options = batch, layer, false_alarms, seed, "model.predict(adata"
