@@ -51,6 +51,8 @@ class LabelledMixture(nn.Module):
     >>> batch = Batch(torch.ones(5, 64), label=torch.tensor([0, 1, 2, -1, -1]))
     >>> prior(batch).log_prob(z).shape, prior.probabilities(z).shape
     (torch.Size([5]), torch.Size([5, 3]))
+    >>> prior.log_label(batch.label).shape
+    torch.Size([5, 10])
     """
 
     def __init__(

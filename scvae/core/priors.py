@@ -55,6 +55,8 @@ class MixtureOfGaussians(nn.Module):
     >>> prior = MixtureOfGaussians(2, n_components=10)
     >>> prior(Batch(torch.ones(5, 64))).log_prob(torch.zeros(5, 2)).shape
     torch.Size([5])
+    >>> prior.components.batch_shape
+    torch.Size([10])
     """
 
     def __init__(

@@ -38,6 +38,10 @@ class Mixture(Distribution):
     (tensor(-5.4189), tensor(0.))
     >>> p.expand((5,)).sample((7,)).shape, p.support
     (torch.Size([7, 5, 1]), IndependentConstraint(Real(), 1))
+    >>> p.log_responsibilities(torch.zeros(1)).exp()
+    tensor([0.5000, 0.5000])
+    >>> p.log_prob_with(torch.zeros(1), torch.tensor([0.0, -torch.inf]))  # of the first alone
+    tensor(-6.1121)
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"logits": constraints.real_vector}
