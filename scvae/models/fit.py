@@ -45,6 +45,7 @@ from scvae.keywords import named
 from scvae.modalities.rna import Rna
 from scvae.models.agreed import check_size
 from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
+from scvae.models.busy import watched
 from scvae.models.device import pick_device
 from scvae.models.embedding import fit_embedding
 from scvae.models.keep.checkpoint import Checkpoint
@@ -317,6 +318,7 @@ def fit(
     kept = None if folder is None else Checkpoint(folder, plan.digest, writes=first)
     with deterministic_algorithms(deterministic and chosen.type == "cuda"):
         with progress_of(schedule.steps, progress and first) as report:
+            report = watched(report, chosen, isinstance(cells, OnDisk))
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
         model = _model(plan, trained, library_size, strength)
         if isinstance(cells, OnDisk):
