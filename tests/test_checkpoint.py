@@ -29,7 +29,7 @@ from scvae.models.keep.migrations import FORMAT
 from scvae.train.run import Run
 from tests.test_progress import Stream
 
-KILLS = int(os.environ.get("SCVAE_KILLS", "3"))
+KILLS = int(os.environ.get("SCVAE_KILLS", "2"))
 OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
 
 
