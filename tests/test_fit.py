@@ -218,7 +218,7 @@ def test_the_embedding_depends_on_no_draw_of_the_training(
         states.append(given[-1].get_state())
         return fit_embedding(*given)
 
-    monkeypatch.setattr("scvae.models.fit.fit_embedding", recorded)
+    monkeypatch.setattr("scvae.models.made.fit_embedding", recorded)
     for steps in (2, 5):
         fit(simulated.copy(), max_steps=steps)
     assert torch.equal(*states)

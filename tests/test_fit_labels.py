@@ -350,6 +350,7 @@ def test_amounts_are_no_labels() -> None:
         ({"unlabelled": "unknown"}, r"unlabelled='unknown', but no cell has that value"),
         ({"unlabelled": 3}, "unlabelled=3, but it must be a name or None"),
         ({"prior": "normal"}, "but prior='normal': prior='mixture'"),
+        ({"labels": "batch", "unlabelled": None}, "labels='batch' is the batch, too"),
         ({"validation": "known"}, "no two have cells to learn from"),
     ],
 )
@@ -367,6 +368,7 @@ def test_what_cannot_be_is_named(options: dict[str, Any], said: str) -> None:
         ({"labels": "typ"}, "did you mean labels='type'"),
         ({"labels": "type", "unlabelled": "unknown"}, "no cell has that value"),
         ({"unlabelled": "Unknown"}, "labels=None"),
+        ({"labels": "batch"}, "labels='batch' is the batch, too"),
     ],
 )
 def test_check_says_what_fit_would_refuse(options: dict[str, Any], said: str) -> None:

@@ -122,7 +122,7 @@ def check(
         return check_several(cells, *asked, of_rna)
     report = of_rna(cells, layer)  # type: ignore[arg-type]
     if is_anndata(cells):
-        findings.attempt(Kind.LABEL, read_labels, cells.obs, labels, unlabelled)
+        findings.attempt(Kind.LABEL, read_labels, cells.obs, labels, unlabelled, batch)
     return replace(report, findings=(*report.findings, *findings.all))
 
 

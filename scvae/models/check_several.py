@@ -50,7 +50,7 @@ def check_several(
         if sources is not None and all(source.kind != "rna" for source in sources.parts):
             _attempt(found, lambda: learn_covariates(sources.obs, batch, covariates))
         if sources is not None:
-            _attempt(found, lambda: labels_to_learn(sources, labels, unlabelled, "mixture"))
+            _attempt(found, lambda: labels_to_learn(sources, labels, unlabelled, "mixture", batch))
     found += [Finding("warning", Kind.COUNTS, str(one.message)) for one in caught]
     unique = {finding.text: finding for finding in found}
     return replace(report, findings=tuple(unique.values()))

@@ -7,9 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from scvae.arguments import (
     check_choice,
     check_name,
@@ -35,8 +32,6 @@ from scvae.choices import (
     LatentPrior,
     Likelihood,
 )
-from scvae.data.hold.cells import Dataset
-from scvae.data.hold.several import Datasets
 from scvae.data.read.atlas import OnDisk
 from scvae.data.read.library import FROM_COUNTS
 from scvae.data.read.several import sources_of
@@ -47,18 +42,17 @@ from scvae.models.agreed import check_size
 from scvae.models.budget import MOST_STEPS, VALIDATION, batch_size_of, schedule_of, split
 from scvae.models.busy import watched
 from scvae.models.device import pick_device
-from scvae.models.embedding import fit_embedding
 from scvae.models.keep.checkpoint import Checkpoint
-from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.kinds import check_arguments_of_kinds, check_bounds, check_likelihood
-from scvae.models.label.learned import labels_to_learn, learned
+from scvae.models.label.learned import labels_to_learn
+from scvae.models.made import model_of
 from scvae.models.model import Model
 from scvae.models.network import Architecture
 from scvae.models.on_disk import opened
-from scvae.models.plan import Plan, Trained, generator_of, train_plan
-from scvae.models.prepare import Prepared, batch_shares, prepare, spec_of
+from scvae.models.plan import Plan, train_plan
+from scvae.models.prepare import Prepared, prepare, spec_of
 from scvae.models.progress import progress as progress_of
-from scvae.models.written import description, record_of, write_embedding
+from scvae.models.written import description, write_embedding
 from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.ranks import Ranks
 
@@ -301,7 +295,7 @@ def fit(
     alone, weights = check_bounds(alone, weights, [part.kind for part in sources.parts])
     check_arguments_of_kinds(sources, genes, library_size, robust, laws, rna.linear)
     counts = check_choice("counts", counts, COUNTS)
-    to_learn = labels_to_learn(sources, labels, unlabelled, asked.prior)
+    to_learn = labels_to_learn(sources, labels, unlabelled, asked.prior, batch)
     prepared = prepare(sources, batch, covariates, layer, genes, library_size, counts, laws)
     prepared = dataclasses.replace(prepared, labels=to_learn)
     train_rows, held_out_rows = (rows.to(chosen) for rows in split(sources, validation, seed))
@@ -320,7 +314,7 @@ def fit(
         with progress_of(schedule.steps, progress and first) as report:
             report = watched(report, chosen, isinstance(cells, OnDisk))
             trained = train_plan(plan, chosen, stream=stream, checkpoint=kept, report=report)
-        model = _model(plan, trained, library_size, strength)
+        model = model_of(plan, trained, library_size, strength)
         if isinstance(cells, OnDisk):
             return model
         embedded = model.embed_dataset(trained.dataset, ranks=ranks)
@@ -358,43 +352,6 @@ def sized(
         n_covariates=prepared.covariates.width,
         n_labels=0 if prepared.labels is None else len(prepared.labels.names),
     )
-
-
-def _model(plan: Plan, trained: Trained, library_size: str, strength: float) -> Model:
-    """Return the trained model with its embedding and record."""
-    read, dataset = plan.prepared, trained.dataset
-    rows = dataset.in_order(plan.train_rows)
-    shares = batch_shares(read, rows.cpu().numpy())
-    parts = _part_origins(read, library_size)
-    origin = Origin(parts, read.covariates, shares, read.counted)
-    embedding, moved = fit_embedding(
-        trained.vae,
-        plan.architecture,
-        dataset,
-        rows,
-        _typical(read, dataset, rows),
-        strength,
-        generator_of("embedding", plan.seed, dataset.device),
-    )
-    record = record_of(plan, trained, strength, moved)
-    model = Model(trained.vae, embedding, plan.architecture, origin, record)
-    model.reference = learned(model, read.labels, dataset, plan.held_out_rows, plan.seed)
-    return model
-
-
-def _part_origins(prepared: Prepared, library_size: str) -> dict[str, PartOrigin]:
-    """Return where the counts of every kind came from."""
-    sizes = {kind: library_size if kind == "rna" else "observed" for kind in prepared.parts}
-    return {
-        kind: PartOrigin(part.names, part.layer, sizes[kind], part.place, part.measured)
-        for kind, part in prepared.parts.items()
-    }
-
-
-def _typical(prepared: Prepared, dataset: Dataset | Datasets, rows: Tensor) -> Tensor:
-    """Return the covariates that every cell is embedded with, ``(c,)``."""
-    mean = dataset.s[rows].mean(0).cpu().numpy()
-    return torch.from_numpy(prepared.covariates.typical(mean)).to(dataset.device)
 
 
 # -- choices -----------------------------------------------------------------------------------

@@ -43,13 +43,16 @@ class Labels:
             )
 
 
-def read_labels(obs: pd.DataFrame, labels: str | None, unlabelled: str | None) -> Labels | None:
+def read_labels(
+    obs: pd.DataFrame, labels: str | None, unlabelled: str | None, batch: str | None = None
+) -> Labels | None:
     """Return the labels that a fit learns from, if it is to; as `scvae.fit` says.
 
     Raises
     ------
     ConfigError
-        If `unlabelled` is given without labels, or is no value of the column.
+        If `unlabelled` is given without labels, or is no value of the column, or if the labels are
+        the batch.
     DataError
         As `labels_of`.
     """
@@ -60,6 +63,11 @@ def read_labels(obs: pd.DataFrame, labels: str | None, unlabelled: str | None) -
                 " scvae.fit(adata, labels='cell_type', unlabelled='Unknown')"
             )
         return None
+    if labels == batch:
+        raise ConfigError(
+            f"labels={shown(labels)} is the batch, too, whose differences are taken out of the "
+            f"embedding: scvae.fit(adata, batch={shown(batch)}, labels='cell_type')"
+        )
     return labels_of(obs, labels, check_name("unlabelled", unlabelled, "Unknown", or_none=True))
 
 

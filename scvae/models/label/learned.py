@@ -23,7 +23,11 @@ MOST_CELLS = 50_000  # that a model remembers: 0.3 kB each in its file
 
 
 def labels_to_learn(
-    sources: Sources, labels: str | None, unlabelled: str | None, prior: str
+    sources: Sources,
+    labels: str | None,
+    unlabelled: str | None,
+    prior: str,
+    batch: str | None = None,
 ) -> Labels | None:
     """Return the labels that a fit is to learn from; as `scvae.fit` says.
 
@@ -34,7 +38,7 @@ def labels_to_learn(
     DataError
         As `scvae.data.read.labels.labels_of`.
     """
-    found = read_labels(sources.obs, labels, unlabelled)
+    found = read_labels(sources.obs, labels, unlabelled, batch)
     if found is None:
         return None
     if prior != "mixture":
