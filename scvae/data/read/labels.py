@@ -63,7 +63,7 @@ def read_labels(
                 " scvae.fit(adata, labels='cell_type', unlabelled='Unknown')"
             )
         return None
-    if labels == batch:
+    if isinstance(labels, str) and labels == batch:
         raise ConfigError(
             f"labels={shown(labels)} is the batch, too, whose differences are taken out of the "
             f"embedding: scvae.fit(adata, batch={shown(batch)}, labels='cell_type')"
