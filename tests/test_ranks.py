@@ -17,9 +17,11 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import torch
 from ranks import OPTIONS, cells
 
 import scvae
+from scvae.core.networks import BatchNorm, counting
 from scvae.data.hold.residence import free_memory
 from scvae.errors import ConfigError
 from scvae.io import read_file
@@ -320,3 +322,22 @@ def test_torchrun_starts_again_what_was_killed_at_any_moment(tmp_path: Path, vic
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
     assert anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_scvae"].shape == (300, 4)
+
+
+@pytest.mark.parametrize("counted", [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]])
+def test_rows_that_do_not_count_do_not_for_ranks_either(
+    counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minibatch of all ranks may lack a kind in every cell, where nothing has moments."""
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: None)  # of one rank, its own
+    rows = torch.tensor(counted, dtype=torch.bool)
+    found = []
+    for forward in (BatchNorm.forward, Ranks(0, 1)._normalised):
+        norm = BatchNorm(3)
+        h = torch.arange(12.0).reshape(4, 3).sin().requires_grad_()
+        with counting(norm, rows):
+            y = forward(norm, h)
+        y.square().sum().backward()
+        found.append([y.detach(), h.grad, *(value.clone() for value in norm.buffers())])
+    for alone, of_ranks in zip(*found, strict=True):
+        torch.testing.assert_close(of_ranks, alone)

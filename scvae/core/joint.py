@@ -79,7 +79,9 @@ class Fused(nn.Module):
         whole = batch.parts[0].x.device.type != "cpu" if self.whole is None else self.whole
         form = _of_all if whole else _of_present
         each = zip(self.experts, batch.parts, strict=True)
-        return side_by_side([form(expert, part) for expert, part in each])
+        return side_by_side(
+            [expert(part) if part.present is None else form(expert, part) for expert, part in each]
+        )
 
     def fused(self, experts: Gaussian, batch: Parts, present: Tensor) -> Distribution:
         """Return the posterior of what `said` returned, by the experts of `present` ``(n, m)``."""
@@ -95,8 +97,9 @@ def _of_present(expert: nn.Module, part: Batch) -> Gaussian:
     """Return what an expert says of the cells that are present, N(0, I) of the others.
 
     A network that normalises over the minibatch is not to see cells that are none."""
-    rows = None if part.present is None else part.present.nonzero()[:, 0]
-    if rows is None or len(rows) == len(part):
+    assert part.present is not None
+    rows = part.present.nonzero()[:, 0]
+    if len(rows) == len(part):
         whole: Gaussian = expert(part)
         return whole
     some = part.filled[rows if len(rows) else rows.new_zeros(1)]  # of none, the width is wanted
@@ -111,9 +114,7 @@ def _of_present(expert: nn.Module, part: Batch) -> Gaussian:
 def _of_all(expert: nn.Module, part: Batch) -> Gaussian:
     """Return what `_of_present` does, having given the expert all cells."""
     there = part.present
-    if there is None:
-        whole: Gaussian = expert(part)
-        return whole
+    assert there is not None
     with counting(expert, there):
         q: Gaussian = expert(part.filled)
     loc, scale = torch.where(there[:, None], q.loc, 0.0), torch.where(there[:, None], q.scale, 1.0)

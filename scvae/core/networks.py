@@ -137,12 +137,17 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _of_counted(self, h: Tensor, counted: Tensor) -> Tensor:
         """Do as for the rows ``(rows, 1)`` that are 1 alone, in a shape that is always the same."""
+        n = counted.sum()
+        share = counted / n.clamp(min=1)
+        mean = (share * h).sum(0)
+        return self.by_moments(h, n, mean, (share * (h - mean).square()).sum(0))
+
+    def by_moments(self, h: Tensor, n: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """Normalise rows, in training, by the mean and variance ``(width,)`` of n rows, whichever
+        these were, and let the running averages follow them; of one row or none, by these."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        n = counted.sum()
-        share, several = counted / n.clamp(min=1), n > 1
-        mean = (share * h).sum(0)
-        variance = (share * (h - mean).square()).sum(0)
+        several = n > 1
         by_mean = torch.where(several, mean, self.running_mean)
         by_variance = torch.where(several, variance, self.running_var)
         scaled = (h - by_mean) * torch.rsqrt(by_variance + self.eps) * self.weight + self.bias
@@ -150,6 +155,8 @@ class BatchNorm(nn.BatchNorm1d):
             weight = several.to(h.dtype) * (0.1 if self.momentum is None else self.momentum)
             self.running_mean.lerp_(mean, weight)
             self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), weight)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += several.any()
         return scaled
 
 

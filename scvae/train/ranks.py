@@ -129,26 +129,17 @@ class Ranks:
         """Return rows ``(n, width)`` by the moments of the rows of all ranks, in training."""
         if not norm.training:
             return BatchNorm.forward(norm, h)
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert var is not None
-        about = mean.clone()  # sums of squares about it lose no digits
+        assert norm.running_mean is not None
+        about = norm.running_mean.clone()  # sums of squares about it lose no digits
         shifted, counted = h - about, h.new_ones(len(h), 1)
         if norm.counted is not None:
             counted = norm.counted[:, None].to(h.dtype)
         sums = (counted * shifted).sum(0), (counted * shifted.square()).sum(0)
         own = torch.cat([*sums, counted.sum(0)])
         first, second, n = _Summed.apply(self, own).split([h.shape[1], h.shape[1], 1])
-        offset = first / n
-        variance = (second / n - offset.square()).clamp(min=0)
-        with torch.no_grad():
-            momentum = 0.1 if norm.momentum is None else norm.momentum
-            mean.lerp_(about + offset, momentum)
-            var.lerp_(variance * n / (n - 1).clamp(min=1), momentum)
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked += 1
-        scaled = (shifted - offset) * torch.rsqrt(variance + norm.eps)
-        return scaled * norm.weight + norm.bias
+        offset = first / n.clamp(min=1)
+        variance = (second / n.clamp(min=1) - offset.square()).clamp(min=0)
+        return norm.by_moments(h, n, about + offset, variance)
 
     # -- inference -----------------------------------------------------------------------------
 
