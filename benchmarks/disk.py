@@ -92,7 +92,8 @@ def write_cells(
             for stored, values in ((data, block.data), (indices, block.indices)):
                 stored.resize((begin + block.nnz,))
                 stored[begin:] = values
-            indptr[start + 1 : start + len(block.indptr)] = begin + block.indptr[1:]
+            ends = block.indptr[1:].astype(np.int64)
+            indptr[start + 1 : start + len(block.indptr)] = begin + ends
         x["indptr"] = indptr
         batch, kind = np.divmod(group, TYPES)
         _write_columns(file, {"batch": batch, "cell_type": kind}, n_cells)

@@ -313,6 +313,45 @@ def test_an_embedding_by_one_kind_is_that_of_cells_that_have_no_other(
     np.testing.assert_array_equal(anndata.read_zarr(path).obsm["X_scvae"], mean)
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_cells_of_nan_regions_are_left_out_by_the_call_that_is_named(is_sparse: bool) -> None:
+    mdata = cells(0.0, ["rna", "chromatin"])
+    counts = mdata["chromatin"].X.toarray().astype(np.float32)
+    counts[:7] = np.nan
+    mdata["chromatin"].X = sparse.csr_matrix(counts) if is_sparse else counts
+    with pytest.raises(DataError, match="has 210 NaN") as error:
+        fit(mdata)
+    call = str(error.value).split("modality: ")[1].split("; else")[0]
+    exec(call, {"mdata": mdata, "np": np})
+    assert mdata["chromatin"].n_obs == 53
+    assert np.isfinite(fit(mdata).embed(mdata)).all()
+
+
+def test_a_modality_that_the_model_does_not_know_is_told(several: tuple[Any, scvae.Model]) -> None:
+    parts = {kind: several[0][kind] for kind in ("rna", "protein")}
+    model = fit(mudata.MuData(parts))
+    known = parts["rna"].obs_names.union(parts["protein"].obs_names)
+    regions = several[0]["chromatin"]
+    further = regions[regions.obs_names.isin(known)].copy()
+    mdata = mudata.MuData({**parts, "chromatin": further})
+    with pytest.warns(ScvaeWarning, match=r"mdata holds \['chromatin'\], which the model does not"):
+        found = model.embed(mdata)
+    expected = pd.DataFrame(model.embed(mudata.MuData(parts)), index=mudata.MuData(parts).obs_names)
+    np.testing.assert_array_equal(found, expected.loc[mdata.obs_names])
+
+
+def test_cells_to_be_checked_are_drawn_from_those_that_were_measured(
+    several: tuple[Any, scvae.Model],
+) -> None:
+    mdata, model = several
+    measured = mdata["protein"]
+    few = model.predictive_check(mdata, modality="protein", max_cells=measured.n_obs)
+    named = mudata.MuData({"protein": measured})
+    named.obs["batch"] = mdata.obs["batch"].reindex(named.obs_names)
+    alone = model.predictive_check(named, modality="protein")
+    np.testing.assert_allclose(few["observed_mean"], alone["observed_mean"], rtol=1e-6)
+
+
 def test_an_embedding_by_a_kind_that_is_not_there_is_refused(
     several: tuple[Any, scvae.Model],
 ) -> None:

@@ -232,12 +232,33 @@ def _check_measured(source: Source, layer: str | None) -> None:
     values = held.data if is_sparse else held
     wrong = np.isnan(np.asarray(values, dtype=np.float64))
     if wrong.any():
+        is_nan = f"np.isnan({written}{'.toarray()' * is_sparse})"
         raise DataError(
-            f"{written} has {int(wrong.sum()):,} NaN. If these were not measured, say so: "
-            f"adata.layers['seen'] = ~np.isnan({written}{'.toarray()' * is_sparse}), then "
-            f"scvae.fit(adata, {'' if layer is None else f'layer={layer!r}, '}"
-            f"measured={{{source.kind!r}: 'seen'}}); else give the counts as they were."
+            f"{written} has {int(wrong.sum()):,} NaN. {_how_to_mark(source, layer, is_nan)}; "
+            "else give the counts as they were."
         )
+
+
+def _how_to_mark(source: Source, layer: str | None, is_nan: str) -> str:
+    """Return the call that says what was not measured: of proteins entries, else cells."""
+    kind, place = source.kind, source.place
+    if kind == "protein":
+        return (
+            f"If these were not measured, say so: adata.layers['seen'] = ~{is_nan}, then "
+            f"scvae.fit(adata, {'' if layer is None else f'layer={layer!r}, '}"
+            f"measured={{{kind!r}: 'seen'}})"
+        )
+    if source.written.startswith("mdata"):
+        return (
+            f"If nothing was measured of these cells, leave them out of this modality: "
+            f"mdata.mod[{place!r}] = mdata[{place!r}][~{is_nan}.any(axis=1)].copy(); mdata.update()"
+        )
+    if place is None:
+        return f"Leave these cells out: adata = adata[~{is_nan}.any(axis=1)].copy()"
+    return (
+        f"If nothing was measured of these cells, set these to 0 and mark the others in a boolean "
+        f"column of obs, 'seen': scvae.fit(adata, measured={{{kind!r}: 'seen'}})"
+    )
 
 
 def spec_of(kind: str, n_features: int, laws: Mapping[str, Any]) -> Modality:

@@ -18,7 +18,7 @@ from scvae.data.read.measured import marked_as_before
 from scvae.data.read.several import is_mudata, kind_called, sources_of, types_of
 from scvae.data.read.source import home_in
 from scvae.data.read.sources import Source, Sources
-from scvae.errors import DataError
+from scvae.errors import DataError, warn
 from scvae.modalities.rna import Rna
 from scvae.models.keep.origin import Origin
 from scvae.models.network import Architecture
@@ -52,8 +52,7 @@ def read_cells(
 ) -> tuple[Dataset | Datasets, pd.DataFrame]:
     """Return the cells of `data`, for the user's `call`, and what is known of them; all or a part
     of the genes, each of its own batch or as `batch` says (see `scvae.models.placing`)."""
-    marks = {kind: part.measured for kind, part in origin.parts.items() if part.measured}
-    sources = marked_as_before(sources_for(opened(data), origin), marks)
+    sources = _as_in_the_fit(opened(data), origin)
     found = {
         source.kind: _part(
             source, sources, a, origin, layer_of(source, sources, layer), call, partial
@@ -81,6 +80,20 @@ def read_cells(
             )
         )
     return Datasets.of(parts), sources.obs
+
+
+def measured_in(data: Any, origin: Origin, kind: str) -> np.ndarray:
+    """Return which cells were measured in a kind, by what `data` and their marks say, ``(n,)``."""
+    sources = _as_in_the_fit(data, origin)
+    part = next((part for part in sources.parts if part.kind == kind), None)
+    present = None if part is None else part.present(sources.n_obs)
+    return np.full(sources.n_obs, part is not None) if present is None else present
+
+
+def _as_in_the_fit(data: Any, origin: Origin) -> Sources:
+    """Return where the kinds of a model are, with the columns that mark what was measured."""
+    marks = {kind: part.measured for kind, part in origin.parts.items() if part.measured}
+    return marked_as_before(sources_for(data, origin), marks)
 
 
 def _empty(n: int, n_features: int) -> sparse.csr_matrix:
@@ -116,6 +129,12 @@ def sources_for(data: AnnData, origin: Origin) -> Sources:
             f"mdata holds {there}, none of which is one of the model's {kinds}; a modality is "
             f"found by the name it had in the fit, {[p.place for p in origin.parts.values()]}, or "
             f"by that of its kind: mudata.MuData({{{kinds[0]!r}: mdata[{there[:1]}[0]]}})"
+        )
+    unknown = [name for name in there if name not in chosen.values()]
+    if unknown and len(kinds) > 1:
+        warn(
+            f"mdata holds {unknown}, which the model does not know: it was fitted to {kinds}, and "
+            "looks at nothing else. To have them in the embedding: scvae.fit(mdata)"
         )
     return sources_of(data, chosen)
 

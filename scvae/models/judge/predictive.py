@@ -18,7 +18,7 @@ from scvae.core.vae import VAE
 from scvae.errors import DataError
 from scvae.models.fitted import Fitted, Layer
 from scvae.models.query import draws, some_rows
-from scvae.models.reading import cells_of
+from scvae.models.reading import cells_of, measured_in
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -144,9 +144,11 @@ def predictive_table(
     max_cells = check_whole("max_cells", max_cells, 5_000, least=None)
     if min(cells.n_obs, max_cells) < 1:
         raise DataError(f"{cells.n_obs} cells, max_cells={max_cells}: nothing to compare.")
-    if cells.n_obs > max_cells:
-        cells = cells[some_rows(np.arange(cells.n_obs), max_cells, seed)]
     kind = model.kind_of(modality)
+    if cells.n_obs > max_cells:
+        there = measured_in(cells, model.origin, kind).nonzero()[0]
+        chosen = there if len(there) else np.arange(cells.n_obs)
+        cells = cells[some_rows(chosen, max_cells, seed)]
     names, place = model.origin.parts[kind].names, [*model.modalities].index(kind)
     check = PredictiveCheck(model.vae, len(names), generator, samples, place)
     model.over(model.read_for(cells, layer, call), check.add, samples=samples)
