@@ -3,9 +3,10 @@
 One type at a time is removed from all batches but the one with most of it. A correction that wants
 every cluster in every batch pulls such a type onto its neighbours. Printed are the best F1 of any
 Leiden cluster (of eight resolutions) for the planted type, and the share of its cells' 30 nearest
-neighbours that are of it, which has less noise; for scvae, scvae without alignment,
-scvae without the batch, Harmony, and the components that it corrects; and how far the alignment
-moved the planted cells, in distances between types.
+neighbours that are of it, which has less noise; for scvae, scvae without alignment, scvae whose
+encoder is not told the batch (encode_covariates=False), scvae without the batch, Harmony, and the
+components that it corrects; and how far the alignment moved the planted cells, in distances between
+types.
 """
 
 from __future__ import annotations
@@ -72,11 +73,13 @@ def measure(name: str, adata: anndata.AnnData, planted_type: str) -> dict[str, f
     options = {"progress": False}
     scvae.fit(adata, batch="batch", key_added="scvae", **options)
     scvae.fit(adata, batch="batch", align=False, key_added="unaligned", **options)
+    scvae.fit(adata, batch="batch", encode_covariates=False, key_added="blind", **options)
     scvae.fit(adata, key_added="no batch", **options)
     components, _ = pca(name, adata.copy(), 0)
     embeddings = {
         "scvae": adata.obsm["scvae"],
         "align=False": adata.obsm["unaligned"],
+        "blind encoder": adata.obsm["blind"],
         "no batch": adata.obsm["no batch"],
         "Harmony": harmonise(components, adata.obs["batch"]),
         "PCA": components,

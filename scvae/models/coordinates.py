@@ -44,7 +44,7 @@ from scvae.data.hold.several import CellParts, Datasets
 from scvae.modalities.kinds import View
 from scvae.modalities.rna import Decoder
 
-MOST_GENES = 1024  # in S, of every kind
+MOST_GENES = 512  # in S, of every kind
 MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
 FEWEST_CELLS = 4096  # of which they are taken where there are so many genes that these would be few
 CHUNK_VALUES = 2**20  # cells x genes decoded at once
