@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scvae.models.keep import checkpoint
 from scvae.models.keep.checkpoint import NAME
 from scvae.models.keep.minified import describe_reference, read_reference, reference_tensors
 from scvae.models.label.learned import some_of_each
+from scvae.models.network import LABEL_NATS
 
 QUICK: dict[str, Any] = {"n_latent": 4, "n_hidden": 16, "max_steps": 30, "progress": False}
 
@@ -133,6 +135,26 @@ def test_the_bound_is_less_by_what_labels_cost() -> None:
     assert np.array_equal(without[~known], with_them[~known])
     assert (with_them[known] >= without[known]).all()
     assert (with_them[known] > without[known]).mean() > 0.9
+
+
+def test_a_wrong_label_costs_its_cell_no_more_than_twenty_nats(
+    learned: tuple[AnnData, scvae.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata, model = learned
+    dataset: Any = model.read(adata)
+    given = dataset.counts, dataset.s, dataset.batch, dataset.log_library
+    right = torch.from_numpy(labels_of(adata.obs, "cell_type").codes)
+    wrong = Dataset(*given, label=(right + 1) % len(set(truth(adata))))
+
+    def bounds(cells: Any) -> torch.Tensor:
+        return model.vae.terms(cells, generator=torch.Generator().manual_seed(0)).kl[:, None]
+
+    plain = model.over(dataset, bounds)
+    cost = model.over(wrong, bounds) - plain
+    assert cost.max() <= LABEL_NATS + 1e-3
+    assert cost.mean() > LABEL_NATS / 2
+    monkeypatch.setattr(model.vae.prior.of_z, "most", math.inf)
+    assert (model.over(wrong, bounds) - plain).mean() > 2 * LABEL_NATS
 
 
 # -- where they travel -----------------------------------------------------------------------------

@@ -35,9 +35,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
-def prior_of(n_labels: int = T, times: float = 1.0) -> LabelledMixture:
+def prior_of(n_labels: int = T, times: float = 1.0, most: float = math.inf) -> LabelledMixture:
     """Return a prior whose parameters have all left their start."""
-    prior = LabelledMixture(D, C, n_labels, times=times, generator=seeded(0)).double()
+    prior = LabelledMixture(D, C, n_labels, times=times, most=most, generator=seeded(0)).double()
     with torch.no_grad():
         for i, parameter in enumerate(prior.parameters()):
             parameter += 0.5 * draw(*parameter.shape, seed=i + 1)
@@ -154,6 +154,47 @@ def test_a_wrong_label_costs_no_more_than_its_bound_wherever_the_row_lies(times:
         assert (cost <= 1e-9).all()
 
 
+@pytest.mark.parametrize("times", [1.0, 50.0])
+@pytest.mark.parametrize("most", [1e-20, 0.5, 3.0, 800.0])
+def test_a_bounded_label_is_mixed_with_none(times: float, most: float) -> None:
+    prior, free = prior_of(times=times, most=most), prior_of(times=times)
+    for z in (Z, 40.0 * Z):
+        plain = log_prob(free, -1, z)
+        for y in range(T):
+            cost = log_prob(prior, y, z) - plain
+            wholly = log_prob(free, y, z) - plain
+            close(cost.exp(), -math.expm1(-most) * wholly.exp() + math.exp(-most))
+            assert (cost >= -most - 1e-9).all()
+            assert (cost <= 1e-9).all()
+
+
+def test_a_label_without_a_bound_is_what_it_was_to_the_bit() -> None:
+    prior, label = prior_of(times=50.0), torch.arange(N) % T
+    plain = 50.0 * torch.log_softmax(prior.label_logits, -1).T[label]
+    assert torch.equal(prior.log_label(label), plain)
+
+
+def test_a_label_that_is_hopeless_pulls_nothing() -> None:
+    """Where its type lies a hundred nats away, a row goes as if it had none."""
+    prior = prior_of(times=50.0, most=10.0)
+    with torch.no_grad():
+        prior.mixture.loc.copy_(15.0 * torch.arange(C)[:, None] * torch.tensor([1.0, 0.0]))
+        prior.mixture.log_scale.zero_()
+        prior.label_logits.copy_(8.0 * torch.eye(T)[torch.arange(C) % T])
+    z = (prior.mixture.loc[:1] + 0.1 * draw(N, D)).requires_grad_()
+
+    def pull(label: int) -> Tensor:
+        (found,) = torch.autograd.grad(log_prob(prior, label, z).sum(), [z])
+        return found
+
+    close(pull(1), pull(-1), rtol=1e-6)  # of another type
+    close(log_prob(prior, 1, z), log_prob(prior, -1, z) - 10.0, rtol=1e-4)
+    free = prior_of(times=50.0)
+    free.load_state_dict(prior.state_dict())
+    (free_pull,) = torch.autograd.grad(log_prob(free, 1, z).sum(), [z])
+    assert (free_pull - pull(-1)).norm(dim=-1).min() > 1.0
+
+
 def test_at_the_start_every_label_has_a_component_and_the_others_bear_all_alike() -> None:
     prior = LabelledMixture(D, C, T, wrong=0.06, generator=seeded(0))
     bears = torch.softmax(prior.label_logits, -1)
@@ -167,6 +208,12 @@ def test_at_the_start_every_label_has_a_component_and_the_others_bear_all_alike(
 def test_what_cannot_be_is_refused(n_labels: int, wrong: float) -> None:
     with pytest.raises(ValueError, match=r"n_labels=|wrong="):
         LabelledMixture(D, C, n_labels, wrong=wrong)
+
+
+@pytest.mark.parametrize("most", [0.0, -1.0, math.nan])
+def test_a_bound_that_leaves_nothing_of_a_label_is_refused(most: float) -> None:
+    with pytest.raises(ValueError, match=r"most="):
+        LabelledMixture(D, C, T, most=most)
 
 
 def test_the_bound_is_one_on_the_evidence_of_rows_and_labels() -> None:

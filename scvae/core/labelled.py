@@ -6,7 +6,12 @@ r"""A prior over latents and labels together: a mixture whose components say whi
 A row with a label has log p(z, y) in its bound, which then is one on log p(x, y); a row without
 has log p(z), so that both kinds are learned from at once (Kingma, Rezende, Mohamed and Welling,
 "Semi-supervised learning with deep generative models", NeurIPS 2014). As no :math:`\pi_{cy}` is 0,
-a label that is wrong costs its row some nats, and forces it nowhere.
+a label that is wrong costs its row some nats, and forces it nowhere. How many can be bounded by m:
+
+.. math:: p(y \mid c) = (1 - e^{-m})\,\pi_{cy} + e^{-m}
+
+as if one row in :math:`e^m` had a label that says nothing of it. Where x is farther from what the
+label wants than that, its gradient vanishes, and no network learns such a label by heart.
 """
 
 from __future__ import annotations
@@ -42,6 +47,8 @@ class LabelledMixture(nn.Module):
         How many times every label is taken to have been said, each time by itself: with k of them
         :math:`\pi_{cy}^k` stands for :math:`\pi_{cy}`. One label weighs little beside a thousand
         entries of x that say something else.
+    most
+        Nats that a label, with all its times, can cost its row: above 0, or infinity.
     generator
         Source of the initial means.
 
@@ -63,6 +70,7 @@ class LabelledMixture(nn.Module):
         *,
         wrong: float = WRONG,
         times: float = 1.0,
+        most: float = math.inf,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -70,11 +78,13 @@ class LabelledMixture(nn.Module):
             raise ValueError(f"n_labels={n_labels}, but it must be 1 to {n_components} components")
         if not 0 < wrong < 1:
             raise ValueError(f"wrong={wrong}, but it must be between 0 and 1")
+        if not most > 0:
+            raise ValueError(f"most={most}, but a label costs at most more than 0 nats")
         self.mixture = MixtureOfGaussians(n_latent, n_components, generator=generator)
         own = math.log(1 - wrong) - math.log(wrong / max(1, n_labels - 1))
         is_own = torch.eye(n_components, n_labels, dtype=torch.float32)
         self.label_logits = nn.Parameter(own * is_own)
-        self.times = times
+        self.times, self.most = times, most
 
     def forward(self, batch: Minibatch) -> Mixture | WithLabel:
         p: Mixture = self.mixture(batch)
@@ -85,7 +95,9 @@ class LabelledMixture(nn.Module):
         """Return log p(y | c) of labels ``(n,)``, all times, ``(n, c)``; 0 where a label is not
         known."""
         each = torch.log_softmax(self.label_logits, dim=-1).T[label.clamp(min=0)]
-        return torch.where(label[:, None] >= 0, self.times * each, 0.0)
+        heard = self.times * each + math.log(-math.expm1(-self.most))
+        bounded = torch.logaddexp(heard, torch.full_like(heard, -self.most))
+        return torch.where(label[:, None] >= 0, bounded, 0.0)
 
     def probabilities(self, z: Tensor) -> Tensor:
         r"""Return :math:`p(y \mid z) = \sum_c p(c \mid z)\,\pi_{cy}`, ``(..., t)``."""

@@ -33,6 +33,7 @@ from scvae.modalities.rna import Rna
 
 PRIOR_COMPONENTS = 50
 LABEL_TIMES = 50.0  # that a label is taken to have been said: once is hardly heard among counts
+LABEL_NATS = 20.0  # that a label costs at most, so that the wrong ones are not learned by heart
 FUSE: dict[Fusion, Fuse] = {
     "product": product_of_experts,
     "mixture": mixture_of_experts,
@@ -155,8 +156,8 @@ def _prior_of_z(a: Architecture, generator: Generator | None) -> nn.Module:
     if not a.n_labels:
         return MixtureOfGaussians(a.n_latent, PRIOR_COMPONENTS, generator=generator)
     n_components = PRIOR_COMPONENTS + a.n_labels  # one a label, and as many without as ever
-    n, times = a.n_labels, LABEL_TIMES
-    return LabelledMixture(a.n_latent, n_components, n, times=times, generator=generator)
+    heard: dict[str, Any] = {"times": LABEL_TIMES, "most": LABEL_NATS, "generator": generator}
+    return LabelledMixture(a.n_latent, n_components, a.n_labels, **heard)
 
 
 def size_names(kind: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from scvae.models.judge.held_out import LEAST_VARIANCE
 from scvae.models.judge.words import FEATURES, laws
 from scvae.models.keep.origin import Origin, PartOrigin
 from scvae.models.keep.record import Record
-from scvae.models.network import LABEL_TIMES, PRIOR_COMPONENTS, Architecture
+from scvae.models.network import LABEL_NATS, LABEL_TIMES, PRIOR_COMPONENTS, Architecture
 from scvae.train.history import History
 
 Rows = list[tuple[str, str]]
@@ -156,7 +156,8 @@ def _laws(a: Architecture) -> Rows:
 def _objective(a: Architecture, record: Record) -> Rows:
     rows = [("bound", "E_q[log p(x|z)] - KL(q(z|x) || p(z)), nats per cell")]
     if a.n_labels:
-        rows.append(("of labelled cells", f"p(z, label) for p(z), the label {LABEL_TIMES:g} times"))
+        heard = f"the label {LABEL_TIMES:g} times, at most {LABEL_NATS:g} nats"
+        rows.append(("of labelled cells", f"p(z, label) for p(z), {heard}"))
     if record.alone is not None:
         rows.append(("bounds of single kinds", f"of each, added with weight {record.alone:g}"))
     if record.weights is not None:
