@@ -4,7 +4,7 @@ Every table stands in a file of `results/`, and in RESULTS.md below a comment th
 cell is text, or the list of what all seeds or rounds gave: written as the median, with half of the
 range in brackets. `best` says which of a row is printed bold. Prose is left as it is.
 
-`--collect` first takes from `work/` what quality.py and without.py have left there.
+`--collect` first takes from `work/` what quality.py, without.py and mapping.py have left there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,15 @@ RESULTS, TABLES, WORK = HERE / "RESULTS.md", HERE / "results", HERE / "work"
 MARKED = re.compile(r"(<!-- results/(\w+)\.json -->\n\n)((?:\|.*\n)*)")
 
 METHODS = ("scvae", "scvi", "scvi_recommended", "pca", "harmony")  # the columns of scores
+MAPPERS = (  # the columns of mapping.py, some of them with half of the genes, too
+    "scvae, new",
+    "scvae, extended",
+    "scvae with labels, new",
+    "scvae with labels, extended",
+    "logistic regression",
+    "neighbours after Harmony",
+    "scANVI, surgery",
+)
 PIECES = ("counts in one pass", "sparse first layer", "bfloat16 products")  # of without.py
 
 Table = dict[str, Any]
@@ -102,6 +111,33 @@ def plumbing() -> Table:
     return {"columns": columns, "digits": 2, "rows": rows}
 
 
+def mapped(kept: dict[str, Any], score: str, of: str = "") -> list[list[Any]]:
+    """Return the rows of a score of mapping.py, for all genes or `of` those."""
+    rows = []
+    for task, methods in kept.items():
+        if (", without " in task) == (score == "AUROC"):
+            of_seeds = [methods.get(name + of, {}).get(score, {}) for name in MAPPERS]
+            rows.append([f"{task}{of}, {score}", *(list(one.values()) or "" for one in of_seeds)])
+    return [row for row in rows if any(row[1:])]
+
+
+def mapping() -> dict[str, Table]:
+    """Return what mapping.py has left, by the name of the table."""
+    kept = json.loads((WORK / "mapping.json").read_text("utf-8"))
+    columns, half = ["", *MAPPERS], ", half of the genes"
+
+    def rows(*scores: str) -> list[list[Any]]:
+        return [row for of in ("", half) for score in scores for row in mapped(kept, score, of)]
+
+    right = [*rows("accuracy", "macro F1"), *mapped(kept, "AUROC")]
+    alarms = [row[:5] for row in rows("false alarms")]
+    return {
+        "mapping": {"columns": columns, "best": "highest", "rows": right},
+        "mapping_calibration": {"columns": columns, "best": "lowest", "rows": rows("ECE")},
+        "mapping_unknown": {"columns": columns[:5], "rows": alarms},
+    }
+
+
 def keep(path: Path, table: Table) -> None:
     """Write a table, a row a line."""
     rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in table["rows"])
@@ -117,6 +153,8 @@ def main() -> None:
         for path in (TABLES / "quality.json", TABLES / "scib.json"):
             keep(path, scored(json.loads(path.read_text("utf-8"))))
         keep(TABLES / "without.json", plumbing())
+        for name, table in mapping().items():
+            keep(TABLES / f"{name}.json", table)
     RESULTS.write_text(written(RESULTS.read_text("utf-8")), "utf-8")
 
 

@@ -72,3 +72,21 @@ def test_new_scores_take_the_place_of_the_old_ones_alone(
     table = {"rows": [["pbmc, mixing", [0.1], "", "", [0.2], ""]]}
     found = results.scored(table)["rows"]
     assert found == [["pbmc, mixing", [0.5, 0.7], "", "", [0.2], ""]]
+
+
+def test_scores_of_mapping_stand_in_the_column_of_their_method(results: ModuleType) -> None:
+    half = ", half of the genes"
+    own = {"accuracy": {"0": 0.9, "1": 0.8}, "AUROC": {"0": 0.7}}
+    kept = {
+        "a: b": {"scvae, new": own, "scANVI, surgery": {"accuracy": {"0": 0.6}}},
+        "a: b, without B": {"logistic regression" + half: own, "logistic regression": own},
+    }
+    assert results.mapped(kept, "accuracy") == [
+        ["a: b, accuracy", [0.9, 0.8], "", "", "", "", "", [0.6]]
+    ]
+    without = ["a: b, without B, AUROC", "", "", "", "", [0.7], "", ""]
+    assert results.mapped(kept, "AUROC") == [without]
+    assert results.mapped(kept, "AUROC", half) == [
+        ["a: b, without B, half of the genes, AUROC", *without[1:]]
+    ]
+    assert results.mapped(kept, "accuracy", half) == []
