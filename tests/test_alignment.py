@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+import scvae
 from scvae.models import alignment as module
+from scvae.models import embedding
 from scvae.models.alignment import Alignment, fit_alignment
 
 D = 6
@@ -147,6 +151,27 @@ def test_offsets_are_estimated_from_all_cells_and_clusters_from_some(
     before = means_of(moved, kind, batch)
     spread = lambda means: (means - means.mean(1, keepdim=True)).norm()  # noqa: E731
     assert spread(after) < 0.35 * spread(before)
+
+
+def test_of_many_cells_so_many_are_aligned_by_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.arange(0, 3_000, 3)
+    assert embedding._some(rows, seeded(0)) is rows
+    monkeypatch.setattr(embedding, "MOST_ALIGNED", 400)
+    some = embedding._some(rows, seeded(0))
+    assert len(some) == len(some.unique()) == 400
+    assert torch.equal(some, some.sort().values)
+    assert torch.isin(some, rows).all()
+    assert abs(float(some.double().mean()) - 1_498.5) < 4 * 866 / 20  # from everywhere
+
+
+def test_a_fit_aligns_all_cells_by_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = scvae.simulate(900, 40, n_batches=2, seed=3)
+    quick: dict[str, Any] = {"batch": "batch", "max_steps": 20, "n_latent": 5, "progress": False}
+    whole = scvae.fit(adata, **quick).embed(adata)
+    monkeypatch.setattr(embedding, "MOST_ALIGNED", 500)
+    part = scvae.fit(adata, **quick).embed(adata)
+    moved, spread = np.linalg.norm(part - whole), np.linalg.norm(whole - whole.mean(0))
+    assert 0 < moved < 0.05 * spread
 
 
 @pytest.mark.parametrize(("n", "noise"), [(12, 0.0), (2_000, 1.0)])

@@ -41,7 +41,7 @@ from torch import Generator, Tensor
 
 CLUSTERS = 100
 FEWEST = 10  # cells of a cluster on average
-MOST_CELLS = 2**16  # that clusters are fitted to; offsets are estimated from all
+MOST_CELLS = 2**16  # that clusters are fitted to; offsets are estimated from all that are given
 AT_ONCE = 2**14  # cells whose distances to all clusters are held at once: 13 MB
 SHIFTED = 2**20  # cells whose shifts are held at once: 126 MB
 ROUNDS = 25

@@ -27,6 +27,7 @@ from scvae.models.coordinates import (
 from scvae.models.network import Architecture, views_of
 
 Kind = Literal["expression", "latent"]
+MOST_ALIGNED = 2**21  # cells that offsets are estimated from: held at once, 252 MB
 FEWEST_OF_PATTERN = 50  # cells: fewer say too little of what their pattern leaves
 COORDINATES: dict[Kind, type[Coordinates] | type[LinearCoordinates]] = {
     "expression": Coordinates,
@@ -197,7 +198,8 @@ def fit_embedding(
     Parameters
     ----------
     rows
-        Numbers of the cells to learn from.
+        Numbers of the cells to learn from; of more than two million, the alignment learns from so
+        many at random.
     covariates
         What every cell is decoded with, ``(c,)``.
     strength
@@ -209,6 +211,7 @@ def fit_embedding(
     n_groups = n_batches * (1 if found.patterns is None else len(found.patterns.kinds))
     if n_groups < 2 or strength == 0:
         return Embedding(coordinates), [0.0] * n_batches
+    rows = _some(rows, generator)
     each = encoded(vae, dataset, rows, views, a.n_latent)
     parts = ((coordinates(views, z), found.groups(cells), cells.batch) for cells, z in each)
     x, group, batch = _stacked(parts, len(rows))
@@ -217,6 +220,14 @@ def fit_embedding(
     alignment = fit_alignment(x_known, group[known], n_groups, generator, strength)
     moved = alignment.moved(x, group, batch, n_batches)
     return dataclasses.replace(found, alignment=alignment), moved
+
+
+def _some(rows: Tensor, generator: Generator) -> Tensor:
+    """Return at most so many rows as are aligned by, drawn at random, in order."""
+    if len(rows) <= MOST_ALIGNED:
+        return rows
+    order = torch.randperm(len(rows), generator=generator, device=generator.device)
+    return rows[order[:MOST_ALIGNED].sort().values.to(rows.device)]
 
 
 def _stacked(parts: Iterable[tuple[Tensor, ...]], n: int) -> tuple[Tensor, ...]:
