@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -21,6 +22,7 @@ from scvae import plot
 from scvae.errors import ConfigError, DataError, FileError
 from scvae.io import replacing
 from scvae.models.keep.record import Record
+from scvae.plot import figures, fits
 from scvae.plot.cells import MISSING
 from scvae.plot.figures import PALETTE
 from scvae.train.history import History
@@ -45,6 +47,20 @@ def adata():
 @pytest.fixture
 def ax():
     return Figure().subplots()
+
+
+@pytest.mark.parametrize("size", [(12.0, 4.3), (4.4, 4.0)])
+def test_a_figure_that_is_saved_plainly_is_not_cut(size):
+    panels = figures.own_axes(size, 3 if size[0] > 10 else 1)
+    means = np.random.default_rng(0).lognormal(-2, 2, 500)
+    for ax, label in zip(panels, ("mean", "variance", "share of zeros"), strict=False):
+        fits.draw_check(ax, means, np.where(means < 0.05, 0.0, means), label, True)
+    figure = panels[0].figure
+    figure.savefig(BytesIO())  # without bbox_inches="tight", as readers do
+    for ax in panels:
+        bounds = ax.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+        assert (bounds.min >= 0).all(), bounds
+        assert (bounds.max <= figure.bbox.size).all(), bounds
 
 
 def drawn(axes):

@@ -69,7 +69,7 @@ def own_axes(size: tuple[float, float], n: int) -> np.ndarray:
     It shows the figures of pyplot, of which this is none, and what has a ``_repr_png_``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="compressed")
     axes = array_of(figure.subplots(1, n, squeeze=False)[0])
     for ax in axes:
         ax._repr_png_ = partial(_png, ax)

@@ -30,7 +30,7 @@ def picture(draw: Callable[[Axes], object], size: tuple[float, float] = SQUARE) 
     """Return what `draw` draws on the Axes that it is given, as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="compressed")
     draw(figure.subplots())
     whole = BytesIO()
     figure.savefig(whole, format="png")
