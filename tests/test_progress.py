@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+import scvae
 from scvae.errors import ScvaeWarning, warn
 from scvae.models import progress as module
-from scvae.models.progress import explained, progress
+from scvae.models.progress import counted, explained, progress
 from scvae.train.history import History
 
 
@@ -79,6 +80,47 @@ def test_no_stream_at_all_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = Stream()
     closed.close()
     assert shown_on(closed, monkeypatch) == 3
+
+
+def counted_on(stream: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "stderr", stream)
+    done = 0
+    with counted(3, "out.zarr", "cell") as tell:
+        for _ in range(3):
+            tell(1, "a word")
+            done += 1
+    return done
+
+
+def test_what_is_counted_is_shown_where_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, log, notebook = Stream(), Stream(terminal=False), Stream(terminal=False)
+    assert counted_on(terminal, monkeypatch) == counted_on(log, monkeypatch) == 3
+    assert "out.zarr: 100%" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+    assert "a word" in terminal.getvalue()
+    assert log.getvalue() == ""
+    monkeypatch.setattr(module, "_is_notebook", lambda: True)
+    counted_on(notebook, monkeypatch)
+    assert "3/3" in notebook.getvalue()
+
+
+def test_no_stream_ends_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Stream()
+    closed.close()
+    broken = Stream(OSError(28, "No space left on device"))
+    broken.is_broken = True
+    assert [counted_on(stream, monkeypatch) for stream in (None, closed, broken)] == [3, 3, 3]
+
+
+def test_results_are_written_and_reported_without_a_stream(
+    fitted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    adata, model = fitted
+    monkeypatch.setattr(sys, "stderr", None)
+    model.embed(adata, out=tmp_path / "embedded.zarr")
+    scvae.report(model, adata, "cell_type", tmp_path / "report.html")
+    assert (tmp_path / "embedded.zarr").is_dir()
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

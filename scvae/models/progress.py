@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Timer
 from typing import Any, TextIO
 
@@ -20,16 +20,30 @@ SECONDS_BETWEEN = 60.0  # lines of a log
 UNNOTICED = 2.0  # seconds that need no explanation
 
 
-@contextmanager
-def progress(steps: int, show: bool) -> Iterator[Callable[[History], None]]:
-    """Yield what shows the progress of a run of `steps` steps after every evaluation.
+def progress(steps: int, show: bool) -> AbstractContextManager[Callable[[History], None]]:
+    """Return a context of what shows the progress of a run of `steps` steps after an evaluation.
 
     Nothing is shown unless `show`, where the environment has TQDM_DISABLE, or where standard error
     is not there.
     """
-    shown = _Guarded(steps) if show and not _is_disabled() else None
+    return _shown(lambda has_bars: (_Bar if has_bars else _Log)(steps), show)
+
+
+def counted(
+    total: int, name: str, unit: str, show: bool = True
+) -> AbstractContextManager[Callable[..., None]]:
+    """Return a context of what moves a bar on: by how many, and a word on what is done now.
+
+    As `progress`, but a log is told nothing.
+    """
+    return _shown(lambda has_bars: _Count(total, name, unit) if has_bars else None, show)
+
+
+@contextmanager
+def _shown(make: Callable[[bool], Any], show: bool) -> Iterator[Callable[..., None]]:
+    shown = _Guarded(make) if show and not _is_disabled() else None
     try:
-        yield (lambda history: None) if shown is None else shown.update
+        yield (lambda *told: None) if shown is None else shown.update
     finally:
         if shown is not None:
             shown.close()
@@ -42,16 +56,16 @@ def _is_disabled() -> bool:
 class _Guarded:
     """A bar or a log that is given up at its first error."""
 
-    def __init__(self, steps: int) -> None:
-        self.inner: _Bar | _Log | None = None
-        self._attempt(lambda: self._open(steps, sys.stderr))
+    def __init__(self, make: Callable[[bool], Any]) -> None:
+        self.inner: Any = None
+        self._attempt(lambda: self._open(make, sys.stderr))
 
-    def _open(self, steps: int, stream: TextIO | None) -> None:
+    def _open(self, make: Callable[[bool], Any], stream: TextIO | None) -> None:
         if stream is not None:
-            self.inner = (_Bar if _is_notebook() or stream.isatty() else _Log)(steps)
+            self.inner = make(_is_notebook() or stream.isatty())
 
-    def update(self, history: History) -> None:
-        self._attempt(lambda: self.inner and self.inner.update(history))
+    def update(self, *told: Any) -> None:
+        self._attempt(lambda: self.inner and self.inner.update(*told))
 
     def close(self) -> None:
         self._attempt(lambda: self.inner and self.inner.close())
@@ -69,14 +83,27 @@ def _is_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-class _Bar:
-    def __init__(self, steps: int) -> None:
+class _Count:
+    def __init__(self, total: int, name: str, unit: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notebooks without ipywidgets get the plain bar
             from tqdm.auto import tqdm
-        self.bar = tqdm(total=steps, desc="scvae.fit", unit="step")
+        self.bar = tqdm(total=total, desc=name, unit=unit)
 
-    def update(self, history: History) -> None:
+    def update(self, more: int, what: str = "") -> None:
+        if what:
+            self.bar.set_postfix_str(what, refresh=False)
+        self.bar.update(more)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class _Bar(_Count):
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps, "scvae.fit", "step")
+
+    def update(self, history: History) -> None:  # type: ignore[override]
         self.bar.set_postfix(
             elbo=f"{history.validation[-1]:.1f}",
             best=f"{history.best:.1f}",
@@ -84,9 +111,6 @@ class _Bar:
             refresh=False,
         )
         self.bar.update(history.step[-1] - self.bar.n)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 class _Log:
@@ -99,7 +123,7 @@ class _Log:
         self.told = time.monotonic()
         tell(
             f"step {history.step[-1]:,} of {self.steps:,}, held-out ELBO "
-            f"{history.validation[-1]:.1f} (best {history.best:.1f}), "
+            f"{history.validation[-1]:,.1f} (best {history.best:,.1f}), "
             f"{history.cells_per_second:,.0f} cells per second"
         )
 

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from scvae.arguments import check_choice
 from scvae.data.read.atlas import OnDisk
 from scvae.errors import ConfigError, FileError
 from scvae.io.places import system_errors
+from scvae.models.progress import counted
 
 Precision = Literal["float32", "float16"]
 DTYPES: tuple[Precision, ...] = ("float32", "float16")
@@ -49,8 +50,8 @@ def check_dtype(dtype: Precision, largest: float) -> Precision:
 class InOrder:
     """An array in a file that is filled in the order of its rows, a chunk at a time."""
 
-    def __init__(self, array: Any, rows: int, bar: Any) -> None:
-        self.array, self.rows, self.bar = array, rows, bar
+    def __init__(self, array: Any, rows: int, tell: Callable[[int], None]) -> None:
+        self.array, self.rows, self.tell = array, rows, tell
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.waiting: list[np.ndarray] = []
         self.written = 0
@@ -58,7 +59,7 @@ class InOrder:
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
         """Take the next rows."""
         self.waiting.append(values.astype(self.dtype))
-        self.bar.update(len(values))
+        self.tell(len(values))
         if sum(map(len, self.waiting)) >= self.rows:
             self._write(whole=False)
 
@@ -102,15 +103,13 @@ def written(
     FileError
         If it cannot be written; nothing of it is then left.
     """
-    from tqdm.auto import tqdm
-
     target = checked(path)
     with placed(target) as draft, _root(draft) as root:
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         array = _array(root, slot, shape, dtype)
         rows = max(1, CHUNK // max(1, shape[1] * array.dtype.itemsize))
-        with tqdm(total=shape[0], unit="cell", desc=target.name, disable=None) as bar:
-            filling = InOrder(array, rows, bar)
+        with counted(shape[0], target.name, "cell") as tell:
+            filling = InOrder(array, rows, tell)
             yield filling
             filling.close()
         _write_tables(root, cells, var)

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +22,8 @@ from scvae.errors import ConfigError, DataError, FileError
 from scvae.io import check_writable, replacing
 from scvae.keywords import named
 from scvae.models.model import Model
-from scvae.reporting.measure import STAGES, Asked, Measured, Tell, agreements, measure
+from scvae.models.progress import counted
+from scvae.reporting.measure import STAGES, Asked, Measured, agreements, measure
 from scvae.reporting.page import document
 from scvae.reporting.sections import body
 
@@ -79,7 +79,7 @@ def report(
     seed
         Of everything drawn at random.
     progress
-        Show a bar on standard error, if that is a terminal.
+        Show a bar on standard error, if that is a terminal, or in a notebook.
 
     Raises
     ------
@@ -118,8 +118,8 @@ def report(
         raise DataError(f"adata has {adata.n_obs} cells; a report needs at least {FEWEST_CELLS}.")
     check_writable(path)
     start = time.perf_counter()
-    with _bar(progress) as tell:
-        found = measure(model, adata, asked, tell)
+    with counted(len(STAGES), "scvae.report", "stage", progress) as tell:
+        found = measure(model, adata, asked, lambda stage: tell(1, stage))
     seconds = time.perf_counter() - start
     text = document(
         "scvae report",
@@ -200,20 +200,6 @@ def _labels(adata: AnnData, labels: Any) -> str | None:
             f"cells; labels name at most {MOST_LABELS} types. Give another column, or labels=None."
         )
     return str(labels)
-
-
-@contextmanager
-def _bar(show: bool) -> Iterator[Tell]:
-    """Yield what shows the stage that is begun."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(STAGES), desc="scvae.report", disable=None if show else True) as bar:
-
-        def tell(stage: str) -> None:
-            bar.set_postfix_str(stage)
-            bar.update()
-
-        yield tell
 
 
 # -- where it came from --------------------------------------------------------------------------
