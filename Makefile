@@ -14,7 +14,8 @@ demo: $(READY)
 
 # Tests in a process a core, at most four: most of them keep one core busy, whatever there is.
 # ARGS goes to pytest, as in: make test ARGS=--durations=40
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+IN_PARALLEL := -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+PYTEST := $(BIN)/python -m pytest $(IN_PARALLEL)
 
 test: $(READY)
 	$(PYTEST)
@@ -34,24 +35,26 @@ test-newest:
 	test -x $(NEWEST) || $(PYTHON) -m venv .venv-newest
 	grep "^torch==" constraints.txt > .venv-newest/torch.txt  # a newer one may come with CUDA, in gigabytes
 	$(NEWEST) -m pip install --quiet --disable-pip-version-check --upgrade -c .venv-newest/torch.txt \
-		--upgrade-strategy eager -e ".[multimodal,lazy]" pytest hypothesis
+		--upgrade-strategy eager -e ".[multimodal,lazy]" pytest pytest-xdist hypothesis
 	$(NEWEST) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade pandas
 	$(NEWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|numpy|pandas|scipy|torch|dask|zarr) "
-	ANNDATA_ALLOW_WRITE_NULLABLE_STRINGS=1 $(NEWEST) -m pytest -m "not slow" $(DATA_TESTS)
+	ANNDATA_ALLOW_WRITE_NULLABLE_STRINGS=1 $(NEWEST) -m pytest $(IN_PARALLEL) -m "not slow" $(DATA_TESTS)
 
-# The oldest versions of everything, in a set-up of its own, and tests of what meets them.
+# The oldest versions of everything, in a set-up of its own, and the tests of what meets them: data,
+# kernels (numba), files (safetensors), pictures and neighbours (scanpy), tests of hypotheses (scipy).
+# torch is the same in both set-ups, so that what meets torch alone would say nothing new here.
 LOWEST := .venv-lowest/bin/python
+LOWEST_TESTS := $(DATA_TESTS) tests/test_kernels.py tests/test_sparse_rows.py tests/test_fit.py \
+	tests/test_several.py tests/test_model_files.py tests/test_written.py tests/test_progress.py \
+	tests/test_plot.py tests/test_compare.py tests/test_loadings.py tests/test_markers.py
 
 test-lowest:
 	test -x $(LOWEST) || $(PYTHON) -m venv .venv-lowest
 	grep "^torch==" constraints.txt | cat - constraints-lowest.txt > .venv-lowest/constraints.txt
 	$(LOWEST) -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt \
-		-e ".[multimodal]" pytest hypothesis
-	$(LOWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|mudata|numpy|pandas|scipy|torch) "
-	$(LOWEST) -m pytest -m "not slow" tests/test_source.py tests/test_covariates.py tests/test_fit.py \
-		tests/test_cli.py tests/test_row_order.py tests/test_forms.py tests/test_check.py tests/test_several.py \
-		tests/test_patterns.py tests/test_distributions.py tests/test_model_files.py tests/test_plot.py \
-		tests/test_compare.py tests/test_on_disk.py
+		-e ".[multimodal]" zarr pytest pytest-xdist hypothesis  # newer anndata brings zarr
+	$(LOWEST) -m pip list --disable-pip-version-check | grep -iE "^(anndata|mudata|numba|numpy|pandas|scanpy|scipy|torch|zarr) "
+	$(LOWEST) -m pytest $(IN_PARALLEL) -m "not slow" $(LOWEST_TESTS)
 
 # Source distribution and wheel, the wheel made from it, installed where there is no checkout.
 WHEEL := .venv-wheel/bin/python

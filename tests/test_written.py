@@ -69,6 +69,16 @@ def test_an_embedding_fills_an_array(fitted: tuple[AnnData, scvae.Model]) -> Non
     np.testing.assert_array_equal(out, model.embed(adata))
 
 
+def test_without_zarr_it_is_said_what_to_install(
+    fitted: tuple[AnnData, scvae.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata, model = fitted
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ConfigError, match=r"pip install zarr, or out='.*a\.h5ad'"):
+        model.embed(adata, out=tmp_path / "a.zarr")
+    assert read(model.embed(adata, out=tmp_path / "a.h5ad")).n_obs == adata.n_obs
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -123,11 +123,24 @@ def checked(path: str | os.PathLike[str]) -> Path:
             f"out={str(path)!r} must end in .zarr or .h5ad, by which AnnData reads it: "
             f"out={str(target.with_suffix('.zarr') if target.name else 'denoised.zarr')!r}"
         )
+    if target.suffix == ".zarr" and not _has_zarr():
+        raise ConfigError(
+            f"out={str(path)!r} needs the package zarr, which is not installed: pip install zarr, "
+            f"or out={str(target.with_suffix('.h5ad'))!r}"
+        )
     if os.path.lexists(target):
         raise FileError(f"{target} is there already. Remove it, or give another name.")
     if not target.resolve().parent.is_dir():
         raise FileError(f"{target} cannot be written: there is no folder {target.parent}.")
     return target
+
+
+def _has_zarr() -> bool:
+    try:
+        import zarr  # noqa: F401, since anndata 0.12 it comes with anndata
+    except ImportError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
