@@ -134,6 +134,7 @@ def draw(path: Path, panels: list[tuple[str, AnnData, str]]) -> None:
     axes = figure.subplots(rows, 2).ravel()
     for ax, (title, cells, column) in zip(axes, panels, strict=True):
         plot.scatter(ax, cells.obsm["X_umap"], cells.obs[column], title=title)
+        ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
     figure.savefig(path, bbox_inches="tight", pad_inches=0.1)
 
 

@@ -54,7 +54,8 @@ def cite_seq(picture: Path) -> list[str]:
         f"{ari[1]:.2f}",
         f"Foreground told from background of proteins: area under the curve {auc:.2f}",
         f"Proteins imputed where hidden: correlation with the counts {np.mean(r):.2f} (of means of "
-        f"neighbours by the true latents {np.mean(best):.2f}); 90 % intervals hold {inside:.0%}",
+        f"neighbours by the true latents {np.mean(best):.2f}); "
+        f"90 % intervals hold {100 * inside:.0f} %",
     ]
 
 
@@ -101,4 +102,6 @@ def draw(
         title = f"simulated, {protein}: log counts {how}"
         plot.scatter(ax, positions[rows], values[rows], title=title)
         ax.collections[0].set_clim(0, values.max())
+    for ax in (one, two, three, four):
+        ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
     figure.savefig(path, bbox_inches="tight", pad_inches=0.1)
