@@ -126,13 +126,10 @@ def _other_columns(
     low = associated[len(high) : len(high) + SHOWN]
     findings = []
     if high:
-        text = (
-            f"adata.obs[{batch!r}] (batch) goes together with {_valued(high)}, where 0 is "
-            f"independent and 1 is told by each other. {_lost('groups')}"
-        )
+        text = f"adata.obs[{batch!r}] (batch) goes together with {_valued(high)}. {_lost('groups')}"
         findings.append(Finding("warning", Kind.CONFOUNDING, text))
     if low:
-        text = f"adata.obs[{batch!r}] (batch) goes less with {_valued(low)}."
+        text = f"adata.obs[{batch!r}] (batch) can be told apart from {_valued(low)}."
         findings.append(Finding("info", Kind.CONFOUNDING, text))
     return findings
 
@@ -140,7 +137,7 @@ def _other_columns(
 def _valued(pairs: Sequence[tuple[float, str]]) -> str:
     shown = ", ".join(f"{name!r} ({v:.2f})" for v, name in pairs[:SHOWN])
     more = f" and {len(pairs) - SHOWN} more columns" if len(pairs) > SHOWN else ""
-    return f"{shown}{more} (Cramer's V)"
+    return f"{shown}{more} (Cramer's V: 0 is independent, 1 is told by each other)"
 
 
 def _label_codes(values: pd.Series) -> np.ndarray | None:
