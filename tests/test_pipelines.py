@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,19 @@ def test_the_commands_of_a_page_run(
     assert written.obsm["X_scvae"].shape == (150, 30)
     assert (written.obs_names == adata.obs_names).all()
     assert scvae.load(tmp_path / model).batches == ["batch_0", "batch_1"]
+
+
+@pytest.mark.skipif(shutil.which("snakemake") is None, reason="Snakemake is not installed")
+def test_snakemake_plans_the_rule(tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(block(PIPELINES, "python"))
+    (tmp_path / "study.h5ad").touch()
+    plan = ["snakemake", "--dry-run", "--cores", "1", "--printshellcmds"]
+    done = subprocess.run(
+        [*plan, "--directory", tmp_path], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = " ".join((done.stdout + done.stderr).split())
+    assert " ".join(snakemake().split()) in told
 
 
 def test_shell_options_of_the_pages_are_those_that_there_are() -> None:
