@@ -6,11 +6,14 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 import scvae
 from scvae.errors import ScvaeWarning, warn
@@ -80,6 +83,24 @@ def test_no_stream_at_all_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = Stream()
     closed.close()
     assert shown_on(closed, monkeypatch) == 3
+
+
+@pytest.fixture(autouse=True)
+def unlocked() -> Iterator[None]:
+    """Other threads may draw bars, and let them go, after whatever went wrong."""
+    yield
+    taken: list[bool] = []
+
+    def take() -> None:
+        for lock in tqdm.get_lock().locks:
+            taken.append(lock.acquire(timeout=5))
+            if taken[-1]:
+                lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    assert all(taken)
 
 
 def counted_on(stream: Any, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -83,12 +83,26 @@ def _is_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
+def _unlocking() -> Any:
+    """Return tqdm's bar, which would keep its lock for ever where drawing raises: whatever other
+    thread then drew a bar, or let one go, would wait for it without an end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notebooks without ipywidgets get the plain bar
+        from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def refresh(self, nolock: bool = False, lock_args: Any = None) -> Any:
+            if nolock:
+                return super().refresh(nolock=True)
+            with self.get_lock():
+                return super().refresh(nolock=True)
+
+    return Bar
+
+
 class _Count:
     def __init__(self, total: int, name: str, unit: str) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notebooks without ipywidgets get the plain bar
-            from tqdm.auto import tqdm
-        self.bar = tqdm(total=total, desc=name, unit=unit)
+        self.bar = _unlocking()(total=total, desc=name, unit=unit)
 
     def update(self, more: int, what: str = "") -> None:
         if what:
