@@ -118,12 +118,12 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks."""
-        cells = "".join(
-            f"<tr><td>{escape(level)}</td><td>{escape(what)}</td>"
-            f'<td style="text-align: left">{escape(text)}</td></tr>'
-            for level, what, text in self._rows()
+        style = "text-align: left; vertical-align: top; padding: .2em .8em .2em 0"
+        rows = "".join(
+            "<tr>" + "".join(f'<td style="{style}">{escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in self._rows()
         )
-        return f"<table><caption>{escape(self._headline())}</caption>{cells}</table>"
+        return f"<table><caption>{escape(self._headline())}</caption>{rows}</table>"
 
     def _headline(self) -> str:
         errors, warnings = len(self.errors), len(self.warnings)

@@ -64,7 +64,8 @@ class Summary:
 
 
 def _html_row(name: str, value: str) -> str:
-    cells = "".join(f'<td style="text-align:left">{escape(text)}</td>' for text in (name, value))
+    style = "text-align: left; vertical-align: top; padding: .2em .8em .2em 0"
+    cells = "".join(f'<td style="{style}">{escape(text)}</td>' for text in (name, value))
     return f"<tr>{cells}</tr>"
 
 
