@@ -33,7 +33,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the outputs")
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_quickstart")
     arguments = parser.parse_args()
-    for path in sorted(HERE.glob("*.ipynb")):
+    paths = sorted(HERE.glob("*.ipynb"))
+    if unknown := sorted(set(arguments.names) - {path.stem for path in paths}):
+        parser.error(f"there is no tutorial {unknown}; there are {[path.stem for path in paths]}")
+    for path in paths:
         if not arguments.names or path.stem in arguments.names:
             run(path, arguments.write)
 
