@@ -15,10 +15,10 @@ of :math:`\phi` over the cells,
 
 so that squared distances are those of decoded expression per gene, but for the part that d
 components leave out. The covariates :math:`s_0` are the most common batch and categories, and the
-mean of every number: cells differ by z alone. S are the genes whose decoded deviation is the largest
-share of the measured one; the others would add little but time, which then depends on the genes no
-more. Among them genes of few counts come first, as the log of a mean exceeds the mean of logs: that
-suits data of few counts, and slights the strong markers of rare types in others.
+mean of every number: cells differ by z alone. S are the genes whose decoded deviation is the
+largest share of the measured one; the others would add little but time, which then depends on the
+genes no more. Among them genes of few counts come first, as the log of a mean exceeds the mean of
+logs: that suits data of few counts, and slights the strong markers of rare types in others.
 
 Of several kinds of measurement, :math:`\phi` has features of all, each kind by its own amounts
 (`Modality.profile`). Every kind weighs as much as the mean share of its features' variance that
