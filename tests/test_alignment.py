@@ -9,20 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor
+from torch import Tensor
 
 import scvae
 from scvae.models import alignment as module
 from scvae.models import embedding
 from scvae.models.alignment import Alignment, fit_alignment
+from tests.draws import seeded
 
 D = 6
 law = settings(deadline=None, derandomize=True, max_examples=25)
 seeds = st.integers(0, 10_000)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def types(seed: int, n: int = 1_200, n_types: int = 5, n_batches: int = 2) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.nn.utils import parameters_to_vector
 
@@ -38,18 +38,11 @@ from scvae.core import (
     importance_weighted_bound,
     kl_divergence,
 )
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, D, NOISE = 12, 3, 0.7
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 class Fixed(nn.Module):

@@ -37,19 +37,12 @@ from scvae.core.objectives import (
 )
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Terms
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, G, D = 6, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=40)
 seeds = st.integers(0, 10_000)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 # -- a linear-Gaussian VAE with any posterior ------------------------------------------------------

@@ -9,20 +9,17 @@ import torch
 from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor
+from torch import Tensor
 
 import scvae
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.models import coordinates as module
 from scvae.models.coordinates import Coordinates, fit_coordinates, principal_components
+from tests.draws import seeded
 
 N, G, D = 90, 40, 4
 law = settings(deadline=None, derandomize=True, max_examples=40)
 seeds = st.integers(0, 10_000)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def centred(seed: int, n: int = N, g: int = G, rank: int = D) -> Tensor:

@@ -16,6 +16,7 @@ from scvae.core.batch import Batch
 from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.hold.counts import Counts, narrowest
 from scvae.data.hold.residence import ahead, fits
+from tests.draws import seeded
 
 law = settings(deadline=None, derandomize=True, max_examples=150)
 # Around the ends of the narrow types, where a wrong one would wrap around.
@@ -39,10 +40,6 @@ def matrices(draw: st.DrawFn) -> sparse.csr_matrix:
 def matrices_and_rows(draw: st.DrawFn) -> tuple[sparse.csr_matrix, list[int]]:
     matrix = draw(matrices())
     return matrix, draw(st.lists(st.integers(0, matrix.shape[0] - 1), max_size=25))
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def index(rows: list[int]) -> Tensor:

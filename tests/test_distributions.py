@@ -39,6 +39,7 @@ from scvae.core.distributions import (
     strata,
 )
 from scvae.core.shapes import broadcast_shape
+from tests.draws import seeded
 
 N, G, C = 4, 3, 2
 DRAWS = 40_000
@@ -55,10 +56,6 @@ class Build(Protocol):
     __name__: str
 
     def __call__(self, draw: Draw, n: Shape = (N,), g: int = G) -> Distribution: ...
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def double(*shape: int, seed: int = 0) -> Tensor:

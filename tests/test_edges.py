@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.func import grad, hessian, jvp, vmap
 
 from scvae.core import (
@@ -52,12 +52,9 @@ from scvae.core import (
     variational_em,
 )
 from scvae.core.networks import BatchNorm, Layer, Linear, WideLinear
+from tests.draws import seeded
 
 N, G, D = 6, 10, 2
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def ones(n: int = N) -> Tensor:

@@ -10,24 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scvae.core import BERNOULLI, FULL_GAUSSIAN, GAUSSIAN, Family, MixtureOfExperts, load_balance
 from scvae.core.networks import Linear
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, H, D = 7, 4, 3
 law = settings(deadline=None, derandomize=True, max_examples=25)
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 # -- the switch ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch import distributions as reference
 
 from scvae.core import (
@@ -41,6 +41,7 @@ from scvae.core import (
     strata,
     subsets,
 )
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, M, D = 5, 3, 2
@@ -58,14 +59,6 @@ FUSIONS: dict[str, Fuse] = {
 MIXTURES = {name: fuse for name, fuse in FUSIONS.items() if name.startswith("mixture")}
 each_fusion = pytest.mark.parametrize("fuse", FUSIONS.values(), ids=FUSIONS.keys())
 with_and_without_prior = pytest.mark.parametrize("prior_expert", [True, False])
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Gaussian:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch import distributions as reference
 from torch.nn.functional import softplus
 
@@ -44,6 +44,7 @@ from scvae.core import (
 )
 from scvae.core.heads import SMALLEST_SCALE, positive
 from scvae.core.networks import Linear
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, K, H, D = 5, 3, 4, 3
@@ -61,14 +62,6 @@ FAMILIES: dict[str, Family] = {
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
 shapes = st.sampled_from([(), (N,), (K, N)])
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 def values_of(name: str, *shape: int, seed: int = 9) -> Tensor:

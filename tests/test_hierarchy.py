@@ -32,19 +32,12 @@ from scvae.core import (
     log_evidence,
     monte_carlo_kl,
 )
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, G = 5, 4
 law = settings(deadline=None, derandomize=True, max_examples=25)
 close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 class Below(nn.Module):

@@ -26,20 +26,13 @@ from scvae.core.networks import MLP, evaluating
 from scvae.core.objectives import elbo, scale_to_dataset
 from scvae.core.priors import StandardNormal, VampPrior
 from scvae.core.vae import VAE
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, G, D = 6, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=15)
 long: Any = {"steps": 600, "samples": 32, "learning_rate": 0.1}
 shifts = st.lists(st.floats(-3, 3), min_size=D, max_size=D)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 # -- a linear-Gaussian VAE -------------------------------------------------------------------------

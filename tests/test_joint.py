@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from scvae.core import (
@@ -42,6 +42,7 @@ from scvae.core import (
     reconstruct,
     zero_inflated,
 )
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, D, WIDTHS = 8, 2, (5, 3, 4)
@@ -54,14 +55,6 @@ FUSIONS = {
 each_fusion = pytest.mark.parametrize("fuse", FUSIONS.values(), ids=FUSIONS.keys())
 # Every set of parts that a cell may have been measured in, the empty one included.
 PRESENT = torch.tensor(list(itertools.product([True, False], repeat=3)))
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Size, Tensor
+from torch import Size, Tensor
 from torch import distributions as reference
 from torch.distributions import Distribution
 
@@ -25,6 +25,7 @@ from scvae.core.distributions import (
     ZeroInflated,
 )
 from scvae.core.kl import Estimate, closed_form_kl, kl_divergence, monte_carlo_kl
+from tests.draws import draw, seeded
 
 N, D, C = 5, 3, 2
 F64 = torch.float64
@@ -32,14 +33,6 @@ INF = math.inf
 Build = Callable[..., Distribution]
 Shape = tuple[int, ...]
 law = settings(deadline=None, derandomize=True, max_examples=60)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 # -- distributions by their free parameters: (..., d) of places, then of sizes, then below ---------

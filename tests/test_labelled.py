@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from scvae.core import (
     GAUSSIAN,
@@ -21,18 +21,11 @@ from scvae.core import (
     LinearGaussian,
     elbo,
 )
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 D, C, T, N = 2, 6, 3, 7
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 def prior_of(n_labels: int = T, times: float = 1.0, most: float = math.inf) -> LabelledMixture:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from scvae.core.distributions import Gaussian
 from scvae.core.linear import LinearGaussian, factor_analysis, ppca
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 G = 6
@@ -24,14 +25,6 @@ law = settings(deadline=None, derandomize=True, max_examples=30)
 fewer = settings(deadline=None, derandomize=True, max_examples=12)
 seeds = st.integers(0, 10_000)
 both = pytest.mark.parametrize("fit", [ppca, factor_analysis])
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 def model_of(g: int, d: int, seed: int, s: float = 0.7) -> LinearGaussian:

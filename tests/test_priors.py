@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch import distributions as reference
 
 from scvae.core import (
@@ -30,19 +30,12 @@ from scvae.core import (
     importance_weighted_bound,
     log_evidence,
 )
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, G, C = 5, 4, 6
 law = settings(deadline=None, derandomize=True, max_examples=25)
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 def encoder(d: int, *, n_covariates: int = 0, normalise: bool = False) -> Encoder:

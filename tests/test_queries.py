@@ -34,20 +34,13 @@ from scvae.core.queries import (
     surprise,
 )
 from scvae.core.vae import VAE
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, G, D = 6, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=60)
 fewer = settings(deadline=None, derandomize=True, max_examples=10)
 seeds = st.integers(0, 10_000)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 # -- a linear-Gaussian VAE -------------------------------------------------------------------------

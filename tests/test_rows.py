@@ -12,19 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor
+from torch import Tensor
 
 from scvae.core import rows
 from scvae.core.numerics import nb_log_mass, zero_inflate
 from scvae.core.rows import nb_log_prob, zinb_log_prob
+from tests.draws import seeded
 
 N, G = 40, 37  # G is no multiple of any vector's width
 law = settings(deadline=None, derandomize=True, max_examples=40)
 Parameters = dict[str, Tensor]
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -31,13 +31,10 @@ from scvae.train.loop import Step, evaluate, step_of, train
 from scvae.train.optimizer import optimizer_of
 from scvae.train.run import SLOWER, Run, State
 from scvae.train.schedule import Schedule
+from tests.draws import seeded
 
 N, G, D = 160, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=100)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
 
 
 def both(seed: int = 0) -> tuple[Generator, Generator]:

@@ -27,20 +27,13 @@ from scvae.core.networks import MLP, Layer, Linear
 from scvae.core.objectives import elbo, importance_weighted_bound, log_evidence, warmup
 from scvae.core.priors import StandardNormal
 from scvae.core.vae import VAE, Terms
+from tests.draws import draw, seeded
 
 F64 = torch.float64
 N, G, D = 6, 5, 2
 law = settings(deadline=None, derandomize=True, max_examples=60)
 numbers = st.floats(-3, 3).map(lambda v: round(v, 3))
 vectors = st.lists(numbers, min_size=D, max_size=D)
-
-
-def seeded(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=F64)
 
 
 # -- the linear-Gaussian model ---------------------------------------------------------------------
