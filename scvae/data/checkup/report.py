@@ -118,11 +118,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Return the table for notebooks."""
-        style = "text-align: left; vertical-align: top; padding: .2em .8em .2em 0"
-        rows = "".join(
-            "<tr>" + "".join(f'<td style="{style}">{escape(cell)}</td>' for cell in row) + "</tr>"
-            for row in self._rows()
-        )
+        rows = "".join(map(html_row, self._rows()))
         return f"<table><caption>{escape(self._headline())}</caption>{rows}</table>"
 
     def _headline(self) -> str:
@@ -132,6 +128,13 @@ class Report:
     def _rows(self) -> list[tuple[str, str, str]]:
         ordered = sorted(self.findings, key=lambda finding: LEVELS.index(finding.level))
         return [(str(finding.level), str(finding.what), finding.text) for finding in ordered]
+
+
+def html_row(cells: Sequence[str]) -> str:
+    """Return a row of a table in a notebook, whose columns have room between them."""
+    style = "text-align: left; vertical-align: top; padding: .2em .8em .2em 0"
+    told = "".join(f'<td style="{style}">{escape(cell)}</td>' for cell in cells)
+    return f"<tr>{told}</tr>"
 
 
 def warning_texts(findings: Iterable[Finding]) -> list[str]:

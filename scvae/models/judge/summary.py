@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from scvae.arguments import encodable
+from scvae.data.checkup.report import html_row
 from scvae.data.read.source import RAW, where_named
 from scvae.modalities.chromatin import KIND as CHROMATIN
 from scvae.modalities.chromatin import WEIGHT_SCALE
@@ -56,17 +57,11 @@ class Summary:
     def _repr_html_(self) -> str:
         body = "".join(
             f'<tr><th colspan="2" style="text-align:left">{escape(title)}</th></tr>'
-            + "".join(_html_row(name, value) for name, value in rows)
+            + "".join(map(html_row, rows))
             for title, rows in self.sections.items()
         )
         notes = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in self.warnings)
         return f"<table>{body}</table>{notes}"
-
-
-def _html_row(name: str, value: str) -> str:
-    style = "text-align: left; vertical-align: top; padding: .2em .8em .2em 0"
-    cells = "".join(f'<td style="{style}">{escape(text)}</td>' for text in (name, value))
-    return f"<tr>{cells}</tr>"
 
 
 def summarise(a: Architecture, origin: Origin, record: Record, n_parameters: int) -> Summary:
