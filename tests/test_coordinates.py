@@ -88,12 +88,16 @@ def test_the_same_numbers_give_the_same_bits_wherever_they_lie_in_memory() -> No
 # -- of a trained model ----------------------------------------------------------------------------
 
 
-def decoded(adata: AnnData, model: scvae.Model, batch: str = "own") -> Tensor:
-    """Return the decoded expression of every cell, each gene in units of its own deviation."""
+def decoded(adata: AnnData, model: scvae.Model, batch: str = "own") -> tuple[Tensor, Tensor]:
+    """Return roots of decoded shares of every cell, each gene in units of its own deviation; and
+    these profiles with half of their length, all so that their mean variance is the share of the
+    genes' variance that is explained."""
     counts = adata.X.toarray()
-    measured = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
-    phi = np.log1p(model.normalized(adata, batch=batch, library_size=1e4).to_numpy())
-    return torch.from_numpy((phi / measured.std(axis=0)).astype(np.float32))
+    measured = np.sqrt(counts / counts.sum(axis=1, keepdims=True)).std(axis=0)
+    x = np.sqrt(model.normalized(adata, batch=batch, library_size=1).to_numpy()) / measured
+    phi = x / np.sqrt(np.linalg.norm(x, axis=1, keepdims=True))
+    phi *= np.sqrt(np.minimum(1, x.var(axis=0)).mean() / phi.var(axis=0).mean())
+    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(phi.astype(np.float32))
 
 
 def most_common(model: scvae.Model, adata: AnnData) -> str:
@@ -104,10 +108,10 @@ def most_common(model: scvae.Model, adata: AnnData) -> str:
 def test_distances_are_those_of_expression_decoded_in_one_batch() -> None:
     adata = scvae.simulate(300, 60, batch_effect=1.0, seed=1)
     model = scvae.fit(adata, batch="batch", align=False, max_steps=200, progress=False)
-    phi = decoded(adata, model, most_common(model, adata))
+    _, phi = decoded(adata, model, most_common(model, adata))
     found = torch.pdist(torch.from_numpy(adata.obsm["X_scvae"]))
     expected = torch.pdist(phi) / 60**0.5
-    assert np.corrcoef(found, expected)[0, 1] > 0.99
+    assert np.corrcoef(found, expected)[0, 1] > 0.999
     assert float(found.mean() / expected.mean()) == pytest.approx(1, abs=0.1)
 
 
@@ -117,14 +121,15 @@ def test_genes_that_the_model_explains_best_are_decoded(monkeypatch: pytest.Monk
     model = scvae.fit(adata, align=False, max_steps=200, progress=False)
     found = model.embedding.coordinates
     assert isinstance(found, Coordinates)
-    explained = decoded(adata, model).std(0)
+    part = decoded(adata, model)[0].std(0)
     chosen = torch.zeros(60, dtype=torch.bool).index_fill(0, found.genes, True)
     assert int(chosen.sum()) == len(found.genes) == 40
     # They were chosen by the training cells alone, of which ours are one part in nine more.
-    assert explained[chosen].min() > 0.9 * explained[~chosen].max()
-    assert explained[chosen].mean() > 1.2 * explained[~chosen].mean()
+    assert part[chosen].min() > 0.9 * part[~chosen].max()
+    assert part[chosen].mean() > 1.2 * part[~chosen].mean()
     shares = model.normalized(adata, library_size=1).to_numpy()[:, found.genes]
-    phi = np.log1p(1e4 * shares / shares.sum(axis=1, keepdims=True))
+    x = np.sqrt(shares / shares.sum(axis=1, keepdims=True)) / found.unit.numpy()
+    phi = x / np.sqrt(np.linalg.norm(x, axis=1, keepdims=True))
     expected = (phi - phi.mean(axis=0)) @ found.loadings.numpy()
     ours = adata.obsm["X_scvae"]
     np.testing.assert_allclose(ours - ours.mean(axis=0), expected, rtol=1e-3, atol=1e-4)
@@ -267,7 +272,8 @@ def test_every_kind_weighs_what_is_explained_of_its_variance() -> None:
             ),
         ]
         measured, decoded = (values.astype(np.float64).std(0, ddof=1) for values in both)
-        share = (decoded / np.maximum(measured, module.SMALLEST_DEVIATION)) ** 2
+        least = module.SMALLEST_DEVIATION * np.sqrt(np.mean(measured**2))
+        share = (decoded / np.maximum(measured, least)) ** 2
         shares.append(np.mean(np.minimum(share, 1)))
     total = np.asarray(mdata.obsm["X_scvae"], dtype=np.float64).var(0, ddof=1).sum()
     np.testing.assert_allclose(total, sum(shares), rtol=0.03)

@@ -16,14 +16,15 @@ def test_loadings_make_the_coordinates(trained: tuple[AnnData, scvae.Model]) -> 
     axes, (view,) = model.embedding.coordinates, model.views
     with torch.no_grad():
         z = model.vae.encode(model.read(adata).cells(torch.arange(50))).mean
-        expression = view.profile(z, axes.covariates.expand(len(z), -1), axes.genes).numpy()
+        roots = view.profile(z, axes.covariates.expand(len(z), -1), axes.genes)
+        x = (roots / axes.unit).numpy()
         coordinates = axes([view], z).numpy()
     weights = loadings(model)
     seen = [
         (adata.var_names if i < adata.n_vars else ["(other genes)"])[i] for i in axes.genes.tolist()
     ]
     assert list(weights.index) == seen
-    made = expression @ weights.to_numpy()
+    made = x / np.linalg.norm(x, axis=1, keepdims=True) ** 0.5 @ weights.to_numpy()
     centred = [x - x.mean(0) for x in (made, coordinates)]
     assert centred[0] == pytest.approx(centred[1], abs=1e-4)
 

@@ -25,7 +25,7 @@ from scvae.io import files
 from scvae.modalities.rna import Decoder
 from scvae.models.embedding import Embedding, EmbeddingSpec
 from scvae.models.keep.description import LARGEST_SIZE
-from scvae.models.keep.migrations import FORMAT, MIGRATIONS, migrate_3_to_4
+from scvae.models.keep.migrations import FORMAT, MIGRATIONS, migrate_3_to_4, migrate_5_to_6
 from scvae.models.keep.record import Record
 from scvae.models.keep.weights import (
     EMBEDDING,
@@ -96,9 +96,10 @@ def test_what_format_3_decoded_of_all_genes_is_decoded_still(outside: bool) -> N
         "architecture": {"outside": outside},
         "embedding": {"coordinates": "expression", "clusters": 0},
     }
-    tensors, content = migrate_3_to_4(tensors, content)
+    tensors, content = migrate_5_to_6(*migrate_3_to_4(tensors, content))
     assert content["embedding"]["genes"] == 7 + outside
-    found = Embedding.of("expression", {n.removeprefix(EMBEDDING): t for n, t in tensors.items()})
+    assert content["embedding"]["coordinates"] == "logs"
+    found = Embedding.of("logs", {n.removeprefix(EMBEDDING): t for n, t in tensors.items()})
     with torch.no_grad():
         expected = torch.log1p(1e4 * decoder.expression(z, torch.zeros(9, 0))) @ loadings
     torch.testing.assert_close(found.mean([view], z, torch.zeros(9, dtype=torch.long)), expected)

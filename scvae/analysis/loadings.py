@@ -13,6 +13,7 @@ from scvae.arguments import check_names, check_whole, shown
 from scvae.errors import ConfigError
 from scvae.models.coordinates import Coordinates
 from scvae.models.model import Model
+from scvae.models.older_coordinates import LinearCoordinates, LogCoordinates
 
 DRAWN = 1_000  # cells of the model, of which the variance along axes is taken
 FEWEST_OF_SET = 3  # genes of which the ranks of a set are compared
@@ -23,10 +24,13 @@ def loadings(model: Model) -> pd.DataFrame:
 
     The axes are principal components of decoded expression (see `scvae.models.coordinates`):
 
-    .. math:: c_k(z) = \sum_g L_{gk} \log(1 + 10^4 \rho_g(z)) + \mathrm{const}
+    .. math:: c_k(z) = \sum_g L_{gk} x_g(z) / |x(z)|^{1/2} + \mathrm{const}
 
-    A cell moves by :math:`L_{gk}` along axis k for a unit of log expression of gene g, apart from
-    what the alignment of batches adds. Genes that the axes do not see are not listed.
+    with :math:`x_g` the root of the share of gene g, in units of its deviation in the data. Along
+    axis k a cell moves by :math:`L_{gk}` for a unit of gene g, in units of the root of the length
+    of its profile, apart from what the alignment of batches adds. Genes that the axes do not see
+    are not listed. Models of files up to format 5 have :math:`\log(1 + 10^4 \rho_g)` in place of
+    the profile.
 
     Of a linear decoder (``scvae.fit(decoder="linear")``) the sum is of :math:`\log \rho_g`, and is
     exact: axes are orthogonal directions of the decoder's own weights.
@@ -116,9 +120,9 @@ def interpret(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("axis")
 
 
-def _coordinates(model: Model) -> Coordinates:
+def _coordinates(model: Model) -> Coordinates | LogCoordinates:
     axes = model.embedding.coordinates
-    if not isinstance(axes, Coordinates):
+    if isinstance(axes, LinearCoordinates):
         raise ConfigError(
             "The model is of an older file: its axes are of latent vectors, which no gene drives "
             "by itself. Fit it again: scvae.fit(adata)"

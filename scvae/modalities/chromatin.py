@@ -142,6 +142,11 @@ class Chromatin:
         """Return fragments per 10,000 as they were measured, ``(n, g)``."""
         return cells.x * (torch.exp(-cells.log_library) * PER)
 
+    @property
+    def cosine(self) -> float:
+        """None."""
+        return 0.0
+
 
 def are_reads(values: np.ndarray) -> bool:
     """Return whether counts, zeros left out, are of reads: odd ones rarer than both neighbours.

@@ -43,5 +43,6 @@ class View:
         return self.modality.amount(self.decoder, z, s)
 
     def profile(self, z: Tensor, s: Tensor, features: Tensor | None = None) -> Tensor:
-        """Return what the embedding is made of: log amounts of some features, ``(..., n, k)``."""
+        """Return what the embedding is made of: amounts of some features on their scale,
+        ``(..., n, k)``."""
         return self.modality.profile(self.decoder, z, s, features)

@@ -172,6 +172,11 @@ class Modality(Protocol):
     def measured(self, cells: Any) -> Tensor:
         """Return the same of the counts of cells, ``(n, g)``."""
 
+    @property
+    def cosine(self) -> float:
+        """Power of its length that the profile of a cell is divided by: at 0 cells are compared by
+        distance, at 1 by cosine."""
+
 
 def seen(cells: Batch, values: Tensor) -> Tensor:
     """Return values ``(n, g)`` of the observed entries, 0 at the others, whatever stands there."""

@@ -127,6 +127,11 @@ class Protein:
         """Return log(1 + y), ``(n, g)``."""
         return torch.log1p(seen(cells, cells.x))
 
+    @property
+    def cosine(self) -> float:
+        """None."""
+        return 0.0
+
     def foreground(self, decoder: nn.Module, z: Tensor, cells: Batch) -> Tensor:
         """Return the probability that every count is of the foreground, ``(..., n, g)``."""
         assert isinstance(decoder, Decoder)

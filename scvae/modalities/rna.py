@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 KIND = "rna"
 NO_SHARE = -1e4  # logit of a gene that was not observed: e to it is 0, and differences are numbers
-PER = 1e4  # counts per cell in log(1 + x)
+LEAST_SHARE = 1e-12  # of which a root is taken
 
 
 @dataclass(frozen=True)
@@ -140,24 +140,29 @@ class Rna:
         return decoder.expression(z, s)
 
     def profile(self, decoder: nn.Module, z: Tensor, s: Tensor, features: Tensor | None) -> Tensor:
-        """Return log(1 + counts per 10,000); of some genes, per 10,000 counts of theirs.
+        """Return square roots of shares; of some genes, of shares in what these have together.
 
         Of a linear decoder, log shares of some genes in what these have together."""
         assert isinstance(decoder, Decoder)
         if features is None:
-            return logs(decoder.expression(z, s))
+            return roots(decoder.expression(z, s))
         if self.linear:
             return decoder.log_composition(z, s, features)
-        return logs(decoder.composition(z, s, features))
+        return roots(decoder.composition(z, s, features))
 
     def measured(self, cells: Cells) -> Tensor:
-        """Return log(1 + counts per 10,000) as they were measured, ``(n, g)``."""
-        return torch.log1p(cells.x * torch.exp(-cells.log_library) * PER)
+        """Return square roots of shares as they were measured, ``(n, g)``."""
+        return torch.sqrt(cells.x * torch.exp(-cells.log_library))
+
+    @property
+    def cosine(self) -> float:
+        """Half; none of a linear decoder, whose coordinates are to be linear."""
+        return 0.0 if self.linear else 0.5
 
 
-def logs(shares: Tensor) -> Tensor:
-    """Return log(1 + counts per 10,000) of shares."""
-    return scaled_log1p(shares, shares.new_full((1,), PER))
+def roots(shares: Tensor) -> Tensor:
+    """Return square roots of shares, whose slope is finite where a share is zero in float32."""
+    return shares.clamp(min=LEAST_SHARE).sqrt()
 
 
 @dataclass(frozen=True)

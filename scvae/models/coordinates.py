@@ -5,28 +5,30 @@ whitens. Distances between posterior means then count noise as much as cell type
 of expression instead. With what is decoded from z as if every cell had the same covariates,
 
 .. math::
-    \phi_g(z) = \log\Big(1 + 10^4 \frac{\rho_g(z, s_0)}{\sum_{h\in S}\rho_h(z, s_0)}\Big)
-    / \sigma_g, \quad g \in S,
+    x_g(z) = \frac{1}{\sigma_g} \sqrt{\frac{\rho_g(z, s_0)}{\sum_{h\in S}\rho_h(z, s_0)}},
+    \quad g \in S, \qquad \phi(z) = x(z) / |x(z)|^{1/2} ,
 
 each gene divided by its standard deviation in the data, they are the first d principal components
 of :math:`\phi` over the cells,
 
-.. math:: c(z) = V^T (\phi(z) - \bar\phi) / \sqrt{|S|} ,
+.. math:: c(z) = w\, V^T (\phi(z) - \bar\phi) / \sqrt{|S|} , \quad
+          w^2 \,\mathrm{mean}_{g \in S} \mathrm{var}(\phi_g) = \mathrm{mean}_{g \in S} R^2_g ,
 
-so that squared distances are those of decoded expression per gene, but for the part that d
-components leave out. The covariates :math:`s_0` are the most common batch and categories, and the
-mean of every number: cells differ by z alone. S are the genes whose decoded deviation is the
-largest share of the measured one; the others would add little but time, which then depends on the
-genes no more. Among them genes of few counts come first, as the log of a mean exceeds the mean of
-logs: that suits data of few counts, and slights the strong markers of rare types in others.
+scaled so that all of them vary as much as the mean share of a gene's variance that the model
+explains. The covariates :math:`s_0` are the most common batch and categories, and the mean of every
+number: cells differ by z alone. S are the genes whose decoded deviation is the largest share of the
+measured one; the others would add little but time, which then depends on the genes no more.
 
-Of several kinds of measurement, :math:`\phi` has features of all, each kind by its own amounts
-(`Modality.profile`). Every kind weighs as much as the mean share of its features' variance that
-the model explains, however many they are: counts of few fragments a region, which are nearly all
-chance, do not drown what genes say.
+Roots, because counting noise moves the root of a share about as much wherever the share is, and
+because they ask for no number of counts to scale to: in logarithms of one more than so many counts,
+that number decides which genes weigh. Half of the length is taken out of a profile, halfway between
+distance and cosine: by distance, the few types that express much of a few genes lie far from all
+others, and those drown what tells related types apart; by cosine they lie no further than these.
 
-.. math:: c(z) = V^T \big(w_m (\phi_m(z) - \bar\phi_m) / \sqrt{|S_m|}\big)_m, \quad
-          w_m^2 \,\mathrm{mean}_{g \in S_m} \mathrm{var}(\phi_g) = \mathrm{mean}_{g \in S_m} R^2_g
+Of several kinds of measurement there are profiles of all, each by its own amounts
+(`Modality.profile`, `Modality.cosine`) and with its own w: a kind weighs as much as the mean share
+of its features' variance that the model explains, however many they are. Counts of few fragments a
+region, which are nearly all chance, do not drown what genes say.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ MOST_GENES = 512  # in S, of every kind
 MOST_VALUES = 2**24  # cells x genes of which components are taken, 64 MiB
 FEWEST_CELLS = 4096  # of which they are taken where there are so many genes that these would be few
 CHUNK_VALUES = 2**20  # cells x genes decoded at once
-SMALLEST_DEVIATION = 1e-2  # of a gene: one that hardly varies is not to weigh the most
+SMALLEST_DEVIATION = 1e-2  # of a feature, by that of all: one that hardly varies weighs little
 LANES = 16  # of float32 in a vector of the processor
+TINY = 1e-12  # of the length of a profile
 OVERSAMPLED, ITERATIONS = 20, 4  # of the randomised components
 
 
@@ -64,8 +67,10 @@ class Coordinates:
     genes
         Numbers of the features that are decoded, in order, ``(k,)``: those of the second kind
         follow those of the first.
+    unit
+        What the amount of each of them is divided by, ``(k,)``.
     loadings
-        Weight of each of them in every component, divided by the feature's deviation, ``(k, d)``.
+        Weight of each of them in every component, ``(k, d)``.
     centre
         The mean of decoded expression in these components, ``(d,)``.
     covariates
@@ -73,33 +78,28 @@ class Coordinates:
     """
 
     genes: Tensor
+    unit: Tensor
     loadings: Tensor
     centre: Tensor
     covariates: Tensor
 
     def __call__(self, views: Sequence[View], z: Tensor) -> Tensor:
         """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
-        s = self.covariates.expand(len(z), -1)
-        each = zip(views, by_kind(self.genes, views), strict=True)
-        found = [view.profile(z, s, genes) for view, genes in each if len(genes)]
-        return _narrow_product(_beside(found), self.loadings) - self.centre
+        s, each = self.covariates.expand(len(z), -1), by_kind(self.genes, views)
+        units = self.unit.split([len(genes) for genes in each])
+        of_each = zip(views, each, units, strict=True)
+        found = [profiles(view, z, s, *of_kind) for view, *of_kind in of_each if len(of_kind[0])]
+        return narrow_product(beside(found), self.loadings) - self.centre
 
 
-@dataclass(frozen=True)
-class LinearCoordinates:
-    """The linear map of models of older files, ``z @ axes``.
-
-    Attributes
-    ----------
-    axes
-        ``(d, d)``.
-    """
-
-    axes: Tensor
-
-    def __call__(self, views: Sequence[View], z: Tensor) -> Tensor:
-        """Return the coordinates of latent vectors ``(n, d)``, ``(n, d)``."""
-        return z[:, : len(self.axes)] @ self.axes
+def profiles(view: View, z: Tensor, s: Tensor, features: Tensor, unit: Tensor) -> Tensor:
+    """Return what components are of: some features of a kind, each divided by its unit, and all of
+    a cell by a power of their length, ``(n, k)``."""
+    x = view.profile(z, s, features) / unit
+    if (power := view.modality.cosine) == 0:
+        return x
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp(min=TINY) ** power
 
 
 def by_kind(features: Tensor, views: Sequence[View]) -> list[Tensor]:
@@ -114,7 +114,7 @@ def by_kind(features: Tensor, views: Sequence[View]) -> list[Tensor]:
     return found
 
 
-def _narrow_product(x: Tensor, w: Tensor) -> Tensor:
+def narrow_product(x: Tensor, w: Tensor) -> Tensor:
     """Return x w for x ``(n, k)`` and w ``(k, d)`` with few columns.
 
     With d filled up to whole vectors of the processor: 30 columns take 1.7 times as long as 32.
@@ -122,7 +122,8 @@ def _narrow_product(x: Tensor, w: Tensor) -> Tensor:
     return (x @ pad(w, (0, -w.shape[1] % LANES)))[:, : w.shape[1]]
 
 
-def _beside(parts: Sequence[Tensor]) -> Tensor:
+def beside(parts: Sequence[Tensor]) -> Tensor:
+    """Return matrices beside each other."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
@@ -168,60 +169,57 @@ def fit_coordinates(
         for spread, view, part in zip(spreads, views, parts, strict=True):
             spread.add(view, part, z, s)
         latent.append(z)
-    chosen_of = [spread.chosen() for spread in spreads]
-    n_chosen = sum(len(genes) for genes, _ in chosen_of)
     decoder = views[0].decoder
     if isinstance(decoder, Decoder) and decoder.rna.linear:
-        seen = spreads[0].sums[0, 0] / max(spreads[0].n, 1)
-        return _linear_coordinates(views[0], torch.cat(latent), covariates, *chosen_of[0], seen)
-    blocks = torch.cat(latent).split(max(2, CHUNK_VALUES // n_chosen))
-    means, scaled = [], []
-    for view, (genes, deviation) in zip(views, chosen_of, strict=True):
-        amounts = torch.cat([view.profile(z, covariates.expand(len(z), -1), genes) for z in blocks])
-        means.append(amounts.mean(0))
-        scaled.append(amounts.sub_(means[-1]).div_(deviation))  # in place: nothing is larger
-    roots = [math.sqrt(block.shape[1]) for block in scaled]
-    if len(views) > 1:
-        shares = [s.explained(*chosen) for s, chosen in zip(spreads, chosen_of, strict=True)]
-        weights = [_weight(*each) for each in zip(scaled, shares, strict=True)]
-        roots = [root / weight for root, weight in zip(roots, weights, strict=True)]
-        scaled = [block.div_(root) for block, root in zip(scaled, roots, strict=True)]
-    components = principal_components(_beside(scaled), d, generator)
-    each = zip(components.split([len(g) for g, _ in chosen_of]), roots, chosen_of, strict=True)
-    loadings = torch.cat([block / (dev[:, None] * root) for block, root, (_, dev) in each])
+        return _linear_coordinates(views[0], torch.cat(latent), covariates, spreads[0])
+    chosen_of = [spread.chosen() for spread in spreads]
+    blocks = torch.cat(latent).split(max(2, CHUNK_VALUES // sum(len(genes) for genes in chosen_of)))
+    scaled, means, units, roots = [], [], [], []
+    for view, spread, genes in zip(views, spreads, chosen_of, strict=True):
+        units.append(spread.measured[genes])
+        s = covariates.expand(len(blocks[0]), -1)
+        x = torch.cat([profiles(view, z, s[: len(z)], genes, units[-1]) for z in blocks])
+        means.append(x.mean(0))
+        x.sub_(means[-1])  # in place: nothing is larger
+        weight = _weight(float(x.double().square().mean()), spread, genes)
+        roots.append(torch.full_like(units[-1], math.sqrt(len(genes)) / weight))
+        scaled.append(x.div_(roots[-1]))
+    loadings = principal_components(beside(scaled), d, generator) / torch.cat(roots)[:, None]
     starts = itertools.accumulate((view.width for view in views[:-1]), initial=0)
-    genes = torch.cat([genes + k for (genes, _), k in zip(chosen_of, starts, strict=True)])
-    return Coordinates(genes, loadings, _beside(means) @ loadings, covariates)
+    numbers = torch.cat([genes + k for genes, k in zip(chosen_of, starts, strict=True)])
+    centre = torch.cat(means) @ loadings
+    return Coordinates(numbers, torch.cat(units), loadings, centre, covariates)
 
 
-def _linear_coordinates(
-    view: View, z: Tensor, covariates: Tensor, genes: Tensor, deviation: Tensor, mean: Tensor
-) -> Coordinates:
+def _linear_coordinates(view: View, z: Tensor, covariates: Tensor, spread: _Spread) -> Coordinates:
     r"""Return the coordinates of a linear decoder, of posterior means ``(n, d)``.
 
     .. math:: c_k(z) = \sum_g L_{gk} \log \rho_g(z, s_0) + \mathrm{const}, \quad
-              M = D (W - 1 m^T), \quad M \Sigma_z^{1/2} = U S V^T, \quad L = D U
+              M = D (W - 1 m^T), \quad M \Sigma_z^{1/2} = U S V^T, \quad L = w D U
 
-    with W the decoder's weights and D what log(1 + x) makes of a small change of log expression at
-    the gene's mean, divided by its deviation: squared distances are then about those of other
-    decoders. Columns of U are orthonormal; m, the mean of W by :math:`D^2`, makes those of L add up
-    to zero, so that what makes shares add up to one is in none. They are linear in z, and
-    uncorrelated over the cells.
+    with W the decoder's weights and D what the root of a share makes of a small change of its
+    logarithm at the gene's mean, divided by the gene's deviation: squared distances are then about
+    those of :math:`x` in other decoders. Columns of U are orthonormal; m, the mean of W by
+    :math:`D^2`, makes those of L add up to zero, so that what makes shares add up to one is in
+    none. They are linear in z, and uncorrelated over the cells.
     """
     decoder = view.decoder
     assert isinstance(decoder, Decoder)
-    scale = (-torch.expm1(-mean[genes].clamp(min=0)) / deviation).clamp(min=1e-6).double()
+    genes = spread.chosen()
+    scale = (spread.decoded_mean[genes] / (2 * spread.measured[genes])).clamp(min=1e-6).double()
     weights = decoder.share.weight[genes, : decoder.n_latent].double()
     centred = weights - (scale.square() @ weights) / scale.square().sum()
-    spread, turned = torch.linalg.eigh(torch.cov(z.double().T).reshape(z.shape[1], -1))
-    root = turned * spread.clamp(min=0).sqrt()
-    vectors = torch.linalg.svd(scale[:, None] * centred @ root, full_matrices=False)[0]
+    variances, turned = torch.linalg.eigh(torch.cov(z.double().T).reshape(z.shape[1], -1))
+    root = turned * variances.clamp(min=0).sqrt()
+    vectors, strengths, _ = torch.linalg.svd(scale[:, None] * centred @ root, full_matrices=False)
+    weight = _weight(float(strengths.square().sum()) / len(genes), spread, genes)
     full = torch.zeros(len(genes), z.shape[1], dtype=vectors.dtype, device=z.device)
     full[:, : vectors.shape[1]] = vectors
     largest = full.gather(0, full.abs().argmax(0)[None])
-    loadings = (scale[:, None] * full * largest.sign() / math.sqrt(len(genes))).float()
+    unit = weight / math.sqrt(len(genes))
+    loadings = (unit * scale[:, None] * full * largest.sign()).float()
     at = view.profile(z.mean(0, keepdim=True), covariates[None], genes)[0]
-    return Coordinates(genes, loadings, at @ loadings, covariates)
+    return Coordinates(genes, torch.ones_like(at), loadings, at @ loadings, covariates)
 
 
 @dataclass
@@ -245,30 +243,44 @@ class _Spread:
         self.sums += torch.stack([both.sum(1), both.square().sum(1)]).double()
         self.n += len(z)
 
-    def chosen(self) -> tuple[Tensor, Tensor]:
-        """Return the features whose variance is explained best, and their deviations, ``(k,)``."""
-        deviation, decoded = _deviations(self.sums, max(self.n, 1))
-        deviation = deviation.clamp(min=SMALLEST_DEVIATION)
-        genes = _first(decoded / deviation, MOST_GENES)
-        return genes, deviation[genes]
+    @property
+    def measured(self) -> Tensor:
+        """Standard deviation of what was measured, ``(g,)``; of a feature that hardly varies, a
+        part of the usual one."""
+        deviation = self._deviations[0]
+        least = SMALLEST_DEVIATION * float(deviation.double().square().mean().sqrt())
+        return deviation.clamp(min=least or 1.0)
 
-    def explained(self, features: Tensor, deviation: Tensor) -> float:
+    @property
+    def decoded(self) -> Tensor:
+        """Standard deviation of what is decoded, ``(g,)``."""
+        return self._deviations[1]
+
+    @property
+    def decoded_mean(self) -> Tensor:
+        """Mean of what is decoded, ``(g,)``."""
+        return (self.sums[0, 1] / max(self.n, 1)).float()
+
+    @property
+    def _deviations(self) -> Tensor:
+        mean, square = self.sums / max(self.n, 1)
+        variance = (square - mean.square()) * (self.n / max(self.n - 1, 1))
+        return variance.clamp(min=0).sqrt().float()
+
+    def chosen(self) -> Tensor:
+        """Return the features of whose variance most is decoded, ``(k,)``."""
+        return _first(self.decoded / self.measured, MOST_GENES)
+
+    def explained(self, features: Tensor) -> float:
         """Return the mean share of the variance of some features that the model explains."""
-        _, decoded = _deviations(self.sums[..., features], max(self.n, 1))
-        return float((decoded / deviation).double().square().clamp(max=1).mean())
+        share = (self.decoded / self.measured)[features].double().square()
+        return float(share.clamp(max=1).mean())
 
 
-def _weight(scaled: Tensor, explained: float) -> float:
-    """Return what makes the mean variance of columns ``(n, k)`` the share that is explained."""
-    own = float(scaled.double().square().mean())
-    return math.sqrt(explained / own) if own > 0 and explained > 0 else 1.0
-
-
-def _deviations(sums: Tensor, n: int) -> Tensor:
-    """Return standard deviations of n values, given the sums of them and of their squares."""
-    mean, square = sums / n
-    variance = (square - mean.square()) * (n / max(n - 1, 1))
-    return variance.clamp(min=0).sqrt().float()
+def _weight(variance: float, spread: _Spread, features: Tensor) -> float:
+    """Return what makes the mean variance of these features the share of it that is explained."""
+    explained = spread.explained(features)
+    return math.sqrt(explained / variance) if variance > 0 and explained > 0 else 1.0
 
 
 def _first(values: Tensor, k: int) -> Tensor:

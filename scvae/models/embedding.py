@@ -18,19 +18,17 @@ from scvae.data.hold.cells import Cells, Dataset
 from scvae.data.hold.several import CellParts, Datasets
 from scvae.modalities.kinds import View
 from scvae.models.alignment import Alignment, fit_alignment
-from scvae.models.coordinates import (
-    Coordinates,
-    LinearCoordinates,
-    encoded,
-    fit_coordinates,
-)
+from scvae.models.coordinates import Coordinates, encoded, fit_coordinates
 from scvae.models.network import Architecture, views_of
+from scvae.models.older_coordinates import LinearCoordinates, LogCoordinates
 
-Kind = Literal["expression", "latent"]
+Kind = Literal["roots", "logs", "latent"]
 MOST_ALIGNED = 2**21  # cells that offsets are estimated from: held at once, 252 MB
 FEWEST_OF_PATTERN = 50  # cells: fewer say too little of what their pattern leaves
-COORDINATES: dict[Kind, type[Coordinates] | type[LinearCoordinates]] = {
-    "expression": Coordinates,
+AnyCoordinates = Coordinates | LogCoordinates | LinearCoordinates
+COORDINATES: dict[Kind, type[AnyCoordinates]] = {
+    "roots": Coordinates,
+    "logs": LogCoordinates,
     "latent": LinearCoordinates,
 }
 
@@ -42,7 +40,7 @@ class EmbeddingSpec:
     Attributes
     ----------
     coordinates
-        What they are of: "expression" or, in models of older files, "latent".
+        What they are of: "roots" of shares or, in models of older files, "logs" or "latent".
     genes
         Number of genes that are decoded for them; 0 for "latent" ones.
     clusters
@@ -103,7 +101,7 @@ class Embedding:
         Of kinds of measurement, where what these leave is taken out, too; else None.
     """
 
-    coordinates: Coordinates | LinearCoordinates
+    coordinates: AnyCoordinates
     alignment: Alignment | None = None
     patterns: Patterns | None = None
 
@@ -150,8 +148,9 @@ class Embedding:
     @property
     def spec(self) -> EmbeddingSpec:
         """What fixes its tensors."""
-        kind = next(kind for kind, of in COORDINATES.items() if isinstance(self.coordinates, of))
-        genes = self.coordinates.genes.numel() if isinstance(self.coordinates, Coordinates) else 0
+        axes = self.coordinates
+        kind = next(kind for kind, of in COORDINATES.items() if isinstance(axes, of))
+        genes = 0 if isinstance(axes, LinearCoordinates) else len(axes.genes)
         clusters = 0 if self.alignment is None else len(self.alignment.variance)
         patterns = 0 if self.patterns is None else len(self.patterns.kinds)
         return EmbeddingSpec(kind, genes, clusters, patterns)

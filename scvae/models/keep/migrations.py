@@ -11,6 +11,8 @@ Format 3 decoded all genes for the embedding, and did not say which.
 
 Format 4 knew RNA alone, and said what it is of it among what all kinds of measurement share.
 
+Format 5 took components of logarithms alone, and called them those of expression.
+
 Formats 1 and 2 numbered the container by the same number. A new format needs a higher `FORMAT` and
 a step here, and a small file in ``tests/files``.
 """
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from scvae.io import Contents, Migration
 
-FORMAT = 5  # of models and checkpoints; `scvae.io` has a number of its own for the container
+FORMAT = 6  # of models and checkpoints; `scvae.io` has a number of its own for the container
 GENES, LOADINGS = "embedding.coordinates.genes", "embedding.coordinates.loadings"
 FIRST_WEIGHT = "posterior.hidden.layers.0.weight"
 LAYER_WEIGHT = re.compile(r"(posterior|likelihood)\.hidden\.layers\.\d+\.weight")
@@ -86,6 +88,14 @@ def migrate_4_to_5(tensors: dict[str, Tensor], content: dict[str, Any]) -> Conte
     return tensors, {**content, "architecture": architecture, "origin": origin}
 
 
+def migrate_5_to_6(tensors: dict[str, Tensor], content: dict[str, Any]) -> Contents:
+    """Return the contents of a file of format 5 as format 6 has them."""
+    spec = content["embedding"]
+    if spec["coordinates"] == "expression":
+        spec = {**spec, "coordinates": "logs"}
+    return tensors, {**content, "embedding": spec}
+
+
 def _split(name: str, weight: Tensor, n_covariates: int) -> dict[str, Tensor]:
     """Return W and V of one weight of activations, then covariates."""
     inputs = 0 if name == FIRST_WEIGHT else 1
@@ -100,4 +110,5 @@ MIGRATIONS: dict[int, Migration] = {
     2: migrate_2_to_3,
     3: migrate_3_to_4,
     4: migrate_4_to_5,
+    5: migrate_5_to_6,
 }

@@ -20,7 +20,7 @@ GENES, PATTERNS = f"{EMBEDDING}coordinates.genes", f"{EMBEDDING}patterns.kinds"
 OF_A_LAYER = 14  # tensors at least: two of it and five of its norm, in encoder and decoder
 COUNTER = "num_batches_tracked"
 LARGEST = 1e7  # of any trained value: their products over two layers stay within float32
-POSITIVE = ("library_scale", "size_scale", "alignment.variance", ".scale")  # ends of names
+POSITIVE = ("library_scale", "size_scale", "alignment.variance", "coordinates.unit", ".scale")
 LARGEST_LOG_LIBRARY = 60.0  # 1e26 transcripts of a cell
 
 Shape = tuple[int, ...]
@@ -38,6 +38,8 @@ def _embedding(a: Architecture, spec: EmbeddingSpec) -> Shapes:
         yield "coordinates.axes", (a.n_latent, a.n_latent)
     else:
         yield "coordinates.genes", (spec.genes,)
+        if spec.coordinates == "roots":
+            yield "coordinates.unit", (spec.genes,)
         yield "coordinates.loadings", (spec.genes, a.n_latent)
         yield "coordinates.centre", (a.n_latent,)
         yield "coordinates.covariates", (a.n_covariates,)
