@@ -6,8 +6,9 @@ was measured. Scores go to work/SET.multimodal.METHOD.SEED.json; `--table` colle
 results/multimodal_SET.json, of which results.py writes the tables.
 
 METHOD: scvae (both kinds), scvae_rna (RNA alone), pca (components of both, side by side), totalvi
-(its defaults; the cells without proteins are a batch of their own, as it asks), multivi (its
-defaults, the whole set alone). The peers need an environment with scvi-tools.
+(its defaults; the cells without proteins are a batch of their own, as it asks; run first, it leaves
+the cells that it held out, of which scvae's ELBO is then told, too), multivi (its defaults, the
+whole set alone). The peers need an environment with scvi-tools.
 
 `python benchmarks/multimodal.py SET --overconfidence` prints how sure single kinds and half of the
 counts are of where a cell is, against all that is known of it.
@@ -34,16 +35,20 @@ from sklearn.utils.extmath import randomized_svd
 
 SETS = ("cbmc_cite", "pbmc10k_cite", "snareseq_dev")
 COMPONENTS, NEIGHBOURS, LEVEL = 30, 30, 0.9
+HELD_OUT = "held_out"  # the column that marks the cells that totalVI held out, where it has run
 
 
 @dataclass
 class Found:
-    """What a method says: the embedding, and the imputed counts of hidden cells with intervals."""
+    """What a method says: the embedding; the imputed counts of hidden cells with intervals; and the
+    negative ELBO of cells that were held out, in nats, with their numbers."""
 
     embedding: np.ndarray
     imputed: np.ndarray | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    nelbo: float | None = None
+    held_out: np.ndarray | None = None
 
 
 def load(name: str) -> tuple[mudata.MuData, str]:
@@ -77,8 +82,14 @@ def scvae_both(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed
     import scvae
 
     given = mdata.copy() if hidden is None else mosaic(mdata, other, hidden)
-    model = scvae.fit(given, seed=seed, progress=False)
+    marked = hidden is None and HELD_OUT in mdata.obs
+    model = scvae.fit(
+        given, seed=seed, progress=False, **({"validation": HELD_OUT} if marked else {})
+    )
     embedding = np.asarray(given.obsm["X_scvae"])
+    if marked:
+        rows = mdata.obs[HELD_OUT].to_numpy()
+        return Found(embedding, nelbo=-float(model.elbo(mdata[rows].copy()).mean()))
     if hidden is None or other != "protein":
         return Found(embedding)
     tables = model.normalized(
@@ -149,7 +160,9 @@ def totalvi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: i
     model = scvi.model.TOTALVI(adata)
     model.train(accelerator="cpu", enable_progress_bar=False)
     if hidden is None:
-        return Found(model.get_latent_representation())
+        nelbo = float(model.history["elbo_validation"].to_numpy().min())
+        held_out = np.sort(model.validation_indices)
+        return Found(model.get_latent_representation(), nelbo=nelbo, held_out=held_out)
     _, imputed = model.get_normalized_expression(
         indices=np.flatnonzero(hidden),
         transform_batch="yes",
@@ -307,10 +320,18 @@ def run(name: str, method: str, seed: int) -> None:
     mdata, other = load(name)
     types = mdata.obs["cell_type"].astype(str).to_numpy()
     hidden = hidden_rows(mdata.n_obs)
+    peers = WORK / f"{name}.multimodal.held_out.npy"
+    if method == "scvae" and peers.exists():
+        mdata.obs[HELD_OUT] = np.isin(np.arange(mdata.n_obs), np.load(peers))
     start = time.perf_counter()
     whole = METHODS[method](mdata, other, None, seed)
     scores: dict[str, Any] = {"seconds": time.perf_counter() - start}
     scores["whole"] = judge(whole.embedding, types)
+    if whole.nelbo is not None:
+        scores["whole"]["nelbo"] = whole.nelbo
+    WORK.mkdir(exist_ok=True)
+    if whole.held_out is not None:
+        np.save(peers, whole.held_out)
     of_batch = mdata.obs.get("batch", default=types)  # without batches, no type is more isolated
     parts = np.asarray(of_batch).astype(str)
     scores["whole"]["isolated F1"] = isolated(whole.embedding, types, parts)
@@ -319,7 +340,6 @@ def run(name: str, method: str, seed: int) -> None:
         scores["mosaic"] = judge(part.embedding, types, hidden.astype(str))
     if part.imputed is not None:
         scores["imputed"] = of_imputation(part, dense(mdata[other].X)[hidden])
-    WORK.mkdir(exist_ok=True)
     (WORK / f"{name}.multimodal.{method}.{seed}.json").write_text(json.dumps(scores, indent=1))
     print(name, method, seed, json.dumps(scores), flush=True)
 

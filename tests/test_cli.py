@@ -10,6 +10,7 @@ import warnings
 import anndata
 import numpy as np
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from matplotlib.image import imread
 
@@ -148,6 +149,30 @@ def test_fit_writes_all_that_is_asked_for(folder, cells, capsys):
     assert sorted(os.listdir()) == ["in.h5ad", "model.scvae", "out.h5ad", "umap.png"]
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
+
+
+@pytest.mark.parametrize(("asked", "resolution"), [("", 0.25), ("--resolution 2.5", 2.5)])
+def test_clusters_are_those_of_a_resolution(folder, cells, asked, resolution):
+    line = f"fit in.h5ad -o out.h5ad --batch batch --n-latent 4 --leiden {asked} --quiet"
+    assert run(*line.split(), *STEPS) == 0
+    out = read("out.h5ad")
+    graph = scvae.analysis.neighbors(out, "X_scvae", seed=0)
+    options = {"flavor": "igraph", "n_iterations": 2, "directed": False, "random_state": 0}
+    sc.tl.leiden(graph, resolution=resolution, **options)
+    assert list(out.obs["leiden"]) == list(graph.obs["leiden"])
+
+
+@pytest.mark.parametrize("asked", ["--leiden --resolution 0", "--leiden --resolution x"])
+def test_a_resolution_is_a_positive_number(folder, cells, capsys, asked):
+    with pytest.raises(SystemExit):
+        run("fit", "in.h5ad", "-o", "out.h5ad", *asked.split())
+    assert "--resolution" in capsys.readouterr().err
+
+
+def test_a_resolution_without_clusters_is_told(folder, cells, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "in.h5ad", "-o", "out.h5ad", "--resolution", "1")
+    assert "--resolution needs clusters: --leiden" in capsys.readouterr().err
 
 
 def test_the_picture_has_the_columns_asked_for(folder, monkeypatch):

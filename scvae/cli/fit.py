@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from scvae.data.read.atlas import OnDisk
     from scvae.models.model import Model
 
+RESOLUTION, MOST_RESOLUTION = 0.25, 100.0  # of Leiden
+
 EXAMPLE = """\
 example:
   scvae fit in.h5ad -o out.h5ad --batch donor --genes highly_variable --leiden --umap umap.png
@@ -110,6 +112,8 @@ def _check_fit(a: argparse.Namespace) -> None:
     """Find out before training whether everything can be written."""
     if a.color and not a.umap:
         a.usage_error("--color needs a picture: --umap umap.png")
+    if a.resolution and not a.leiden:
+        a.usage_error("--resolution needs clusters: --leiden")
     outputs = [path for path in (a.output, a.model, a.umap) if path]
     check_outputs(outputs, [])
     for path in outputs[1:]:
@@ -146,7 +150,8 @@ def _analyse(a: argparse.Namespace, adata: AnnData) -> AnnData | None:
     if a.leiden:
         import scanpy as sc
 
-        sc.tl.leiden(graph, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        options = {"flavor": "igraph", "n_iterations": 2, "directed": False, "random_state": seed}
+        sc.tl.leiden(graph, resolution=a.resolution or RESOLUTION, **options)
         adata.obs["leiden"] = graph.obs["leiden"]
     if a.umap:
         adata.obsm["X_umap"] = lay_out(graph, seed=seed).obsm["X_umap"]
@@ -235,10 +240,25 @@ def _seed(text: str) -> int:
     return seed
 
 
+def _resolution(text: str) -> float:
+    """Return a resolution of Leiden."""
+    value = float(text)
+    if not 0 < value <= MOST_RESOLUTION:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {MOST_RESOLUTION:g}")
+    return value
+
+
 def _add_results(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model", type=Path, metavar="model.scvae", help="file to save the model to")
     add("--leiden", action="store_true", help='cluster the embedding into obs["leiden"]')
+    add(
+        "--resolution",
+        type=_resolution,
+        metavar="R",
+        help=f"of these clusters: higher makes more of them; {RESOLUTION} if left out, about half "
+        "of what principal components take",
+    )
     add("--umap", type=Path, metavar="umap.png", help="picture to draw: .png, .pdf, .svg or .jpg")
     add(
         "--color",
