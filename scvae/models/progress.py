@@ -113,18 +113,21 @@ class _Count:
         self.bar.close()
 
 
-class _Bar(_Count):
+class _Bar:
     def __init__(self, steps: int) -> None:
-        super().__init__(steps, "scvae.fit", "step")
+        self.steps, self.done = _Count(steps, "scvae.fit", "step"), 0
 
-    def update(self, history: History) -> None:  # type: ignore[override]
-        self.bar.set_postfix(
-            elbo=f"{history.validation[-1]:.1f}",
-            best=f"{history.best:.1f}",
-            cells_per_s=f"{history.cells_per_second:,.0f}",
-            refresh=False,
-        )
-        self.bar.update(history.step[-1] - self.bar.n)
+    def update(self, history: History) -> None:
+        told = {
+            "elbo": f"{history.validation[-1]:.1f}",
+            "best": f"{history.best:.1f}",
+            "cells_per_s": f"{history.cells_per_second:,.0f}",
+        }
+        more, self.done = history.step[-1] - self.done, history.step[-1]
+        self.steps.update(more, ", ".join(f"{name}={text}" for name, text in told.items()))
+
+    def close(self) -> None:
+        self.steps.close()
 
 
 class _Log:
