@@ -120,10 +120,11 @@ def cluster(adata: AnnData, key: str, types: pd.Series | None = None) -> AnnData
     suits one embedding makes too many clusters of another.
     """
     graph = analysis.lay_out(analysis.neighbors(adata, key))
-    found = [leiden(graph, r) for r in (RESOLUTIONS if types is not None else [RESOLUTION])]
-    graph.obs["leiden"] = max(
-        found, key=lambda f: 0.0 if types is None else normalized_mutual_info_score(types, f)
-    )
+    clusters = leiden(graph, RESOLUTION)
+    if types is not None:
+        found = [leiden(graph, resolution) for resolution in RESOLUTIONS]
+        clusters = max(found, key=lambda of_one: normalized_mutual_info_score(types, of_one))
+    graph.obs["leiden"] = clusters
     return graph
 
 

@@ -115,7 +115,7 @@ class _Count:
 
 class _Bar:
     def __init__(self, steps: int) -> None:
-        self.steps, self.done = _Count(steps, "scvae.fit", "step"), 0
+        self.steps = _Count(steps, "scvae.fit", "step")
 
     def update(self, history: History) -> None:
         told = {
@@ -123,7 +123,7 @@ class _Bar:
             "best": f"{history.best:.1f}",
             "cells_per_s": f"{history.cells_per_second:,.0f}",
         }
-        more, self.done = history.step[-1] - self.done, history.step[-1]
+        more = history.step[-1] - self.steps.bar.n
         self.steps.update(more, ", ".join(f"{name}={text}" for name, text in told.items()))
 
     def close(self) -> None:
