@@ -17,3 +17,4 @@ COUNTS: tuple[CountKind, ...] = get_args(CountKind)
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 CHROMATIN_LIKELIHOODS: tuple[ChromatinLikelihood, ...] = get_args(ChromatinLikelihood)
 MODALITIES = ("rna", "protein", "chromatin")
+RESOLUTION = 0.25  # of Leiden in the embedding, where none is asked for; see README

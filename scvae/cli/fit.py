@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvae.choices import DECODERS, DISPERSIONS, FUSIONS, LIKELIHOODS, PRIORS
+from scvae.choices import DECODERS, DISPERSIONS, FUSIONS, LIKELIHOODS, PRIORS, RESOLUTION
 from scvae.cli.console import tell
 from scvae.cli.inputs import check_input, of_data, read
 from scvae.cli.large import add_memory, cells_on_disk, copy_with
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from scvae.data.read.atlas import OnDisk
     from scvae.models.model import Model
 
-RESOLUTION, MOST_RESOLUTION = 0.25, 100.0  # of Leiden
+MOST_RESOLUTION = 100.0  # of Leiden
 
 EXAMPLE = """\
 example:

@@ -14,6 +14,7 @@ from scvae.analysis.judging import MOST_CELLS, judge, mixing
 from scvae.analysis.neighbours import lay_out, neighbors
 from scvae.analysis.null_batch import FEWEST_CELLS, NullBatch, largest_batch, null_batch
 from scvae.analysis.samples import csr
+from scvae.choices import RESOLUTION
 from scvae.data.checkup.report import Finding, Kind
 from scvae.data.read.source import home_in
 from scvae.models.check import check
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from scvae.models.model import Model
 
 OWN, PCA, HARMONY = "scvae", "PCA", "Harmony"
-RESOLUTION = 0.25  # of Leiden; see README
 MOST_OF_LIKELIHOOD = 1_000  # cells
 MOST_OF_NULL = 5_000  # cells for which three fits are made without being asked for
 STAGES = ("check-up", "likelihood", "predictions", "embeddings", "layouts", "scores", "null batch")

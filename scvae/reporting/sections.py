@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from scvae.analysis.judging import NEIGHBOURS
 from scvae.analysis.null_batch import NullBatch
+from scvae.choices import RESOLUTION
 from scvae.models.judge.evidence import MeanLogLikelihood
 from scvae.reporting import page, pictures
-from scvae.reporting.measure import HARMONY, OWN, PCA, RESOLUTION, Measured, agreements
+from scvae.reporting.measure import HARMONY, OWN, PCA, Measured, agreements
 
 if TYPE_CHECKING:
     from scvae.models.model import Model
