@@ -96,7 +96,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 		{ echo "scvae needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs,multimodal,lazy,report]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,docs,multimodal,lazy,disk,report]" -c constraints.txt
 	touch $(READY)
 
 clean:

@@ -138,8 +138,8 @@ def test_cells_that_are_mixed_together_are_of_all_parts_of_the_file_in_their_sha
 ) -> None:
     n, memory = 4_000, 4 * 800 * 10
 
-    def read(start: int, stop: int) -> sparse.csr_matrix:
-        return sparse.csr_matrix((stop - start, 2))
+    def read(ranges: list[tuple[int, int]]) -> list[sparse.csr_matrix]:
+        return [sparse.csr_matrix((stop - start, 2)) for start, stop in ranges]
 
     found, generator = Shards(read, (n, 2), n, 1, 1, memory), torch.Generator().manual_seed(0)
     rows = torch.randperm(n, generator=generator)[held_out:]
@@ -161,9 +161,9 @@ def test_each_of_several_processes_reads_its_own_part_of_the_file(size: int) -> 
     n, read_by, seen = 6_000, [0] * size, []
     for rank in range(size):
 
-        def read(start: int, stop: int, rank: int = rank) -> sparse.csr_matrix:
-            read_by[rank] += stop - start
-            return sparse.csr_matrix(np.ones((stop - start, 1)))
+        def read(ranges: list[tuple[int, int]], rank: int = rank) -> list[sparse.csr_matrix]:
+            read_by[rank] += sum(stop - start for start, stop in ranges)
+            return [sparse.csr_matrix(np.ones((stop - start, 1))) for start, stop in ranges]
 
         counts = Shards(read, (n, 1), n * 1_000, 1_000, 1, 4 * 3_000 * 2_010)
         of_cells = np.arange(n, dtype=np.float32)[:, None], np.zeros(n, np.int64), np.ones(n)

@@ -17,7 +17,7 @@ from scvae.cli.readers import (
     read_modality,
     read_zarr,
 )
-from scvae.data.read.paths import OF_R, OWN, TEXT, mtx_reader, of_r, text_reader
+from scvae.data.read.paths import OF_R, OWN, TEXT, collection, mtx_reader, of_r, text_reader
 from scvae.errors import FileError
 from scvae.io.files import FOREIGN
 
@@ -93,6 +93,11 @@ def reader_in_python(path: Path) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
+    if collection(path):
+        raise FileError(
+            f"{path} is a collection of annbatch, several stores that Python reads as one: "
+            f"model = scvae.fit('{path}'), model.embed('{path}', out='embedding.h5ad')"
+        )
     if any((path / name).exists() for name in (".zgroup", "zarr.json", ".zattrs")):
         return "zarr"
     if matrices_in(path):

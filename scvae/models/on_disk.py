@@ -11,7 +11,7 @@ from scvae.arguments import check_choice, is_number, refuse, shown
 from scvae.data.hold.residence import SHARE, free_memory
 from scvae.data.read.atlas import JOINS, Join, OnDisk
 from scvae.data.read.forms import check_anndata
-from scvae.data.read.paths import ADDRESS, mtx_reader
+from scvae.data.read.paths import ADDRESS, collection, is_store, mtx_reader
 from scvae.data.read.stored import Stored
 from scvae.errors import ConfigError, FileError
 from scvae.keywords import named
@@ -36,9 +36,10 @@ def on_disk(
     Parameters
     ----------
     paths
-        An h5ad file, a zarr store, a folder of such, or a list of them: their cells follow one
-        another. Counts lie in them as CSR of any number type; genes are joined by name, and so are
-        categories of columns of obs. The column "file" of obs tells from which file a cell came.
+        An h5ad file, a zarr store, a folder of such, a collection that annbatch wrote, or a list of
+        them: their cells follow one another. Counts lie in them as CSR of any number type; genes
+        are joined by name, and so are categories of columns of obs. The column "file" of obs tells
+        from which file a cell came.
     memory
         What counts may take in memory: bytes, or a share of the memory that is free, below 1.
     join
@@ -109,6 +110,8 @@ def _listed(paths: Any) -> list[Path]:
     if not path.exists():
         check_ending(path)
         raise FileError(f"{path} is not there.")
+    if collected := collection(path):
+        return collected
     if not path.is_dir() or is_store(path):
         check_ending(path)
         return [path]
@@ -118,13 +121,6 @@ def _listed(paths: Any) -> list[Path]:
     if not files:
         raise FileError(f"{path} is a folder without a file that ends in .h5ad or .zarr.")
     return files
-
-
-def is_store(path: Path) -> bool:
-    """Return whether a folder is a zarr store."""
-    return path.suffix.lower() == ".zarr" or any(
-        (path / name).exists() for name in (".zgroup", "zarr.json")
-    )
 
 
 def check_ending(path: Path) -> None:

@@ -187,16 +187,14 @@ class Dataset:
     ) -> Iterator[Cells]:
         """Yield a minibatch of each of these sets of rows; where the sets are parts of larger ones,
         `lengths` are those of these."""
-        if not self.is_streamed:
-            one_by_one = self.device.type == "cpu"
-            yield from map(self.cells, parts) if one_by_one else self._together(parts)
+        if not isinstance(self.counts, Shards) and not self.is_streamed:
+            yield from self._cut(parts, parts, self.counts)
             return
         windows = self._windows([len(part) for part in parts] if lengths is None else lengths)
         groups = [list(parts[window]) for window in windows]
         for group, counts in zip(groups, ahead(self._sent, map(torch.cat, groups)), strict=True):
             places = torch.arange(len(counts), device=self.device).split([len(p) for p in group])
-            for own, place in zip(group, places, strict=True):
-                yield self._described(own, counts.dense(place))
+            yield from self._cut(group, places, counts)
 
     def _windows(self, lengths: Sequence[int]) -> list[slice]:
         """Return which minibatches are sent together."""
@@ -204,19 +202,27 @@ class Dataset:
             return self.counts.windows(lengths)
         return [slice(start, start + AHEAD) for start in range(0, len(lengths), AHEAD)]
 
-    def _together(self, parts: Sequence[Tensor]) -> Iterator[Cells]:
-        """Yield every part, many made at once: a GPU makes all of them as soon as one.
+    def _cut(
+        self, parts: Sequence[Tensor], places: Sequence[Tensor], counts: Counts
+    ) -> Iterator[Cells]:
+        """Yield the cells of every part, whose counts are at its places of `counts`; on a GPU, many
+        made at once, as it makes all of them as soon as one.
 
         What launches its kernels one by one for a part takes longer than a training step on it.
         """
-        nbytes = 4 * self.counts.n_genes * max(map(len, parts))
-        most = max(1, min(AHEAD, MOST // max(nbytes, 1)))
+        most = self._at_once(4 * counts.n_genes * max(map(len, parts), default=0))
         for start in range(0, len(parts), most):
-            group = list(parts[start : start + most])
-            made = self.cells(torch.cat(group))
-            ends = list(accumulate(map(len, group), initial=0))
-            for first, last in pairwise(ends):
+            group, its = (list(each[start : start + most]) for each in (parts, places))
+            if len(group) == 1:
+                yield self._described(group[0], counts.dense(its[0]))
+                continue
+            made = self._described(torch.cat(group), counts.dense(torch.cat(its)))
+            for first, last in pairwise(accumulate(map(len, group), initial=0)):
                 yield made.map(partial(_slice, start=first, stop=last))
+
+    def _at_once(self, nbytes: int) -> int:
+        """Return how many minibatches are made together, of which the largest takes `nbytes`."""
+        return 1 if self.device.type == "cpu" else max(1, min(AHEAD, MOST // max(nbytes, 1)))
 
     def shuffled(
         self, rows: Tensor, size: int, generator: Generator, share: Share | None = None

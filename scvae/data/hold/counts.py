@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # data, indices and indptr of CSR
+COMPILED = [np.dtype(kind) for kind in ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")]
 
 
 def narrowest(largest: int) -> np.dtype:
@@ -74,6 +78,28 @@ class Counts:
             int(np.diff(matrix.indptr).max(initial=0)),
         )
 
+    @classmethod
+    def from_plain(
+        cls, arrays: Arrays, places: np.ndarray, n_genes: int, largest: int
+    ) -> Counts | None:
+        """Return consecutive rows of a file in one fast pass, or None where one of them is odd: it
+        has columns out of order, stored zeros, or values other than counts up to `largest`.
+
+        `arrays` are data, indices and indptr; `places` is the gene of every column, ``(g,)``
+        int64, rising, below zero for those that are left out.
+        """
+        data, indices, indptr = arrays
+        kernel = _kernel("narrow_rows")
+        if kernel is None or data.dtype not in COMPILED or indices.dtype not in COMPILED:
+            return None
+        ends = np.zeros(len(indptr), dtype=np.int64)
+        to_indices = np.empty(len(indices), dtype=narrowest(n_genes))
+        to_values = np.empty(len(indices), dtype=narrowest(largest))
+        if not kernel(indptr, indices, data, places, largest, ends, to_indices, to_values):
+            return None
+        filled = (ends, to_indices[: ends[-1]], to_values[: ends[-1]])
+        return cls(*map(torch.from_numpy, filled), n_genes, int(np.diff(ends).max(initial=0)))
+
     def __len__(self) -> int:
         return self.indptr.shape[0] - 1
 
@@ -107,6 +133,29 @@ class Counts:
         longest = int(length.max()) if len(rows) else 0
         return Counts(indptr, indices, values, self.n_genes, longest)
 
+    @classmethod
+    def of_parts(
+        cls, parts: Sequence[Counts], places: Tensor, pool: Executor, *, pinned: bool = False
+    ) -> Counts:
+        """Return the rows of all parts, in host memory, each at its place: of the first part first;
+        `pinned` as for `take`. The threads of `pool` share the parts out."""
+        length = torch.cat([part.indptr.diff() for part in parts])
+        indptr = torch.zeros(len(length) + 1, dtype=torch.int64, pin_memory=pinned)
+        torch.cumsum(length.new_empty(len(length)).scatter_(0, places, length), 0, out=indptr[1:])
+        indices, values = (
+            torch.empty(int(indptr[-1]), dtype=like.dtype, pin_memory=pinned)
+            for like in (parts[0].indices, parts[0].values)
+        )
+
+        def put(part: Counts, starts: Tensor) -> None:
+            given = (part.indptr, part.indices, part.values, starts, indices, values)
+            _put(*[tensor.numpy() for tensor in given])
+
+        starts = indptr[places].split([len(part) for part in parts])
+        list(pool.map(put, parts, starts))
+        longest = max(part.longest for part in parts)
+        return cls(indptr, indices, values, parts[0].n_genes, longest)
+
     def to(self, device: torch.device | str) -> Counts:
         """Return the counts on `device`; from pinned memory, without waiting for the copy."""
         indptr, indices, values = (
@@ -139,6 +188,23 @@ class Counts:
         gene = torch.where(column < length, self.indices[entry].long(), self.n_genes)
         out = torch.zeros(len(rows), self.n_genes + 1, dtype=torch.float32, device=rows.device)
         return out.scatter_(1, gene, self.values[entry].float())[:, : self.n_genes].contiguous()
+
+
+def _put(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    starts: np.ndarray,
+    to_indices: np.ndarray,
+    to_values: np.ndarray,
+) -> None:
+    """Write the entries of every row from where it starts on, see `gather.put_rows`."""
+    kernel = _kernel("put_rows")
+    if kernel is not None:
+        kernel(indptr, indices, values, starts, to_indices, to_values)
+        return
+    to = np.arange(len(indices)) + np.repeat(starts - indptr[:-1], np.diff(indptr))
+    to_indices[to], to_values[to] = indices, values
 
 
 def _entries(indptr: Tensor, rows: Tensor, length: Tensor, ends: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ BLOCK_ENTRIES = 2**17  # non-zeros of a block, about: a megabyte in a file
 FEWEST_BLOCKS = 256  # that a group of cells is mixed from, where it has as many cells
 RUN_ENTRIES = 2**20  # non-zeros read by one call, about
 GAP_ENTRIES = 2**13  # of rows that are read and left, rather than reading twice
+READERS = 4  # threads that read: one waits for the disk, or decodes, while others copy
+Range = tuple[int, int]  # rows from a first to before a last one
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Shards:
     Attributes
     ----------
     read
-        Returns the rows from a first to before a last one, as CSR of whole numbers.
+        Returns, for each of some ranges in order, the rows from a first to before a last one, as
+        CSR of whole numbers or as they are held.
     shape
         Numbers of cells and genes.
     entries
@@ -45,7 +49,7 @@ class Shards:
         Bytes that counts may take in memory.
     """
 
-    read: Callable[[int, int], sparse.csr_matrix]
+    read: Callable[[Sequence[Range]], Sequence[sparse.csr_matrix | Counts]]
     shape: tuple[int, int]
     entries: int
     longest: int
@@ -103,25 +107,33 @@ class Shards:
     def take(self, rows: Tensor, *, pinned: bool = False) -> Counts:
         """Return the given rows, in their order, in memory; `pinned` as for `Counts.take`."""
         ordered, order = rows.sort()
-        parts = [self._run(run) for run in self._runs(ordered)]
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
-        return _joined(parts, self.n_genes, self.largest).take(place, pinned=pinned)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="scvae-read") as readers:
+            parts = list(chain(*readers.map(self._read, self._calls(ordered))))
+            return Counts.of_parts(parts, order, readers, pinned=pinned)
 
-    def _runs(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield sorted rows in runs that are read by one call each."""
+    def _calls(self, rows: Tensor) -> Iterator[list[Tensor]]:
+        """Yield sorted rows in runs, each of rows near each other; those read by one call."""
         most = max(1, int(RUN_ENTRIES / self._entries_of_a_row))
         far = max(1, int(GAP_ENTRIES / self._entries_of_a_row))
         cuts = (rows.diff() > far).nonzero()[:, 0] + 1
-        for run in rows.tensor_split(cuts):
-            yield from run.split(most)
+        call: list[Tensor] = []
+        for run in chain(*(near.split(most) for near in rows.tensor_split(cuts))):
+            if call and sum(map(len, call)) + len(run) > most:
+                yield call
+                call = []
+            call.append(run)
+        yield call
 
-    def _run(self, rows: Tensor) -> Counts:
-        if not len(rows):
-            return Counts.from_csr(sparse.csr_matrix((0, self.n_genes)), largest=self.largest)
-        first, stop = int(rows[0]), int(rows[-1]) + 1
-        read = Counts.from_csr(self.read(first, stop), largest=self.largest)
-        return read if len(read) == len(rows) else read.take(rows - first)
+    def _read(self, runs: list[Tensor]) -> list[Counts]:
+        ranges = [(int(run[0]), int(run[-1]) + 1) if len(run) else (0, 0) for run in runs]
+        return [
+            self._chosen(given, run - first)
+            for run, (first, _), given in zip(runs, ranges, self.read(ranges), strict=True)
+        ]
+
+    def _chosen(self, given: sparse.csr_matrix | Counts, rows: Tensor) -> Counts:
+        read = given if isinstance(given, Counts) else Counts.from_csr(given, largest=self.largest)
+        return read if len(read) == len(rows) else read.take(rows)
 
 
 def _spread(n: int, groups: int, generator: Generator) -> Tensor:
@@ -129,18 +141,3 @@ def _spread(n: int, groups: int, generator: Generator) -> Tensor:
     stretches = torch.rand(-(-n // groups), groups, generator=generator)
     group_of = stretches.argsort(dim=1).flatten()[:n]  # neighbours go to different groups
     return group_of.argsort(stable=True)
-
-
-def _joined(parts: list[Counts], n_genes: int, largest: int) -> Counts:
-    """Return the rows of all parts, one part after another."""
-    if len(parts) == 1:
-        return parts[0]
-    ends = np.cumsum([0, *(int(part.indptr[-1]) for part in parts)])
-    starts = [part.indptr[:-1] + int(end) for part, end in zip(parts, ends, strict=False)]
-    return Counts(
-        torch.cat([*starts, torch.tensor(ends[-1:])]),
-        torch.cat([part.indices for part in parts]),
-        torch.cat([part.values for part in parts]),
-        n_genes,
-        max(part.longest for part in parts),
-    )

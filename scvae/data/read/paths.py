@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+OF_COLLECTION = re.compile(r"dataset_(\d+)")  # stores in a collection of annbatch
 ADDRESS = re.compile(r"[a-z0-9]+://")
 # What Cell Ranger calls the files of a folder: scanpy reads these and no others.
 CELL_RANGER = (
@@ -70,3 +71,19 @@ def of_r(path: str) -> str:
         "zellkonverter::writeH5AD(Seurat::as.SingleCellExperiment("
         f"readRDS({path!r})), 'cells.h5ad')"
     )
+
+
+def is_store(path: Path) -> bool:
+    """Return whether a folder is a zarr store."""
+    return path.suffix.lower() == ".zarr" or any(
+        (path / name).exists() for name in (".zgroup", "zarr.json")
+    )
+
+
+def collection(path: Path) -> list[Path]:
+    """Return the stores of a collection of annbatch, in its order; none of anything else."""
+    if not path.is_dir() or not is_store(path) or (path / "obs").exists():
+        return []
+    found = {place: OF_COLLECTION.fullmatch(place.name) for place in path.iterdir()}
+    numbers = {place: int(match[1]) for place, match in found.items() if match}
+    return sorted(numbers, key=numbers.__getitem__)

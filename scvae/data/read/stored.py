@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from scvae.data.hold.shards import Shards
+from scvae.data.hold.counts import Arrays, Counts
+from scvae.data.hold.shards import Range, Shards
 from scvae.data.read.structure import canonical, check_structure
 from scvae.data.read.tally import nearest, settled
 from scvae.errors import DataError, FileError
@@ -99,6 +103,21 @@ def in_file(matrix: Any, path: str | os.PathLike[str], memory: int) -> Any:
     return StoredMatrix([Rows(Stored(path, group), group)], memory)
 
 
+@contextlib.contextmanager
+def fast_codecs() -> Iterator[None]:
+    """Let arrays of zarr that are opened meanwhile be decoded by zarrs, where it is installed:
+    counts in many small chunks come up to four times as fast."""
+    try:
+        import zarr
+
+        import_module("zarrs")
+    except ImportError:
+        yield
+        return
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        yield
+
+
 def format_of(group: Any) -> str:
     """Return "csr", "csc" or "dense", by what a group or array of h5ad and zarr says it is."""
     said = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", ""))
@@ -132,7 +151,7 @@ class Rows:
         n_columns: int | None = None,
     ) -> None:
         self.file, self.places = file, places
-        with file.named():
+        with file.named(), fast_codecs():
             shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
             self.n, self.g = (int(size) for size in shape)
             self.indptr = np.asarray(group["indptr"][:], dtype=np.int64)
@@ -156,16 +175,47 @@ class Rows:
         """Values that are stored."""
         return int(self.indptr[-1])
 
-    def read(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Return the rows from `start` to before `stop`, as they are stored."""
+    def arrays(self, ranges: Sequence[Range]) -> list[Arrays]:
+        """Return data, indices and indptr of each of some ranges of rows, unseen."""
         self.file.check_unchanged()
-        ends = self.indptr[start : stop + 1]
+        ends = [self.indptr[start : stop + 1] for start, stop in ranges]
+        pieces = [slice(int(each[0]), int(each[-1])) for each in ends]
         with self.file.named():
-            data = self.data[ends[0] : ends[-1]]
-            indices = self.indices[ends[0] : ends[-1]]
-        rows = _csr(data, indices, ends - ends[0], self.g)
+            data, indices = _pieces(self.data, pieces), _pieces(self.indices, pieces)
+        return [(d, i, each - each[0]) for d, i, each in zip(data, indices, ends, strict=True)]
+
+    def matrix(self, arrays: Arrays) -> sparse.csr_matrix:
+        """Return the rows that such arrays are, each column where it belongs."""
+        rows = _csr(*arrays, self.g)
         check_structure(rows)
         return rows if self.places is None else _placed(rows, self.places, self.n_columns)
+
+    def read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Return the rows from `start` to before `stop`, as they are stored."""
+        return self.matrix(self.arrays([(start, stop)])[0])
+
+    def places_of(self, columns: np.ndarray | None) -> np.ndarray | None:
+        """Return which of the chosen columns of the result every stored column is, ``(g,)``, -1 for
+        none; None where that would change their order."""
+        places = np.arange(self.g) if self.places is None else self.places
+        if columns is not None:
+            position = np.full(self.n_columns + 1, -1)  # the last is that of what has no place
+            position[columns] = np.arange(len(columns))
+            places = position[places]
+        rising = bool((np.diff(places[places >= 0]) > 0).all())
+        return places.astype(np.int64) if rising else None
+
+
+def _pieces(array: Any, pieces: Sequence[slice]) -> list[np.ndarray]:
+    """Return pieces of an array in a file. Several of zarr are waited for together, and on another
+    thread than one that runs an event loop already, as notebooks do."""
+    if len(pieces) == 1 or not hasattr(array, "async_array"):
+        return [array[piece] for piece in pieces]
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*(array.async_array.getitem(piece) for piece in pieces))
+
+    return asyncio.run(all_of_them())
 
 
 def _csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, g: int) -> sparse.csr_matrix:
@@ -253,12 +303,33 @@ class StoredMatrix:
 
         `rounds` takes fractions for the nearest whole numbers."""
 
-        def read(start: int, stop: int) -> sparse.csr_matrix:
-            rows = settled(canonical(self[start:stop]))[0]
+        n_genes = self.shape[1] if columns is None else len(columns)
+        first = np.cumsum([0, *(part.n for part in self.parts)])
+        places = [part.places_of(columns) for part in self.parts]
+
+        def read(ranges: Sequence[Range]) -> list[sparse.csr_matrix | Counts]:
+            found: list[sparse.csr_matrix | Counts] = []
+            for i, those in groupby(ranges, lambda rows: _part_of(rows, first)):
+                if i is None:
+                    found += [looked_at(self[start:stop]) for start, stop in those]
+                    continue
+                of_part = [(start - first[i], stop - first[i]) for start, stop in those]
+                found += [counted(i, arrays) for arrays in self.parts[i].arrays(of_part)]
+            return found
+
+        def counted(i: int, arrays: Arrays) -> sparse.csr_matrix | Counts:
+            of_columns = places[i]
+            if of_columns is not None:
+                plain = Counts.from_plain(arrays, of_columns, n_genes, largest)
+                if plain is not None:
+                    return plain
+            return looked_at(self.parts[i].matrix(arrays))
+
+        def looked_at(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+            rows = settled(canonical(rows))[0]
             rows = nearest(rows) if rounds else rows
             return rows if columns is None else rows[:, columns]
 
-        n_genes = self.shape[1] if columns is None else len(columns)
         return Shards(
             read,
             (self.shape[0], n_genes),
@@ -267,3 +338,9 @@ class StoredMatrix:
             largest,
             self.memory,
         )
+
+
+def _part_of(rows: Range, first: np.ndarray) -> int | None:
+    """Return the part that a range of rows lies in, given where all begin; None if in several."""
+    i = int(np.searchsorted(first, rows[0], side="right")) - 1
+    return i if i < len(first) - 1 and rows[1] <= first[i + 1] else None
