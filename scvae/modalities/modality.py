@@ -227,7 +227,8 @@ def amount_in_batches(
     """
     if not batches:
         return modality.amount(decoder, z, s)
-    total = torch.zeros((), device=z.device)
-    for batch in batches:
+    first, *others = batches
+    total = modality.amount(decoder, z, in_batch(s, first, n_batches))
+    for batch in others:
         total = total + modality.amount(decoder, z, in_batch(s, batch, n_batches))
-    return total / len(batches)
+    return total / len(batches) if others else total

@@ -56,11 +56,14 @@ def denoised(
         spec = Background(spec.n_proteins)
     scale = 1.0 if isinstance(spec, Protein) else total
     dtype, as_table = check_dtype(dtype, scale), out is None
+    everything = columns.tolist() == [*range(len(names))]
     chosen, shape = [names[i] for i in columns.tolist()], (adata.n_obs, len(columns))
 
     def amounts(part: Cells | CellParts) -> Tensor:
         z = model.vae.encode(part).mean
-        return amount_in_batches(spec, view.decoder, z, part.s, codes, n)[:, columns] * scale
+        found = amount_in_batches(spec, view.decoder, z, part.s, codes, n)
+        found = found if everything else found[:, columns]
+        return found if scale == 1.0 else found.mul_(scale)  # every pass over it takes time
 
     if is_path(out):
         checked(out)
