@@ -8,7 +8,9 @@ results/multimodal_SET.json, of which results.py writes the tables.
 METHOD: scvae (both kinds), scvae_rna (RNA alone), pca (components of both, side by side), totalvi
 (its defaults; the cells without proteins are a batch of their own, as it asks; run first, it leaves
 the cells that it held out, of which scvae's ELBO is then told, too), multivi (its defaults, the
-whole set alone). The peers need an environment with scvi-tools.
+whole set alone), wnn (weighted neighbours of both components by muon, the whole set alone; a graph
+without coordinates, of which Leiden's clusters can be judged and nothing else). The peers need an
+environment with scvi-tools, or muon.
 
 `python benchmarks/multimodal.py SET --overconfidence` prints how sure single kinds and half of the
 counts are of where a cell is, against all that is known of it.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 import warnings
 from collections.abc import Callable
@@ -41,9 +44,11 @@ HELD_OUT = "held_out"  # the column that marks the cells that totalVI held out, 
 @dataclass
 class Found:
     """What a method says: the embedding; the imputed counts of hidden cells with intervals; and the
-    negative ELBO of cells that were held out, in nats, with their numbers."""
+    negative ELBO of cells that were held out, in nats, with their numbers. A method that finds a
+    graph has no coordinates."""
 
     embedding: np.ndarray
+    graph: Any = None
     imputed: np.ndarray | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
@@ -95,7 +100,8 @@ def scvae_both(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed
     tables = model.normalized(
         mdata["rna"][hidden], modality=other, background=True, return_interval=LEVEL
     )
-    return Found(embedding, *(np.asarray(table, dtype=np.float64) for table in tables))
+    imputed, low, high = (np.asarray(table, dtype=np.float64) for table in tables)
+    return Found(embedding, imputed=imputed, low=low, high=high)
 
 
 def scvae_rna(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
@@ -119,7 +125,7 @@ def pca(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) 
         return Found(rna)
     near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(rna[~hidden])
     logs = np.log1p(dense(mdata[other].X))[~hidden]
-    return Found(rna, np.expm1(logs[near.kneighbors(rna[hidden])[1]].mean(1)))
+    return Found(rna, imputed=np.expm1(logs[near.kneighbors(rna[hidden])[1]].mean(1)))
 
 
 def of_proteins(x: Any) -> np.ndarray:
@@ -170,7 +176,8 @@ def totalvi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: i
         return_mean=True,
         include_protein_background=True,
     )
-    return Found(model.get_latent_representation(), np.asarray(imputed, dtype=np.float64))
+    guess = np.asarray(imputed, dtype=np.float64)
+    return Found(model.get_latent_representation(), imputed=guess)
 
 
 def multivi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
@@ -187,12 +194,36 @@ def multivi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: i
     return Found(model.get_latent_representation())
 
 
+def wnn(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
+    nowhere = np.zeros((mdata.n_obs, 0))
+    if hidden is not None:
+        return Found(nowhere)
+    import muon
+    import scanpy as sc
+
+    from scvae.analysis.baselines import principal_components
+
+    x = mdata[other].X
+    of_other = of_proteins(x) if other == "protein" else of_peaks(x)
+    parts = {}
+    for kind, found in (("rna", principal_components(mdata["rna"].X, seed)), (other, of_other)):
+        parts[kind] = sc.AnnData(np.zeros((len(found), 1)), obs=mdata[kind].obs[[]])
+        parts[kind].obsm["X_pca"] = found
+        sc.pp.neighbors(parts[kind], use_rep="X_pca", random_state=seed)
+        for name, graph in parts[kind].obsp.items():  # muon asks what scipy's arrays do not tell
+            parts[kind].obsp[name] = sparse.csr_matrix(graph)
+    both = mudata.MuData(parts)
+    muon.pp.neighbors(both, random_state=seed)
+    return Found(nowhere, graph=both.obsp["connectivities"])
+
+
 METHODS: dict[str, Callable[..., Found]] = {
     "scvae": scvae_both,
     "scvae_rna": scvae_rna,
     "pca": pca,
     "totalvi": totalvi,
     "multivi": multivi,
+    "wnn": wnn,
 }
 
 TITLES = {
@@ -201,10 +232,13 @@ TITLES = {
     "pca": "components of both; of RNA, and the mean of 30 neighbours",
     "totalvi": "totalVI",
     "multivi": "MultiVI",
+    "wnn": "WNN, a graph",
 }
 SHOWN = {
     ("whole", "biology"): "whole: biology",
+    ("whole", "Leiden"): "Leiden",
     ("whole", "isolated F1"): "isolated F1",
+    ("whole", "nelbo"): "held out",
     ("mosaic", "biology"): "mosaic: biology",
     ("mosaic", "mixing"): "mixing",
     ("imputed", "pearson"): "imputed: r",
@@ -248,6 +282,28 @@ def isolated(x: np.ndarray, types: np.ndarray, parts: np.ndarray) -> float:
         own = [max(_f1(is_of, clusters)) for is_of, n in found if n == fewest]
         best = np.maximum(best, own)
     return float(best.mean())
+
+
+def of_graph(graph: Any, types: np.ndarray) -> dict[str, float]:
+    """Return how well Leiden's clusters of a weighted graph tell the types, at the best resolution,
+    as `scvae.analysis.judge` does with the neighbours of an embedding."""
+    import igraph
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    from scvae.analysis.judging import RESOLUTIONS
+
+    edges = sparse.triu(graph, k=1).tocoo()
+    pairs = np.stack([edges.row, edges.col], axis=1)
+    whole = igraph.Graph(n=graph.shape[0], edges=pairs, edge_attrs={"weight": edges.data})
+    igraph.set_random_number_generator(random.Random(0))
+    found = []
+    for resolution in RESOLUTIONS:
+        options = {"weights": "weight", "resolution": resolution, "n_iterations": 4}
+        clusters = whole.community_leiden("modularity", **options).membership
+        nmi = normalized_mutual_info_score(types, clusters)
+        found.append((nmi, adjusted_rand_score(types, clusters)))
+    nmi, ari = max(found, key=sum)
+    return {"Leiden NMI": float(nmi), "Leiden ARI": float(ari)}
 
 
 def _f1(is_of: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -326,7 +382,9 @@ def run(name: str, method: str, seed: int) -> None:
     start = time.perf_counter()
     whole = METHODS[method](mdata, other, None, seed)
     scores: dict[str, Any] = {"seconds": time.perf_counter() - start}
-    scores["whole"] = judge(whole.embedding, types)
+    scores["whole"] = (
+        judge(whole.embedding, types) if whole.graph is None else of_graph(whole.graph, types)
+    )
     if whole.nelbo is not None:
         scores["whole"]["nelbo"] = whole.nelbo
     WORK.mkdir(exist_ok=True)
@@ -334,7 +392,8 @@ def run(name: str, method: str, seed: int) -> None:
         np.save(peers, whole.held_out)
     of_batch = mdata.obs.get("batch", default=types)  # without batches, no type is more isolated
     parts = np.asarray(of_batch).astype(str)
-    scores["whole"]["isolated F1"] = isolated(whole.embedding, types, parts)
+    if whole.graph is None:
+        scores["whole"]["isolated F1"] = isolated(whole.embedding, types, parts)
     part = METHODS[method](mdata, other, hidden, seed)
     if part.embedding.shape[1]:
         scores["mosaic"] = judge(part.embedding, types, hidden.astype(str))
@@ -351,6 +410,10 @@ def collect() -> None:
         for method in METHODS:
             paths = sorted(WORK.glob(f"{name}.multimodal.{method}.*.json"))
             runs = [json.loads(path.read_text()) for path in paths]
+            for one in runs:
+                one["whole"]["Leiden"] = (
+                    one["whole"]["Leiden NMI"] / 2 + one["whole"]["Leiden ARI"] / 2
+                )
             cells = [[r[what][key] for r in runs if key in r.get(what, {})] for what, key in SHOWN]
             if runs:
                 rows.append([TITLES[method], *(found or "" for found in cells)])

@@ -240,6 +240,30 @@ def test_zarr_of_any_version_and_type_is_read(version: int, kind: str, tmp_path:
     np.testing.assert_array_equal(shards_of(path)[rows].toarray(), adata.X[rows].toarray())
 
 
+@pytest.mark.parametrize("odd", ["big-endian", "delta", "lzma"])
+def test_zarr_that_zarrs_does_not_decode_is_read_without_it(odd: str, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3")
+    numcodecs = pytest.importorskip("numcodecs")
+    adata = simulated()
+    options: dict[str, Any] = {"dtype": ">f8" if odd == "big-endian" else "<f8"}
+    if odd == "delta":
+        options["filters"] = [numcodecs.Delta("<f8")]
+    if odd == "lzma":
+        options["compressors"] = numcodecs.LZMA()
+    with anndata.settings.override(zarr_write_format=2):
+        adata.write_zarr(path := tmp_path / "cells.zarr")
+    (path / ".zmetadata").unlink(missing_ok=True)  # of the array that is replaced
+    group = zarr.open_group(path / "X", mode="r+")
+    del group["data"]
+    group.create_array("data", shape=adata.X.data.shape, chunks=(1000,), **options)
+    group["data"][:] = adata.X.data
+    rows = np.random.default_rng(1).permutation(N)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = shards_of(path)[rows]
+    np.testing.assert_array_equal(found.toarray(), adata.X[rows].toarray())
+
+
 def test_a_damaged_chunk_of_zarr_names_its_store(tmp_path: Path) -> None:
     write_collection(path := tmp_path / "cells.zarr", [simulated()], chunk=8)
     found = shards_of(path)

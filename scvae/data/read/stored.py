@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -103,19 +104,23 @@ def in_file(matrix: Any, path: str | os.PathLike[str], memory: int) -> Any:
     return StoredMatrix([Rows(Stored(path, group), group)], memory)
 
 
-@contextlib.contextmanager
-def fast_codecs() -> Iterator[None]:
-    """Let arrays of zarr that are opened meanwhile be decoded by zarrs, where it is installed:
-    counts in many small chunks come up to four times as fast."""
+def _member(group: Any, name: str) -> Any:
+    """Return an array of a group, to be decoded by zarrs where it is installed and knows how:
+    counts in many small chunks of zarr come two to three times as fast."""
+    array = group[name]
+    if not hasattr(array, "async_array") or not array.dtype.isnative:
+        return array
     try:
         import zarr
 
         import_module("zarrs")
     except ImportError:
-        yield
-        return
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
-        yield
+        return array
+    decoder = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+    with zarr.config.set(decoder), warnings.catch_warnings():
+        # Where it does not know the codecs, zarr decodes itself.
+        warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline")
+        return group[name]
 
 
 def format_of(group: Any) -> str:
@@ -151,11 +156,11 @@ class Rows:
         n_columns: int | None = None,
     ) -> None:
         self.file, self.places = file, places
-        with file.named(), fast_codecs():
+        with file.named():
             shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
             self.n, self.g = (int(size) for size in shape)
             self.indptr = np.asarray(group["indptr"][:], dtype=np.int64)
-            self.data, self.indices = group["data"], group["indices"]
+            self.data, self.indices = _member(group, "data"), _member(group, "indices")
             self.dtype = np.dtype(self.data.dtype)
         self.n_columns = self.g if n_columns is None else n_columns
         self._check()
