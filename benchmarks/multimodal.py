@@ -211,6 +211,8 @@ def wnn(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) 
         parts[kind] = sc.AnnData(np.zeros((len(found), 1)), obs=mdata[kind].obs[[]])
         parts[kind].obsm["X_pca"] = found
         sc.pp.neighbors(parts[kind], use_rep="X_pca", random_state=seed)
+        for name, graph in parts[kind].obsp.items():
+            parts[kind].obsp[name] = sparse.csr_matrix(graph)  # whose rows have two axes
     both = mudata.MuData(parts)
     muon.pp.neighbors(both, random_state=seed)
     return Found(nowhere, graph=both.obsp["connectivities"])
