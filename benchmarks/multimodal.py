@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import mudata
@@ -416,8 +417,12 @@ def collect() -> None:
                 one["whole"]["Leiden"] = (
                     one["whole"]["Leiden NMI"] / 2 + one["whole"]["Leiden ARI"] / 2
                 )
-            cells = [[r[what][key] for r in runs if key in r.get(what, {})] for what, key in SHOWN]
+            cells: list[Any] = [
+                [r[what][key] for r in runs if key in r.get(what, {})] for what, key in SHOWN
+            ]
             if runs:
+                nats = list(SHOWN).index(("whole", "nelbo"))
+                cells[nats] = cells[nats] and f"{median(cells[nats]):,.1f}"
                 rows.append([TITLES[method], *(found or "" for found in cells)])
         if rows:
             table = {"columns": [name, *SHOWN.values()], "rows": rows}

@@ -9,17 +9,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from scvae.data.hold.counts import Arrays, Counts
-from scvae.data.hold.shards import Range, Shards
-from scvae.data.read.structure import canonical, check_structure
-from scvae.data.read.tally import nearest, settled
+from scvae.data.hold.counts import Arrays
+from scvae.data.hold.shards import Range
+from scvae.data.read.structure import check_structure
 from scvae.errors import DataError, FileError
 
 IN_MEMORY = 16  # bytes that a non-zero takes at most while a matrix is read into memory
@@ -295,57 +293,3 @@ class StoredMatrix:
         if not parts:
             return self[:0]
         return sparse.vstack(parts, format="csr")[np.argsort(order)]
-
-    def shards(
-        self,
-        columns: np.ndarray | None,
-        genes_of_cells: np.ndarray,
-        largest: int,
-        *,
-        rounds: bool = False,
-    ) -> Shards:
-        """Return the counts of some genes for training, given what a look at all of them told.
-
-        `rounds` takes fractions for the nearest whole numbers."""
-
-        n_genes = self.shape[1] if columns is None else len(columns)
-        first = np.cumsum([0, *(part.n for part in self.parts)])
-        places = [part.places_of(columns) for part in self.parts]
-
-        def read(ranges: Sequence[Range]) -> list[sparse.csr_matrix | Counts]:
-            found: list[sparse.csr_matrix | Counts] = []
-            for i, those in groupby(ranges, lambda rows: _part_of(rows, first)):
-                if i is None:
-                    found += [looked_at(self[start:stop]) for start, stop in those]
-                    continue
-                of_part = [(start - first[i], stop - first[i]) for start, stop in those]
-                found += [counted(i, arrays) for arrays in self.parts[i].arrays(of_part)]
-            return found
-
-        def counted(i: int, arrays: Arrays) -> sparse.csr_matrix | Counts:
-            of_columns = places[i]
-            if of_columns is not None:
-                plain = Counts.from_plain(arrays, of_columns, n_genes, largest)
-                if plain is not None:
-                    return plain
-            return looked_at(self.parts[i].matrix(arrays))
-
-        def looked_at(rows: sparse.csr_matrix) -> sparse.csr_matrix:
-            rows = settled(canonical(rows))[0]
-            rows = nearest(rows) if rounds else rows
-            return rows if columns is None else rows[:, columns]
-
-        return Shards(
-            read,
-            (self.shape[0], n_genes),
-            int(genes_of_cells.sum()),
-            int(genes_of_cells.max(initial=0)),
-            largest,
-            self.memory,
-        )
-
-
-def _part_of(rows: Range, first: np.ndarray) -> int | None:
-    """Return the part that a range of rows lies in, given where all begin; None if in several."""
-    i = int(np.searchsorted(first, rows[0], side="right")) - 1
-    return i if i < len(first) - 1 and rows[1] <= first[i + 1] else None

@@ -12,6 +12,7 @@ from scipy import sparse
 from scvae.data.hold.counts import narrowest
 from scvae.data.hold.shards import Shards
 from scvae.data.read.normalisation import Traces, are_estimates, by_row, divided_by
+from scvae.data.read.row_counts import shards_of
 from scvae.data.read.source import blocks
 from scvae.data.read.stored import StoredMatrix
 from scvae.data.read.structure import canonical
@@ -186,7 +187,7 @@ def survey(
     if not (is_kept and stays) or found.tallies:
         return found
     sizes = (found.genes_of_cells, found.largest)
-    return replace(found, kept=matrix.shards(columns, *sizes, rounds=bool(seen.fractions)))
+    return replace(found, kept=shards_of(matrix, columns, *sizes, rounds=bool(seen.fractions)))
 
 
 def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
