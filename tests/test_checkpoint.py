@@ -195,20 +195,20 @@ def test_a_checkpoint_is_as_old_as_it_says_where_evaluations_are_rare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, now, ages = 0, 0.0, []
-    kept = scvae.data.hold.cells.Dataset.cells
+    kept = scvae.data.hold.cells.Dataset._described
 
-    def slow(dataset: Any, rows: Any) -> Any:
+    def slow(dataset: Any, rows: Any, x: Any) -> Any:
         """Take a second for a minibatch."""
         nonlocal now, steps
         now, steps = now + 1.0, steps + 1
         if (tmp_path / NAME).exists():
             content = read_file(tmp_path / NAME, "checkpoint", content_format=FORMAT)[1]
             ages.append(steps - content["numbers"]["taken"])
-        return kept(dataset, rows)
+        return kept(dataset, rows, x)
 
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     monkeypatch.setattr("scvae.train.schedule.Schedule.every", 60)
-    monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", slow)
+    monkeypatch.setattr(scvae.data.hold.cells.Dataset, "_described", slow)
     fit(tmp_path, max_steps=59)
     assert len(ages) >= 40
     assert max(ages) <= module.SECONDS_BETWEEN + 3  # and the cells that are evaluated
@@ -219,18 +219,18 @@ def test_sigterm_is_obeyed_once_the_run_is_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, told = 0, []
-    kept = scvae.data.hold.cells.Dataset.cells
+    kept = scvae.data.hold.cells.Dataset._described
 
-    def ended(dataset: Any, rows: Any) -> Any:
+    def ended(dataset: Any, rows: Any, x: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 60:
             os.kill(os.getpid(), signal.SIGTERM)
-        return kept(dataset, rows)
+        return kept(dataset, rows, x)
 
     before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     try:
-        monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", ended)
+        monkeypatch.setattr(scvae.data.hold.cells.Dataset, "_described", ended)
         with pytest.raises(SystemExit) as stop:
             fit(tmp_path)
         assert stop.value.code == 143
@@ -306,16 +306,16 @@ def heeding() -> Iterator[None]:
 @pytest.mark.usefixtures("heeding")
 def test_ctrl_c_gives_a_model_and_an_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 0
-    kept = scvae.data.hold.cells.Dataset.cells
+    kept = scvae.data.hold.cells.Dataset._described
 
-    def interrupted(dataset: Any, rows: Any) -> Any:
+    def interrupted(dataset: Any, rows: Any, x: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 60:
             os.kill(os.getpid(), signal.SIGINT)
-        return kept(dataset, rows)
+        return kept(dataset, rows, x)
 
-    monkeypatch.setattr(scvae.data.hold.cells.Dataset, "cells", interrupted)
+    monkeypatch.setattr(scvae.data.hold.cells.Dataset, "_described", interrupted)
     with pytest.warns(UserWarning, match="Interrupted at step"):
         adata, model = fit()
     assert model.record.history.interrupted

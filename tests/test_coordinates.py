@@ -200,13 +200,13 @@ def test_they_are_learned_from_cells_of_every_batch(
         adata, batch="batch", validation="held_out", n_latent=3, max_steps=3, progress=False
     )
     seen: list[Tensor] = []
-    usual = Dataset.cells
+    usual = Dataset._described
 
-    def cells(self: Dataset, rows: Tensor) -> Cells:
+    def described(self: Dataset, rows: Tensor, x: Tensor) -> Cells:
         seen.append(rows)
-        return usual(self, rows)
+        return usual(self, rows, x)
 
-    monkeypatch.setattr(Dataset, "cells", cells)
+    monkeypatch.setattr(Dataset, "_described", described)
     monkeypatch.setattr(module, "MOST_VALUES", 40 * adata.n_vars)
     monkeypatch.setattr(module, "FEWEST_CELLS", 40)
     rows = torch.from_numpy(np.flatnonzero(~adata.obs["held_out"]))
