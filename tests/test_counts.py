@@ -253,6 +253,17 @@ def test_streamed_minibatches_are_the_same(n: int) -> None:
     assert torch.equal(held.cells(rows).x, sent.cells(rows).x)
 
 
+@pytest.mark.parametrize("most", [0, 100, 10**9])
+def test_minibatches_made_at_once_are_the_same(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scvae.data.hold.cells.MOST", most)
+    held = dataset(129)
+    parts = torch.randperm(129, generator=Generator().manual_seed(0)).tensor_split(7)
+    monkeypatch.setattr(Dataset, "device", torch.device("cuda"))  # where many are made at once
+    for part, made in zip(parts, held.given(parts), strict=True):
+        for one, other in zip(held.cells(part).tensors, made.tensors, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_an_error_while_sending_reaches_the_user() -> None:
     def make(item: int) -> int:
         return 1 // item

@@ -25,10 +25,9 @@ import scvae
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.parts import Share, equal_parts
 from scvae.data.hold.shards import Shards
-from scvae.data.read.survey import survey
 from scvae.errors import ConfigError, DataError, FileError
+from tests.atlases import SMALL, G, N, shards_of, simulated, staying
 
-N, G = 300, 40
 QUICK: dict[str, Any] = {
     "batch": "batch",
     "max_steps": 12,
@@ -36,15 +35,7 @@ QUICK: dict[str, Any] = {
     "n_hidden": 16,
     "progress": False,
 }
-SMALL = 30_000  # bytes: groups of some eighty cells
 law = settings(deadline=None, derandomize=True, max_examples=15)
-
-
-def simulated() -> AnnData:
-    adata = scvae.simulate(N, G, seed=3)
-    adata.X = sparse.csr_matrix(adata.X)
-    adata.X.eliminate_zeros()
-    return adata
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +43,6 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("atlas") / "atlas.h5ad"
     simulated().write_h5ad(path)
     return path
-
-
-def staying(*paths: Path, memory: int = SMALL, **options: Any) -> Any:
-    """Open files whose counts do not fit into memory."""
-    cells = scvae.on_disk(list(paths), **options)
-    cells.memory = memory
-    return cells
-
-
-def shards_of(path: Path, memory: int = SMALL) -> Shards:
-    held = survey(staying(path, memory=memory).X, keep=True).held
-    assert isinstance(held, Shards)
-    return held
 
 
 # -- rows ------------------------------------------------------------------------------------------

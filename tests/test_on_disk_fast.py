@@ -21,32 +21,8 @@ from scvae.cli.formats import kind_of
 from scvae.data.hold import counts as held
 from scvae.data.hold.cells import Dataset
 from scvae.data.hold.counts import Counts
-from scvae.data.hold.shards import Shards
-from scvae.data.read.survey import survey
 from scvae.errors import DataError
-
-N, G, SMALL = 300, 40, 30_000
-
-
-def simulated() -> AnnData:
-    adata = scvae.simulate(N, G, seed=3)
-    adata.X = sparse.csr_matrix(adata.X)
-    adata.X.eliminate_zeros()
-    return adata
-
-
-def staying(paths: Any) -> Any:
-    """Open files whose counts do not fit into memory."""
-    cells = scvae.on_disk(paths)
-    cells.memory = SMALL
-    return cells
-
-
-def shards_of(paths: Any, columns: np.ndarray | None = None, **options: Any) -> Shards:
-    found = survey(staying(paths).X, columns, keep=True, **options).held
-    assert isinstance(found, Shards)
-    return found
-
+from tests.atlases import G, N, shards_of, simulated
 
 # -- plain counts in one pass ----------------------------------------------------------------------
 
@@ -122,9 +98,9 @@ def test_genes_of_several_files_in_any_order_are_those_of_memory(
         one.write_h5ad(path)
     columns, rows = np.array([2, 5, 6, 30]), rng.permutation(2 * N)
     expected = np.vstack([adata.X.toarray()] * 2)
-    np.testing.assert_array_equal(shards_of(paths)[rows].toarray(), expected[rows])
+    np.testing.assert_array_equal(shards_of(*paths)[rows].toarray(), expected[rows])
     np.testing.assert_array_equal(
-        shards_of(paths, columns)[rows].toarray(), expected[rows][:, columns]
+        shards_of(*paths, columns=columns)[rows].toarray(), expected[rows][:, columns]
     )
 
 

@@ -56,8 +56,9 @@ def denoised(
         spec = Background(spec.n_proteins)
     scale = 1.0 if isinstance(spec, Protein) else total
     dtype, as_table = check_dtype(dtype, scale), out is None
-    everything = columns.tolist() == [*range(len(names))]
-    chosen, shape = [names[i] for i in columns.tolist()], (adata.n_obs, len(columns))
+    numbers = columns.tolist()
+    everything = numbers == [*range(len(names))]
+    chosen, shape = [names[i] for i in numbers], (adata.n_obs, len(columns))
 
     def amounts(part: Cells | CellParts) -> Tensor:
         z = model.vae.encode(part).mean

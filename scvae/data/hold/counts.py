@@ -116,22 +116,9 @@ class Counts:
         """Return the given rows, in their order, of counts in host memory.
 
         `pinned` puts them where a GPU fetches them by itself."""
-        length = self.indptr[rows + 1] - self.indptr[rows]
-        indptr = torch.zeros(len(rows) + 1, dtype=torch.int64, pin_memory=pinned)
-        torch.cumsum(length, 0, out=indptr[1:])
-        n_entries = int(indptr[-1])
-        indices = torch.empty(n_entries, dtype=self.indices.dtype, pin_memory=pinned)
-        values = torch.empty(n_entries, dtype=self.values.dtype, pin_memory=pinned)
-        kernel = _kernel("take_rows")
-        if kernel is None:
-            entry = _entries(self.indptr, rows, length, indptr)
-            indices.copy_(self.indices[entry])
-            values.copy_(self.values[entry])
-        else:
-            given = (self.indptr, self.indices, self.values, rows, indptr, indices, values)
-            kernel(*[tensor.numpy() for tensor in given])
-        longest = int(length.max()) if len(rows) else 0
-        return Counts(indptr, indices, values, self.n_genes, longest)
+        made = self._room(self.indptr[rows + 1] - self.indptr[rows], pinned=pinned)
+        made._put(self, rows, made.indptr[:-1])
+        return made
 
     @classmethod
     def of_parts(
@@ -140,21 +127,37 @@ class Counts:
         """Return the rows of all parts, in host memory, each at its place: of the first part first;
         `pinned` as for `take`. The threads of `pool` share the parts out."""
         length = torch.cat([part.indptr.diff() for part in parts])
+        in_place = length.new_empty(len(length)).scatter_(0, places, length)
+        made = parts[0]._room(in_place, pinned=pinned)
+        starts = made.indptr[places].split([len(part) for part in parts])
+        rows = [torch.arange(len(part)) for part in parts]
+        list(pool.map(made._put, parts, rows, starts))
+        return made
+
+    def _room(self, length: Tensor, *, pinned: bool) -> Counts:
+        """Return rows of so many entries, which are to be written, of the types of these counts."""
         indptr = torch.zeros(len(length) + 1, dtype=torch.int64, pin_memory=pinned)
-        torch.cumsum(length.new_empty(len(length)).scatter_(0, places, length), 0, out=indptr[1:])
+        torch.cumsum(length, 0, out=indptr[1:])
         indices, values = (
             torch.empty(int(indptr[-1]), dtype=like.dtype, pin_memory=pinned)
-            for like in (parts[0].indices, parts[0].values)
+            for like in (self.indices, self.values)
         )
+        longest = int(length.max()) if len(length) else 0
+        return Counts(indptr, indices, values, self.n_genes, longest)
 
-        def put(part: Counts, starts: Tensor) -> None:
-            given = (part.indptr, part.indices, part.values, starts, indices, values)
-            _put(*[tensor.numpy() for tensor in given])
-
-        starts = indptr[places].split([len(part) for part in parts])
-        list(pool.map(put, parts, starts))
-        longest = max(part.longest for part in parts)
-        return cls(indptr, indices, values, parts[0].n_genes, longest)
+    def _put(self, given: Counts, rows: Tensor, starts: Tensor) -> None:
+        """Write the entries of some rows of `given`, of each from where it is to start on."""
+        kernel = _kernel("put_rows")
+        if kernel is not None:
+            source = (given.indptr, given.indices, given.values)
+            each = (*source, rows, starts, self.indices, self.values)
+            kernel(*[tensor.numpy() for tensor in each])
+            return
+        begin, length = given.indptr[rows], given.indptr[rows + 1] - given.indptr[rows]
+        row = torch.repeat_interleave(torch.arange(len(rows)), length)
+        within = torch.arange(len(row)) - (length.cumsum(0) - length)[row]
+        self.indices[starts[row] + within] = given.indices[begin[row] + within]
+        self.values[starts[row] + within] = given.values[begin[row] + within]
 
     def to(self, device: torch.device | str) -> Counts:
         """Return the counts on `device`; from pinned memory, without waiting for the copy."""
@@ -188,26 +191,3 @@ class Counts:
         gene = torch.where(column < length, self.indices[entry].long(), self.n_genes)
         out = torch.zeros(len(rows), self.n_genes + 1, dtype=torch.float32, device=rows.device)
         return out.scatter_(1, gene, self.values[entry].float())[:, : self.n_genes].contiguous()
-
-
-def _put(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    values: np.ndarray,
-    starts: np.ndarray,
-    to_indices: np.ndarray,
-    to_values: np.ndarray,
-) -> None:
-    """Write the entries of every row from where it starts on, see `gather.put_rows`."""
-    kernel = _kernel("put_rows")
-    if kernel is not None:
-        kernel(indptr, indices, values, starts, to_indices, to_values)
-        return
-    to = np.arange(len(indices)) + np.repeat(starts - indptr[:-1], np.diff(indptr))
-    to_indices[to], to_values[to] = indices, values
-
-
-def _entries(indptr: Tensor, rows: Tensor, length: Tensor, ends: Tensor) -> Tensor:
-    """Return the positions of all entries of the given rows, one row after another."""
-    row = torch.repeat_interleave(torch.arange(len(rows)), length)
-    return torch.arange(len(row)) + (indptr[rows] - ends[:-1])[row]

@@ -18,21 +18,11 @@ def dense_rows(indptr, indices, values, rows, out):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def take_rows(indptr, indices, values, rows, ends, to_indices, to_values):  # type: ignore[no-untyped-def]
-    """Write the entries of the given rows one row after another, from ``ends[i]`` on."""
+def put_rows(indptr, indices, values, rows, starts, to_indices, to_values):  # type: ignore[no-untyped-def]
+    """Write the entries of the given rows of a CSR matrix, of each from ``starts[i]`` on."""
     for i in range(rows.shape[0]):
         start = indptr[rows[i]]
-        for k in range(ends[i + 1] - ends[i]):
-            to_indices[ends[i] + k] = indices[start + k]
-            to_values[ends[i] + k] = values[start + k]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def put_rows(indptr, indices, values, starts, to_indices, to_values):  # type: ignore[no-untyped-def]
-    """Write the entries of every row of a CSR matrix from ``starts[i]`` on."""
-    for i in range(starts.shape[0]):
-        start = indptr[i]
-        for k in range(indptr[i + 1] - start):
+        for k in range(indptr[rows[i] + 1] - start):
             to_indices[starts[i] + k] = indices[start + k]
             to_values[starts[i] + k] = values[start + k]
 

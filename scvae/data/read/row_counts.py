@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -27,15 +28,9 @@ def shards_of(
     """Return the counts of some genes for training, given what a look at all of them told.
 
     `rounds` takes fractions for the nearest whole numbers."""
-    n_genes = matrix.shape[1] if columns is None else len(columns)
-    return Shards(
-        RowCounts.of(matrix, columns, largest, rounds=rounds),
-        (matrix.shape[0], n_genes),
-        int(genes_of_cells.sum()),
-        int(genes_of_cells.max(initial=0)),
-        largest,
-        matrix.memory,
-    )
+    read = RowCounts(matrix, columns, largest, rounds)
+    entries, longest = int(genes_of_cells.sum()), int(genes_of_cells.max(initial=0))
+    return Shards(read, (matrix.shape[0], read.n_genes), entries, longest, largest, matrix.memory)
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,6 @@ class RowCounts:
         In one file or in several.
     columns
         The genes that are read, in order; None are all.
-    places
-        Of every file, the gene of each of its columns, or None where their order differs.
-    first
-        The first row of every file, and the number of all rows.
     largest
         The largest count.
     rounds
@@ -60,18 +51,23 @@ class RowCounts:
 
     matrix: StoredMatrix
     columns: np.ndarray | None
-    places: Sequence[np.ndarray | None]
-    first: np.ndarray
     largest: int
     rounds: bool
 
-    @classmethod
-    def of(
-        cls, matrix: StoredMatrix, columns: np.ndarray | None, largest: int, *, rounds: bool
-    ) -> RowCounts:
-        places = [part.places_of(columns) for part in matrix.parts]
-        first = np.cumsum([0, *(part.n for part in matrix.parts)])
-        return cls(matrix, columns, places, first, largest, rounds)
+    @cached_property
+    def n_genes(self) -> int:
+        """Number of genes that are read."""
+        return self.matrix.shape[1] if self.columns is None else len(self.columns)
+
+    @cached_property
+    def places(self) -> list[np.ndarray | None]:
+        """Of every file, the gene of each of its columns, or None where their order differs."""
+        return [part.places_of(self.columns) for part in self.matrix.parts]
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """The first row of every file, and the number of all rows."""
+        return np.cumsum([0, *(part.n for part in self.matrix.parts)])
 
     def __call__(self, ranges: Sequence[Range]) -> list[sparse.csr_matrix | Counts]:
         """Return the rows of each range; those in one file are asked of it together."""
@@ -91,8 +87,7 @@ class RowCounts:
 
     def _counted(self, i: int, arrays: Arrays) -> sparse.csr_matrix | Counts:
         if (places := self.places[i]) is not None:
-            n_genes = self.matrix.shape[1] if self.columns is None else len(self.columns)
-            plain = Counts.from_plain(arrays, places, n_genes, self.largest)
+            plain = Counts.from_plain(arrays, places, self.n_genes, self.largest)
             if plain is not None:
                 return plain
         return self._settled(self.matrix.parts[i].matrix(arrays))
