@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 import warnings
 from collections.abc import Callable
@@ -49,12 +48,12 @@ class Found:
     graph has no coordinates."""
 
     embedding: np.ndarray
-    graph: Any = None
     imputed: np.ndarray | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     nelbo: float | None = None
     held_out: np.ndarray | None = None
+    graph: Any = None
 
 
 def load(name: str) -> tuple[mudata.MuData, str]:
@@ -101,8 +100,7 @@ def scvae_both(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed
     tables = model.normalized(
         mdata["rna"][hidden], modality=other, background=True, return_interval=LEVEL
     )
-    imputed, low, high = (np.asarray(table, dtype=np.float64) for table in tables)
-    return Found(embedding, imputed=imputed, low=low, high=high)
+    return Found(embedding, *(np.asarray(table, dtype=np.float64) for table in tables))
 
 
 def scvae_rna(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
@@ -120,13 +118,17 @@ def pca(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) 
 
     rna = principal_components(mdata["rna"].X, seed)
     if hidden is None:
-        beside = of_proteins(mdata[other].X) if other == "protein" else of_peaks(mdata[other].X)
+        beside = of_other(mdata[other].X, other)
         return Found(np.hstack([rna / rna.std(), beside / beside.std()]))
     if other != "protein":
         return Found(rna)
     near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(rna[~hidden])
     logs = np.log1p(dense(mdata[other].X))[~hidden]
-    return Found(rna, imputed=np.expm1(logs[near.kneighbors(rna[hidden])[1]].mean(1)))
+    return Found(rna, np.expm1(logs[near.kneighbors(rna[hidden])[1]].mean(1)))
+
+
+def of_other(x: Any, kind: str) -> np.ndarray:
+    return of_proteins(x) if kind == "protein" else of_peaks(x)
 
 
 def of_proteins(x: Any) -> np.ndarray:
@@ -177,8 +179,7 @@ def totalvi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: i
         return_mean=True,
         include_protein_background=True,
     )
-    guess = np.asarray(imputed, dtype=np.float64)
-    return Found(model.get_latent_representation(), imputed=guess)
+    return Found(model.get_latent_representation(), np.asarray(imputed, dtype=np.float64))
 
 
 def multivi(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) -> Found:
@@ -205,10 +206,9 @@ def wnn(mdata: mudata.MuData, other: str, hidden: np.ndarray | None, seed: int) 
     sparse.csr_array.getnnz = sparse.csr_array._getnnz  # muon calls it, newer scipy has none
     from scvae.analysis.baselines import principal_components
 
-    x = mdata[other].X
-    of_other = of_proteins(x) if other == "protein" else of_peaks(x)
+    rna, beside = principal_components(mdata["rna"].X, seed), of_other(mdata[other].X, other)
     parts = {}
-    for kind, found in (("rna", principal_components(mdata["rna"].X, seed)), (other, of_other)):
+    for kind, found in (("rna", rna), (other, beside)):
         parts[kind] = sc.AnnData(np.zeros((len(found), 1)), obs=mdata[kind].obs[[]])
         parts[kind].obsm["X_pca"] = found
         sc.pp.neighbors(parts[kind], use_rep="X_pca", random_state=seed)
@@ -290,21 +290,19 @@ def of_graph(graph: Any, types: np.ndarray) -> dict[str, float]:
     """Return how well Leiden's clusters of a weighted graph tell the types, at the best resolution,
     as `scvae.analysis.judge` does with the neighbours of an embedding."""
     import igraph
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    from scvae.analysis.judging import RESOLUTIONS
+    from scvae.analysis.judging import RESOLUTIONS, agreement, igraph_draws
 
     edges = sparse.triu(graph, k=1).tocoo()
     pairs = np.stack([edges.row, edges.col], axis=1)
     whole = igraph.Graph(n=graph.shape[0], edges=pairs, edge_attrs={"weight": edges.data})
-    igraph.set_random_number_generator(random.Random(0))
-    found = []
-    for resolution in RESOLUTIONS:
-        options = {"weights": "weight", "resolution": resolution, "n_iterations": 4}
-        clusters = whole.community_leiden("modularity", **options).membership
-        nmi = normalized_mutual_info_score(types, clusters)
-        found.append((nmi, adjusted_rand_score(types, clusters)))
-    nmi, ari = max(found, key=sum)
+    options: dict[str, Any] = {"weights": "weight", "n_iterations": 4}
+    with igraph_draws(0):
+        clusters = [
+            whole.community_leiden("modularity", resolution=resolution, **options).membership
+            for resolution in RESOLUTIONS
+        ]
+    nmi, ari = max((agreement(types, np.array(one)) for one in clusters), key=sum)
     return {"Leiden NMI": float(nmi), "Leiden ARI": float(ari)}
 
 
@@ -406,6 +404,12 @@ def run(name: str, method: str, seed: int) -> None:
     print(name, method, seed, json.dumps(scores), flush=True)
 
 
+def shown(runs: list[dict[str, Any]], what: str, key: str) -> str | list[float]:
+    """Return a score of all runs that have it; of nats, which have too many digits, the median."""
+    found = [run[what][key] for run in runs if key in run.get(what, {})]
+    return (f"{median(found):,.1f}" if key == "nelbo" else found) if found else ""
+
+
 def collect() -> None:
     """Write a table for every set of which there are runs, a row a method, of all its seeds."""
     for name in SETS:
@@ -417,13 +421,9 @@ def collect() -> None:
                 one["whole"]["Leiden"] = (
                     one["whole"]["Leiden NMI"] / 2 + one["whole"]["Leiden ARI"] / 2
                 )
-            cells: list[Any] = [
-                [r[what][key] for r in runs if key in r.get(what, {})] for what, key in SHOWN
-            ]
+            cells = [shown(runs, *place) for place in SHOWN]
             if runs:
-                nats = list(SHOWN).index(("whole", "nelbo"))
-                cells[nats] = cells[nats] and f"{median(cells[nats]):,.1f}"
-                rows.append([TITLES[method], *(found or "" for found in cells)])
+                rows.append([TITLES[method], *cells])
         if rows:
             table = {"columns": [name, *SHOWN.values()], "rows": rows}
             path = TABLES / f"multimodal_{name}.json"

@@ -94,8 +94,8 @@ def biology(x: np.ndarray, types: np.ndarray) -> dict[str, float]:
     by_kmeans, by_leiden = [], []
     for seed in range(SEEDS):
         clusters = KMeans(n_types, n_init=10, random_state=seed).fit_predict(x)
-        by_kmeans.append(_agreement(types, clusters))
-        found = [_agreement(types, _communities(graph, r, seed)) for r in RESOLUTIONS]
+        by_kmeans.append(agreement(types, clusters))
+        found = [agreement(types, _communities(graph, r, seed)) for r in RESOLUTIONS]
         by_leiden.append(max(found))
     names = ("k-means NMI", "k-means ARI", "Leiden NMI", "Leiden ARI")
     means = np.hstack([np.mean(by_kmeans, axis=0), np.mean(by_leiden, axis=0)])
@@ -106,7 +106,7 @@ def biology(x: np.ndarray, types: np.ndarray) -> dict[str, float]:
     return scores
 
 
-def _agreement(types: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+def agreement(types: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
     """Return NMI and ARI of two partitions."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -127,13 +127,13 @@ def _graph(x: np.ndarray, n_neighbors: int = 15) -> Any:
 
 
 def _communities(graph: Any, resolution: float, seed: int) -> np.ndarray:
-    with _igraph_draws(seed):
+    with igraph_draws(seed):
         found = graph.community_leiden("modularity", resolution=resolution, n_iterations=4)
     return np.array(found.membership)
 
 
 @contextmanager
-def _igraph_draws(seed: int) -> Iterator[None]:
+def igraph_draws(seed: int) -> Iterator[None]:
     """Let igraph draw from a generator of this seed, and from Python's own again after it."""
     import igraph
 
