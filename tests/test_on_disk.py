@@ -110,16 +110,19 @@ def test_an_epoch_hands_out_every_cell_once_mixed_from_all_over_the_file(tmp_pat
     assert parts.double().var(0).mean() < 4 * 100 * 0.25 * 0.75
 
 
+@pytest.mark.parametrize("chunk", [0, 40])
 @pytest.mark.parametrize("held_out", [0, 400])
 def test_cells_that_are_mixed_together_are_of_all_parts_of_the_file_in_their_shares(
-    held_out: int,
+    held_out: int, chunk: int
 ) -> None:
     n, memory = 4_000, 4 * 800 * 10
 
     def read(ranges: list[tuple[int, int]]) -> list[sparse.csr_matrix]:
         return [sparse.csr_matrix((stop - start, 2)) for start, stop in ranges]
 
-    found, generator = Shards(read, (n, 2), n, 1, 1, memory), torch.Generator().manual_seed(0)
+    found = Shards(read, (n, 2), n, 1, 1, memory, chunk)
+    generator = torch.Generator().manual_seed(0)
+    assert found.block == (3 if chunk == 0 else 12)
     rows = torch.randperm(n, generator=generator)[held_out:]
     lengths = [len(part) for part in equal_parts(rows, 50)]
     windows = found.windows(lengths)
@@ -132,6 +135,23 @@ def test_cells_that_are_mixed_together_are_of_all_parts_of_the_file_in_their_sha
             parts = torch.bincount(group // 250, minlength=16)
             expected = torch.bincount(rows // 250, minlength=16) * len(group) / len(rows)
             assert (parts - expected).abs().max() <= 3.5 * found.block
+
+
+@pytest.mark.parametrize("memory", [1e7, 1e8, 1e9])
+def test_rows_that_are_decoded_to_read_an_epoch_are_not_many_times_its_own(memory: float) -> None:
+    n, chunk, decoded = 50_000, 64, 0
+
+    def read(ranges: list[tuple[int, int]]) -> list[sparse.csr_matrix]:
+        nonlocal decoded
+        decoded += sum(chunk * ((stop - 1) // chunk - start // chunk + 1) for start, stop in ranges)
+        return [sparse.csr_matrix((stop - start, 2_000)) for start, stop in ranges]
+
+    found = Shards(read, (n, 2_000), n * 600, 600, 1, int(memory), chunk)
+    order = found.shuffled(torch.arange(n), 128, torch.Generator().manual_seed(0))
+    parts = equal_parts(order, 128)
+    for window in found.windows([len(part) for part in parts]):
+        found.take(torch.cat(parts[window]))
+    assert decoded < (6 if memory < 1e8 else 1.5) * n
 
 
 @pytest.mark.parametrize("size", [2, 3])

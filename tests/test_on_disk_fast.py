@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -202,6 +203,23 @@ def test_chunks_of_zarr_are_read_where_an_event_loop_runs(tmp_path: Path) -> Non
         return found[np.arange(N)].toarray()
 
     np.testing.assert_array_equal(asyncio.run(in_a_notebook()), adata.X.toarray())
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf"])
+def test_rows_of_h5ad_that_are_decoded_together_are_known(compression: Any, tmp_path: Path) -> None:
+    simulated().write_h5ad(path := tmp_path / "cells.h5ad", compression=compression)
+    with h5py.File(path) as file:
+        (chunk,) = file["X/data"].chunks or (0,)
+        rows = chunk * N / len(file["X/data"])
+    assert shards_of(path).chunk == (int(rows) if compression else 0)
+
+
+def test_rows_of_zarr_that_are_decoded_together_are_those_of_the_small_chunks(
+    tmp_path: Path,
+) -> None:
+    adata = simulated()
+    write_collection(path := tmp_path / "cells.zarr", [adata], chunk=8 * adata.X.nnz // N)
+    assert shards_of(path).chunk == 7  # and a bit
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -24,6 +24,14 @@ def narrowest(largest: int) -> np.dtype:
     return np.dtype(np.int64)
 
 
+def _within(largest: int, dtype: np.dtype) -> np.generic:
+    """Return the largest whole number up to `largest` that a type holds."""
+    if dtype.kind != "f":
+        return dtype.type(min(largest, np.iinfo(dtype).max))
+    rounded = dtype.type(largest)
+    return rounded if int(rounded) <= largest else np.nextafter(rounded, dtype.type(0))
+
+
 @cache
 def _kernel(name: str) -> Callable[..., None] | None:
     """Return a compiled loop over rows, or None where this machine cannot compile or keep it."""
@@ -95,7 +103,8 @@ class Counts:
         ends = np.zeros(len(indptr), dtype=np.int64)
         to_indices = np.empty(len(indices), dtype=narrowest(n_genes))
         to_values = np.empty(len(indices), dtype=narrowest(largest))
-        if not kernel(indptr, indices, data, places, largest, ends, to_indices, to_values):
+        most = _within(largest, data.dtype)
+        if not kernel(indptr, indices, data, places, most, ends, to_indices, to_values):
             return None
         filled = (ends, to_indices[: ends[-1]], to_values[: ends[-1]])
         return cls(*map(torch.from_numpy, filled), n_genes, int(np.diff(ends).max(initial=0)))

@@ -17,7 +17,9 @@ from scvae.data.hold.parts import equal_parts
 
 HELD = 4  # groups of cells in memory at once: in use, next, being read, being put in order
 BLOCK_ENTRIES = 2**17  # non-zeros of a block, about: a megabyte in a file
-FEWEST_BLOCKS = 256  # that a group of cells is mixed from, where it has as many cells
+BLOCKS = 256  # that a group of cells is mixed from at least, where it has as many cells
+FEWEST_BLOCKS = 64  # and where larger ones save decoding
+CHUNKS = 4  # that a block is as long as, then: one more is decoded, as ends lie within chunks
 RUN_ENTRIES = 2**20  # non-zeros read by one call, about
 GAP_ENTRIES = 2**13  # of rows that are read and left, rather than reading twice
 READERS = 4  # threads that read: one waits for the disk, or decodes, while others copy
@@ -47,6 +49,8 @@ class Shards:
         Non-zeros of the fullest row, and the largest count.
     memory
         Bytes that counts may take in memory.
+    chunk
+        Rows that are decoded to read one of them, about; 0 where none but that one is.
     """
 
     read: Callable[[Sequence[Range]], Sequence[sparse.csr_matrix | Counts]]
@@ -55,6 +59,7 @@ class Shards:
     longest: int
     largest: int
     memory: int
+    chunk: int = 0
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -78,7 +83,9 @@ class Shards:
     @property
     def block(self) -> int:
         """Consecutive rows that stay together in a group."""
-        return max(1, min(int(BLOCK_ENTRIES / self._entries_of_a_row), self.group // FEWEST_BLOCKS))
+        near = min(int(BLOCK_ENTRIES / self._entries_of_a_row), self.group // BLOCKS)
+        decoded = min(CHUNKS * self.chunk, self.group // FEWEST_BLOCKS)
+        return max(1, near, decoded)
 
     def __getitem__(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Return the given rows, in their order, in memory."""

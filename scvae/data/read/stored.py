@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from scipy import sparse
 
 from scvae.data.hold.counts import Arrays
 from scvae.data.hold.shards import Range
+from scvae.data.read.pieces import decoded_together, member, read_pieces
 from scvae.data.read.structure import check_structure
 from scvae.errors import DataError, FileError
 
@@ -102,25 +100,6 @@ def in_file(matrix: Any, path: str | os.PathLike[str], memory: int) -> Any:
     return StoredMatrix([Rows(Stored(path, group), group)], memory)
 
 
-def _member(group: Any, name: str) -> Any:
-    """Return an array of a group, to be decoded by zarrs where it is installed and knows how:
-    counts in many small chunks of zarr come two to three times as fast."""
-    array = group[name]
-    if not hasattr(array, "async_array") or not array.dtype.isnative:
-        return array
-    try:
-        import zarr
-
-        import_module("zarrs")
-    except ImportError:
-        return array
-    decoder = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
-    with zarr.config.set(decoder), warnings.catch_warnings():
-        # Where it does not know the codecs, zarr decodes itself.
-        warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline")
-        return group[name]
-
-
 def format_of(group: Any) -> str:
     """Return "csr", "csc" or "dense", by what a group or array of h5ad and zarr says it is."""
     said = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", ""))
@@ -158,7 +137,7 @@ class Rows:
             shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
             self.n, self.g = (int(size) for size in shape)
             self.indptr = np.asarray(group["indptr"][:], dtype=np.int64)
-            self.data, self.indices = _member(group, "data"), _member(group, "indices")
+            self.data, self.indices = member(group, "data"), member(group, "indices")
             self.dtype = np.dtype(self.data.dtype)
         self.n_columns = self.g if n_columns is None else n_columns
         self._check()
@@ -178,13 +157,18 @@ class Rows:
         """Values that are stored."""
         return int(self.indptr[-1])
 
+    @property
+    def chunk(self) -> int:
+        """Values that are decoded to read one of them."""
+        return max(decoded_together(array) for array in (self.data, self.indices))
+
     def arrays(self, ranges: Sequence[Range]) -> list[Arrays]:
         """Return data, indices and indptr of each of some ranges of rows, unseen."""
         self.file.check_unchanged()
         ends = [self.indptr[start : stop + 1] for start, stop in ranges]
         pieces = [slice(int(each[0]), int(each[-1])) for each in ends]
         with self.file.named():
-            data, indices = _pieces(self.data, pieces), _pieces(self.indices, pieces)
+            data, indices = read_pieces(self.data, pieces), read_pieces(self.indices, pieces)
         return [(d, i, each - each[0]) for d, i, each in zip(data, indices, ends, strict=True)]
 
     def matrix(self, arrays: Arrays) -> sparse.csr_matrix:
@@ -207,18 +191,6 @@ class Rows:
             places = position[places]
         rising = bool((np.diff(places[places >= 0]) > 0).all())
         return places.astype(np.int64) if rising else None
-
-
-def _pieces(array: Any, pieces: Sequence[slice]) -> list[np.ndarray]:
-    """Return pieces of an array in a file. Several of zarr are waited for together, and on another
-    thread than one that runs an event loop already, as notebooks do."""
-    if len(pieces) == 1 or not hasattr(array, "async_array"):
-        return [array[piece] for piece in pieces]
-
-    async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*(array.async_array.getitem(piece) for piece in pieces))
-
-    return asyncio.run(all_of_them())
 
 
 def _csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, g: int) -> sparse.csr_matrix:
@@ -266,6 +238,11 @@ class StoredMatrix:
     def dtype(self) -> np.dtype:
         """Type of the values; the parts may have different ones."""
         return np.result_type(*(part.dtype for part in self.parts))
+
+    @property
+    def chunk(self) -> int:
+        """Values that are decoded to read one of them, at most."""
+        return max(part.chunk for part in self.parts)
 
     @property
     def stays(self) -> bool:
