@@ -181,12 +181,12 @@ def answers(folder: Path, rank: int) -> dict[str, Any]:
     model.embed(path, out=folder / "z.zarr", distributed=True)
     z = anndata.read_zarr(folder / "z.zarr").obsm["X_scvae"]
     found["file to file"] = bool((z == alone["embed"]).all())
-    kept, results.InOrder._write = results.InOrder._write, full_disk  # type: ignore[method-assign]
+    kept, results.InOrder._put = results.InOrder._put, full_disk  # type: ignore[method-assign]
     results.CHUNK = 100
     found["disk is full"] = refusal(
         lambda: model.embed(adata, out=folder / "f.h5ad", distributed=True)
     )
-    results.InOrder._write = kept  # type: ignore[method-assign]
+    results.InOrder._put = kept  # type: ignore[method-assign]
     other = adata[:, ::-1].copy() if rank else adata
     found["other genes"] = refusal(lambda: model.embed(other, distributed=True)) or "same"
     found["there"] = refusal(lambda: model.embed(adata, out=folder / "z.zarr", distributed=True))

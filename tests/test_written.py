@@ -14,15 +14,29 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 import scvae
 from scvae.errors import ConfigError, FileError
 from scvae.models import results
+from scvae.models.query import as_stored
 
 
 def read(path: Path) -> AnnData:
     return (anndata.read_zarr if path.suffix == ".zarr" else anndata.read_h5ad)(path)
+
+
+def test_halves_are_rounded_as_numpy_rounds_them() -> None:
+    ties = 2048 + np.arange(9, dtype=np.float32)
+    values = np.concatenate([ties, np.float32([0.0, 1e-8, 6e-8, 65_519.0, 65_520.0, np.nan])])
+    out = np.empty(0, np.float16)
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16)
+    found = as_stored(torch.from_numpy(values), out)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, expected)
+    assert as_stored(torch.arange(3), out).dtype == np.int64
 
 
 @pytest.mark.parametrize("ending", [".zarr", ".h5ad"])
@@ -118,16 +132,16 @@ def test_what_fails_on_the_way_leaves_nothing(
     adata, model = fitted
     monkeypatch.setattr(results, "CHUNK", 3_000)
     monkeypatch.setattr("scvae.models.fitted.CHUNK_VALUES", 40 * 7)
-    kept, writes = results.InOrder._write, 0
+    kept, writes = results.InOrder._put, 0
 
-    def failing(self: results.InOrder, *, whole: bool) -> None:
+    def failing(self: results.InOrder, start: int, values: np.ndarray) -> None:
         nonlocal writes
         writes += 1
         if writes == 3:
             raise error
-        kept(self, whole=whole)
+        kept(self, start, values)
 
-    monkeypatch.setattr(results.InOrder, "_write", failing)
+    monkeypatch.setattr(results.InOrder, "_put", failing)
     expected = FileError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected, match="No space left" if isinstance(error, OSError) else None):
         model.normalized(adata, out=tmp_path / f"a{ending}")

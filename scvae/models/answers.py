@@ -20,7 +20,7 @@ from scvae.data.hold.parts import equal_parts
 from scvae.data.hold.several import Datasets
 from scvae.models.fitted import Fitted
 from scvae.models.keep.checkpoint import digest
-from scvae.models.query import check_out
+from scvae.models.query import as_stored, check_out
 from scvae.models.results import Precision, written
 from scvae.train.ranks import Ranks
 
@@ -138,7 +138,7 @@ def _fill(
                 found = torch.cat([next(values) for _ in turn[ranks.rank]]).float()
         lengths = [sum(map(len, run)) for run in turn]
         for answers in ranks.gathered(found, lengths, to_all=to_all):
-            out[done : done + len(answers)] = answers.cpu().numpy()
+            out[done : done + len(answers)] = as_stored(answers, out)
             done += len(answers)
 
 

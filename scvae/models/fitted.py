@@ -22,7 +22,7 @@ from scvae.modalities.rna import KIND
 from scvae.models.keep.origin import Origin
 from scvae.models.network import Architecture, views_of
 from scvae.models.placing import CLOSEST, closest
-from scvae.models.query import check_out, codes_of, draws, rows_of
+from scvae.models.query import as_stored, check_out, codes_of, draws, rows_of
 from scvae.models.reading import read_cells
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Fitted:
                 found = function(replace(cells, rows=everyone[start:end]))
                 if found is None:
                     continue
-                values = rows_of(found, len(cells), function).cpu().numpy()
+                values = as_stored(rows_of(found, len(cells), function), out)
                 if out is None:
                     out = np.empty((len(everyone), *values.shape[1:]), dtype=np.float32)
                 elif start == 0:

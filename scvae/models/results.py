@@ -9,6 +9,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,32 +49,53 @@ def check_dtype(dtype: Precision, largest: float) -> Precision:
 
 
 class InOrder:
-    """An array in a file that is filled in the order of its rows, a chunk at a time."""
+    """An array in a file that is filled in the order of its rows, a chunk at a time.
+
+    Chunks are packed and written on a thread of their own, one while the next is computed."""
 
     def __init__(self, array: Any, rows: int, tell: Callable[[int], None]) -> None:
         self.array, self.rows, self.tell = array, rows, tell
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.waiting: list[np.ndarray] = []
-        self.written = 0
+        self.given = self.begun = 0
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="scvae-write")
+        self.writing: Future[None] | None = None
+
+    def __enter__(self) -> InOrder:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Write what waits, unless an error leaves the array as it is."""
+        try:
+            if error is None:
+                self._write(self.given)
+                self._wait()
+        finally:
+            self.thread.shutdown(cancel_futures=True)
 
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
         """Take the next rows."""
-        self.waiting.append(values.astype(self.dtype))
+        self.waiting.append(values.astype(self.dtype, copy=False))
+        self.given += len(values)
         self.tell(len(values))
-        if sum(map(len, self.waiting)) >= self.rows:
-            self._write(whole=False)
+        self._write(self.given // self.rows * self.rows)
 
-    def close(self) -> None:
-        """Write what waits."""
-        self._write(whole=True)
-
-    def _write(self, *, whole: bool) -> None:
-        if not self.waiting:
+    def _write(self, end: int) -> None:
+        """Begin to write the rows that wait, up to `end`, once those before are written."""
+        if end == self.begun:
             return
-        values = np.concatenate(self.waiting)
-        n = len(values) if whole else len(values) // self.rows * self.rows
-        self.array[self.written : self.written + n] = values[:n]
-        self.written, self.waiting = self.written + n, [values[n:]]
+        self._wait()
+        values, n = np.concatenate(self.waiting), end - self.begun
+        self.writing = self.thread.submit(self._put, self.begun, values[:n])
+        self.begun, self.waiting = end, [values[n:]]
+
+    def _put(self, start: int, values: np.ndarray) -> None:
+        self.array[start : start + len(values)] = values
+
+    def _wait(self) -> None:
+        """Wait for what is being written; raise what it raised."""
+        if self.writing is not None:
+            self.writing.result()
 
 
 @contextlib.contextmanager
@@ -108,10 +130,11 @@ def written(
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         array = _array(root, slot, shape, dtype)
         rows = max(1, CHUNK // max(1, shape[1] * array.dtype.itemsize))
-        with counted(shape[0], target.name, "cell") as tell:
-            filling = InOrder(array, rows, tell)
+        with (
+            counted(shape[0], target.name, "cell") as tell,
+            InOrder(array, rows, tell) as filling,
+        ):
             yield filling
-            filling.close()
         _write_tables(root, cells, var)
 
 
