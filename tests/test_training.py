@@ -29,6 +29,7 @@ from scvae.train.deterministic import deterministic_algorithms
 from scvae.train.history import History
 from scvae.train.loop import Step, evaluate, step_of, train
 from scvae.train.optimizer import optimizer_of
+from scvae.train.ranks import Ranks
 from scvae.train.run import SLOWER, Run, State
 from scvae.train.schedule import Schedule
 from tests.draws import seeded
@@ -364,6 +365,18 @@ def test_evaluate_is_the_mean_over_cells_not_over_parts() -> None:
     x = torch.tensor([[1.0], [2.0], [3.0], [10.0]])
     assert evaluate(constant(), [batch_of(x[:3]), batch_of(x[3:])]) == pytest.approx(4)
     assert evaluate(constant(kl=1.5), parts(x, 2)) == pytest.approx(2.5)
+
+
+def test_evaluate_of_several_processes_is_the_mean_over_the_cells_of_all() -> None:
+    class Other(Ranks):
+        device = "cpu"
+
+        def sum(self, values: torch.Tensor) -> None:
+            values += torch.tensor([6.0, 2.0])
+
+    x = torch.tensor([[1.0], [2.0], [7.0]])
+    assert evaluate(constant(), [batch_of(x)], ranks=Other(0, 2)) == pytest.approx(16 / 5)
+    assert evaluate(constant(), [], ranks=Other(1, 2)) == pytest.approx(3)
 
 
 def test_evaluate_uses_the_same_noise_each_time() -> None:

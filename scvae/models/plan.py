@@ -165,14 +165,15 @@ def _execute(
     if ranks is not None:
         ranks.check_same(plan.digest, 0 if state is None else int(state.numbers["taken"]))
     cells = agreed(dataset, ranks)
-    held_out, held_rows = dataset.near(plan.held_out_rows)
+    share = None if ranks is None else Share(ranks.rank, ranks.size)
+    own = plan.held_out_rows if share is None else share.of(plan.held_out_rows)
+    held_out, held_rows = dataset.near(own)
     with contextlib.ExitStack() as stack:
         if checkpoint is not None:
             stack.enter_context(checkpoint.naming_itself())
             stack.enter_context(checkpoint.kept_at_the_end())
 
         def epoch(order: Generator) -> Iterator[Minibatch]:
-            share = None if ranks is None else Share(ranks.rank, ranks.size)
             if not (plan.robust and isinstance(cells, Dataset)):
                 return cells.shuffled(plan.train_rows, plan.batch_size, order, share)
             hides = order if ranks is None else ranks.own(order)
@@ -181,7 +182,7 @@ def _execute(
         history = train(
             vae,
             epoch,
-            lambda: held_out.minibatches(held_rows, HELD_OUT_SIZE),
+            lambda: held_out.minibatches(held_rows, HELD_OUT_SIZE) if len(held_rows) else (),
             plan.schedule,
             generator_of("order", plan.seed),
             generator_of("noise", plan.seed, device),

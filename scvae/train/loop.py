@@ -135,8 +135,8 @@ def train(
     vae
         The model, on the device of the minibatches.
     epoch, held_out
-        Each call yields the minibatches of one pass over the training or the held-out cells.
-        `epoch` is given `order`, to draw their order from it.
+        Each call yields the minibatches of one pass over the training or the held-out cells, or
+        over what this process has of them. `epoch` is given `order`, to draw their order from it.
     order
         Source of the order of the cells, and of nothing else.
     noise
@@ -152,8 +152,8 @@ def train(
     objective
         What a step climbs; what is evaluated and kept is by the ELBO.
     ranks
-        The processes that train together, each on its part of every minibatch of `epoch`; they
-        must begin in the same state. None trains alone.
+        The processes that train together, each on its part of every minibatch of `epoch` and of the
+        held-out cells; they must begin in the same state. None trains alone.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def train(
                     if run.taken % EVERY == 0:
                         run.update_average()
                     if run.is_due:
-                        measure(run, held_out, start)
+                        measure(run, held_out, start, ranks)
                         report(run.history)
                 except NotFiniteError as error:
                     _roll_back(run, error.described(entry_name))
@@ -186,7 +186,7 @@ def train(
                 else:
                     keep(run)
     except KeyboardInterrupt:
-        _stop_here(run, held_out, start)
+        _stop_here(run, held_out, start, ranks)
     run.history.stopped_early = run.taken < schedule.steps
     vae.load_state_dict(run.best)
     vae.eval()
@@ -208,7 +208,12 @@ def fastest(step: Step) -> Step | GraphedStep:
     return GraphedStep(step, step.noise) if step.noise.device.type == "cuda" else step
 
 
-def measure(run: Run, held_out: Callable[[], Iterable[Minibatch]], start: float) -> None:
+def measure(
+    run: Run,
+    held_out: Callable[[], Iterable[Minibatch]],
+    start: float,
+    ranks: Ranks | None = None,
+) -> None:
     """Measure the held-out ELBO of the average weights, and keep them if it is the best.
 
     Raises NotFiniteError if it is not finite, or the ELBO of training since the last time."""
@@ -216,23 +221,32 @@ def measure(run: Run, held_out: Callable[[], Iterable[Minibatch]], start: float)
         raise NotFiniteError("training ELBO")
     run.update_average()
     with with_weights(run.vae, run.average):
-        value = evaluate(run.vae, held_out())
+        value = evaluate(run.vae, held_out(), ranks=ranks)
     if not math.isfinite(value):
         raise NotFiniteError("held-out ELBO")
     run.record(value, time.perf_counter() - start)
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, minibatches: Iterable[Minibatch], seed: int = 0) -> float:
-    """Return the mean ELBO per cell at KL weight 1, always with the same noise."""
+def evaluate(
+    vae: VAE, minibatches: Iterable[Minibatch], seed: int = 0, ranks: Ranks | None = None
+) -> float:
+    """Return the mean ELBO per cell at KL weight 1, always with the same noise; of processes that
+    train together, over the cells that all of them are given."""
     total, n = torch.zeros(()), 0
     noise: Generator | None = None
     with evaluating(vae):
         for minibatch in minibatches:
-            noise = noise or Generator(minibatch.device).manual_seed(seed)
+            if noise is None:
+                own = seed if ranks is None else seed + ranks.rank
+                noise = Generator(minibatch.device).manual_seed(own)
             bound = elbo(vae.terms(minibatch, generator=noise)).double().sum()
             total, n = total.to(bound.device) + bound, n + len(minibatch)
-    return total.item() / n
+    if ranks is None:
+        return total.item() / n
+    sums = torch.tensor([total.item(), n], dtype=torch.float64, device=ranks.device)
+    ranks.sum(sums)
+    return (sums[0] / sums[1]).item()
 
 
 def _roll_back(run: Run, problem: str) -> None:
@@ -255,13 +269,18 @@ def _failure(run: Run, problem: str) -> TrainingError:
     )
 
 
-def _stop_here(run: Run, held_out: Callable[[], Iterable[Minibatch]], start: float) -> None:
+def _stop_here(
+    run: Run,
+    held_out: Callable[[], Iterable[Minibatch]],
+    start: float,
+    ranks: Ranks | None,
+) -> None:
     """End a run at once, with the best weights so far; the first are the best if there are none."""
     run.history.interrupted = True
     if not run.history.step:
         run.taken = max(run.taken, 1)
         try:
-            measure(run, held_out, start)
+            measure(run, held_out, start, ranks)
         except NotFiniteError as error:
             raise _failure(run, error.described(str)) from error
     warn(
