@@ -46,9 +46,14 @@ class SummaryOfPieces:
 
     def add(self, piece: sparse.csr_matrix, whole: sparse.csr_matrix, start: int) -> None:
         """Add the rows of the matrix from `start` on; `whole` are the same as uint64."""
-        self.factors.append(_factors(piece))
-        self.sums += _sums(whole, start)
-        self.peaks = _joined_peaks(self.peaks, _peaks(piece))
+        self.add_parts(_factors(piece), _sums(whole, start), _peaks(piece))
+
+    def add_parts(self, factors: np.ndarray, sums: np.ndarray, peaks: np.ndarray) -> None:
+        """Add what was told of the next rows: the common factor of every row, and of every gene its
+        sums, weighted and plain, and its two largest counts."""
+        self.factors.append(factors)
+        self.sums += sums
+        self.peaks = _joined_peaks(self.peaks, peaks)
 
     def summary(self) -> CountSummary:
         keys, totals = self.sums
@@ -61,11 +66,11 @@ def _sums(piece: sparse.csr_matrix, start: int) -> np.ndarray:
 
     Sums modulo 2^64 of different columns agree once in about 10^19 pairs."""
     weights = np.ones((2, piece.shape[0]), dtype=np.uint64)
-    weights[0] = _random_numbers(start, start + piece.shape[0])
+    weights[0] = random_numbers(start, start + piece.shape[0])
     return np.asarray(weights @ piece)
 
 
-def _random_numbers(start: int, stop: int) -> np.ndarray:
+def random_numbers(start: int, stop: int) -> np.ndarray:
     """Return the numbers of rows `start` to `stop`, by splitmix64, whatever the pieces are."""
     z = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 from scipy import sparse
 
-from scvae.data.hold.counts import narrowest
+from scvae.data.hold.counts import COMPILED, narrowest
 from scvae.data.hold.shards import Shards
 from scvae.data.read.normalisation import Traces, are_estimates, by_row, divided_by
 from scvae.data.read.row_counts import shards_of
 from scvae.data.read.source import blocks
 from scvae.data.read.stored import StoredMatrix
 from scvae.data.read.structure import canonical
-from scvae.data.read.summary import CountSummary, SummaryOfPieces, common_divisor
+from scvae.data.read.summary import CountSummary, SummaryOfPieces, common_divisor, random_numbers
 from scvae.data.read.sums import row_sums
 from scvae.data.read.tally import (
     Fault,
@@ -33,6 +35,7 @@ from scvae.data.read.ties import SAMPLE
 
 MOST_SUMS = 2**24  # of groups x genes: 128 MiB
 PIECE_VALUES = 2**22  # non-zeros looked at together, about: 32 MiB as float64
+COMPILE_FROM = 2**23  # of so many on: fewer are looked at before a compiled look at them is loaded
 
 
 @dataclass(frozen=True)
@@ -168,20 +171,21 @@ def survey(
     """
     stays = isinstance(matrix, StoredMatrix) and matrix.stays
     is_kept, keep = keep, keep and not stays
-    seen = _Seen(matrix.shape[1] if columns is None else len(columns), summarise, groups)
+    seen = _Seen(matrix.shape[1], columns, summarise, groups)
     for block in blocks(matrix):
-        whole = canonical(block) if keep else block
-        for rows in _pieces(whole):
-            piece, wrong = seen.counted(rows if keep else canonical(rows), estimates)
-            chosen = piece if columns is None else piece[:, columns]
-            seen.add(piece, chosen, wrong)
+        is_plain = True
+        for piece in _pieces(block):
+            if not seen.add_plain(piece, estimates):
+                is_plain = False
+                piece = seen.add(canonical(piece), estimates)
             if seen.tallies and stop_at_fault:
                 return seen.survey()
             if keep and columns is not None and not seen.tallies:
-                seen.kept.append(_narrowed(chosen))
+                seen.kept.append(_narrowed(piece[:, columns]))
         if keep and columns is None and not seen.tallies:
             # Not piece by piece: it shares its indices.
-            counts = settled(whole)[0] if seen.rounded else whole
+            counts = block if is_plain else canonical(block)
+            counts = settled(counts)[0] if seen.rounded else counts
             seen.kept.append(_narrowed(nearest(counts) if seen.fractions else counts))
     found = seen.survey()
     if not (is_kept and stays) or found.tallies:
@@ -215,6 +219,16 @@ def _narrowed(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(arrays, shape=counts.shape)
 
 
+@cache
+def _glance() -> Callable[..., bool] | None:
+    """Return the compiled look at plain counts, or None where this machine cannot compile it."""
+    try:
+        from scvae.data.read.glance import glance
+    except (ImportError, RuntimeError):
+        return None
+    return cast("Callable[..., bool]", glance)
+
+
 def _traces(piece: sparse.csr_matrix, wrong: np.ndarray, before: list[Traces]) -> Traces:
     """Return the traces in the rows that have non-integers and no other fault; `before` are those
     of the rows before."""
@@ -231,7 +245,13 @@ def _traces(piece: sparse.csr_matrix, wrong: np.ndarray, before: list[Traces]) -
 class _Seen:
     """What was seen of the pieces of a matrix so far."""
 
-    def __init__(self, n_genes: int, summarise: bool, groups: np.ndarray | None) -> None:
+    def __init__(
+        self, width: int, columns: np.ndarray | None, summarise: bool, groups: np.ndarray | None
+    ) -> None:
+        self.columns, n_genes = columns, width if columns is None else len(columns)
+        self.places = np.arange(width) if columns is None else np.full(width, -1)
+        if columns is not None:
+            self.places[columns] = np.arange(n_genes)
         self.genes_of_cells: list[np.ndarray] = []
         self.cells_of_genes = np.zeros(n_genes, dtype=np.int64)
         self.rows, self.stored, self.largest = 0, 0, 0
@@ -245,18 +265,52 @@ class _Seen:
         self.summary = SummaryOfPieces(n_genes) if summarise else None
         self.kept: list[sparse.csr_matrix] = []
 
-    def counted(
-        self, piece: sparse.csr_matrix, estimates: bool
-    ) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Return the next rows without round-off, and without fractions if these are estimates, and
-        the positions of what cannot be counts nevertheless."""
+    def add_plain(self, piece: sparse.csr_matrix, estimates: bool) -> bool:
+        """Add the next rows by one compiled pass, if nothing about them is odd; return whether that
+        was so. Few values are not worth compiling for."""
+        worth = self.stored >= COMPILE_FROM and piece.data.dtype in COMPILED
+        glance = _glance() if worth and not self.tallies else None
+        if glance is None:
+            return False
+        n, (grouped, sums) = piece.shape[0], (np.zeros(0, dtype=np.int64), np.zeros((1, 0)))
+        if self.groups is not None:
+            grouped = self.groups.groups[self.rows : self.rows + n].astype(np.int64)
+            sums = np.zeros_like(self.groups.sums)
+        of_rows, whole = np.empty((3, n), dtype=np.int64), np.empty(3, dtype=np.int64)
+        of_genes = np.zeros((5, len(self.cells_of_genes)), dtype=np.int64)
+        weights = random_numbers(self.rows, self.rows + n).view(np.int64)
+        given = (piece.indptr.astype(np.int64), piece.indices, piece.data, self.places)
+        if not glance(*given, weights, grouped, of_rows, of_genes, sums, whole):
+            return False
+        everything, divisor, largest = whole.tolist()
+        self.genes_of_cells.append(of_rows[0])
+        self.cells_of_genes += of_genes[0]
+        self.totals.append(of_rows[1].astype(np.float64))
+        self.divisor = math.gcd(self.divisor, divisor)
+        self.largest = max(self.largest, largest)
+        if self.summary is not None:
+            self.summary.add_parts(of_rows[2], of_genes[1:3].view(np.uint64), of_genes[3:])
+        if self.groups is not None:
+            self.groups.sums += sums
+        if estimates:
+            self.before, self.after = self.before + everything, self.after + everything
+        self.stored += piece.nnz
+        self.rows += n
+        return True
+
+    def add(self, piece: sparse.csr_matrix, estimates: bool) -> sparse.csr_matrix:
+        """Add the next rows, which are canonical; return them without round-off, and without
+        fractions if these are estimates."""
         wrong = wrong_values(piece.data)
         if len(wrong):
             piece, rounded = settled(piece)
             self.rounded += rounded
         if estimates:
             piece = self.nearest(piece)
-        return piece, wrong_values(piece.data) if len(wrong) else wrong
+        wrong = wrong_values(piece.data) if len(wrong) else wrong
+        chosen = piece if self.columns is None else piece[:, self.columns]
+        self._add(piece, chosen, wrong)
+        return piece
 
     def nearest(self, piece: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return the next rows with whole numbers for fractions, which are remembered."""
@@ -271,7 +325,7 @@ class _Seen:
             self.after += float(piece.data.sum(dtype=np.float64))
         return piece
 
-    def add(self, piece: sparse.csr_matrix, chosen: sparse.csr_matrix, wrong: np.ndarray) -> None:
+    def _add(self, piece: sparse.csr_matrix, chosen: sparse.csr_matrix, wrong: np.ndarray) -> None:
         """Add the next rows, of all genes and of those asked for; `wrong` are the positions of what
         cannot be counts."""
         if len(wrong):
