@@ -152,9 +152,10 @@ def test_offsets_are_estimated_from_all_cells_and_clusters_from_some(
 
 def test_of_many_cells_so_many_are_aligned_by_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(0, 3_000, 3)
-    assert embedding._some(rows, seeded(0)) is rows
+    assert embedding._some(rows, 1_000, seeded(0)) is rows
     monkeypatch.setattr(embedding, "MOST_ALIGNED", 400)
-    some = embedding._some(rows, seeded(0))
+    some = embedding._some(rows, 700, seeded(0))
+    assert len(embedding._some(rows, 300, seeded(0))) == 300
     assert len(some) == len(some.unique()) == 400
     assert torch.equal(some, some.sort().values)
     assert torch.isin(some, rows).all()
