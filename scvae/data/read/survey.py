@@ -173,18 +173,20 @@ def survey(
     is_kept, keep = keep, keep and not stays
     seen = _Seen(matrix.shape[1], columns, summarise, groups)
     for block in blocks(matrix):
-        is_plain = True
-        for piece in _pieces(block):
-            if not seen.add_plain(piece, estimates):
-                is_plain = False
-                piece = seen.add(canonical(piece), estimates)
+        is_canonical = True
+        for rows in _pieces(block):
+            piece = rows
+            if not seen.add_plain(rows, estimates):
+                clean = canonical(rows)
+                is_canonical &= clean is rows
+                piece = seen.add(clean, estimates)
             if seen.tallies and stop_at_fault:
                 return seen.survey()
             if keep and columns is not None and not seen.tallies:
                 seen.kept.append(_narrowed(piece[:, columns]))
         if keep and columns is None and not seen.tallies:
             # Not piece by piece: it shares its indices.
-            counts = block if is_plain else canonical(block)
+            counts = block if is_canonical else canonical(block)
             counts = settled(counts)[0] if seen.rounded else counts
             seen.kept.append(_narrowed(nearest(counts) if seen.fractions else counts))
     found = seen.survey()
