@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -41,25 +42,36 @@ def decoded_together(array: Any) -> int:
 
 def read_pieces(array: Any, pieces: Sequence[slice]) -> list[np.ndarray]:
     """Return pieces of an array in a file, in order; of zarr by one call for all of them."""
-    if len(pieces) == 1 or not hasattr(array, "async_array"):
+    selecting = _selecting() if hasattr(array, "async_array") and len(pieces) > 1 else None
+    if selecting is None:
         return [array[piece] for piece in pieces]
-    from zarr.core.sync import sync
-
-    whole = sync(_selected(array.async_array, pieces))
     ends = np.cumsum([piece.stop - piece.start for piece in pieces])
-    return np.split(whole, ends[:-1])
+    return np.split(selecting(array.async_array, pieces), ends[:-1])
 
 
-async def _selected(array: Any, pieces: Sequence[slice]) -> np.ndarray:
-    """Return pieces of an array of zarr, one after another.
+@cache
+def _selecting() -> Callable[[Any, Sequence[slice]], np.ndarray] | None:
+    """Return what reads pieces of an array of zarr, one after another, by one call.
 
-    Its own ways to ask for more than one slice take every entry by its number. One call for each
-    piece would look up the chunks of a shard anew each time."""
-    from zarr.core.buffer import default_buffer_prototype
+    zarr's own ways to ask for more than one slice take every entry by its number, and one call for
+    each piece would look up the chunks of a shard anew each time. What it asks itself by has names
+    that it does not promise to keep: None where a version has others."""
+    try:
+        from zarr import AsyncArray
+        from zarr.core.buffer import default_buffer_prototype
+        from zarr.core.indexing import BasicIndexer
+        from zarr.core.sync import sync
+    except ImportError:
+        return None
+    if not hasattr(AsyncArray, "_get_selection"):
+        return None
 
-    selection = _Slices(pieces, array.shape, array.metadata.chunk_grid)
-    found = await array._get_selection(selection, prototype=default_buffer_prototype())
-    return np.asarray(found)
+    def selected(array: Any, pieces: Sequence[slice]) -> np.ndarray:
+        slices = _Slices(pieces, array.shape, array.metadata.chunk_grid, BasicIndexer)
+        asked = array._get_selection(slices, prototype=default_buffer_prototype())
+        return np.asarray(sync(asked))
+
+    return selected
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,14 @@ class _Slices:
         Shape of the array, ``(n,)``.
     grid
         Its chunks.
+    indexer
+        zarr's, of one slice.
     """
 
     pieces: Sequence[slice]
     of: tuple[int, ...]
     grid: Any
+    indexer: Callable[..., Any]
     drop_axes: tuple[int, ...] = ()
 
     @property
@@ -88,14 +103,11 @@ class _Slices:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield what is taken from every chunk, and where it goes."""
-        from zarr.core.indexing import BasicIndexer
-
         first = 0
         for piece in self.pieces:
             if piece.start == piece.stop:
                 continue
-            for part in BasicIndexer((piece,), self.of, self.grid):
-                taken: Any = part
-                (to,) = taken.out_selection
-                yield taken._replace(out_selection=(slice(first + to.start, first + to.stop),))
+            for part in self.indexer((piece,), self.of, self.grid):
+                (to,) = part.out_selection
+                yield part._replace(out_selection=(slice(first + to.start, first + to.stop),))
             first += piece.stop - piece.start
