@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scvae.data.read import survey as module
 from scvae.data.read.glance import glance
+from scvae.data.read.sums import column_sums
 from scvae.data.read.survey import Survey, survey
 
 N, G = 300, 40
@@ -176,3 +177,35 @@ def test_columns_that_are_not_there_are_left_alone(index: int) -> None:
     given = (np.array([0, 2]), indices, data, np.arange(G), np.ones(1, np.int64), np.zeros(0, int))
     assert not glance(*given, of_rows, of_genes, np.zeros((1, 0)), np.zeros(3, np.int64))
     assert not of_genes.any()
+
+
+def test_totals_of_large_counts_in_float32_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = counts()
+    x.data[:2] = 20_000_001, 16_777_216
+    one, other, taken = both(monkeypatch, x)
+    assert taken > 3
+    assert_same(one, other)
+    np.testing.assert_array_equal(one.totals, x.astype(np.float64).sum(1).A1)
+    np.testing.assert_array_equal(
+        column_sums(x, np.arange(N)), np.asarray(x.astype(np.float64).sum(0)).ravel()
+    )
+
+
+def test_columns_that_are_named_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, _ = both(monkeypatch, counts(), columns=np.array([3, 3, 5]), keep=True)
+    assert_same(one, other)
+
+
+def test_groups_that_cannot_be_are_refused() -> None:
+    for groups in (np.arange(N) - 1, np.arange(N - 1)):
+        with pytest.raises(ValueError, match="groups"):
+            survey(counts(), groups=groups)
+
+
+def test_indices_in_the_other_order_of_bytes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = counts()
+    swapped = counts()
+    swapped.indices, swapped.indptr = x.indices.astype(">i4"), x.indptr.astype(">i4")
+    one, other, _ = both(monkeypatch, swapped, keep=True)
+    assert_same(one, other)
+    assert_same(one, survey(x, keep=True))

@@ -258,6 +258,33 @@ def test_zarr_that_zarrs_does_not_decode_is_read_without_it(odd: str, tmp_path: 
     np.testing.assert_array_equal(found.toarray(), adata.X[rows].toarray())
 
 
+@pytest.mark.parametrize("name", ["data", "indices"])
+@pytest.mark.parametrize("kind", ["2", "3", "collection"])
+def test_a_missing_chunk_of_zarr_names_its_store(name: str, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("zarr", minversion="3")
+    path, adata = tmp_path / "cells.zarr", simulated()
+    if kind == "collection":
+        write_collection(path, [adata], chunk=8)
+        store = path / "dataset_0"
+    else:
+        with anndata.settings.override(zarr_write_format=int(kind)):
+            adata.write_zarr(store := path)
+    shards_of(path)
+    (store / "X" / name / ("0" if kind == "2" else "c/0")).unlink()
+    with pytest.raises(scvae.errors.FileError, match=f"{store.name} is damaged: chunks"):
+        shards_of(path)
+
+
+def test_chunks_of_zeros_that_zarr_does_not_write_are_not_missed(tmp_path: Path) -> None:
+    pytest.importorskip("zarr", minversion="3")
+    adata = simulated()[:, :1].copy()
+    with anndata.settings.override(zarr_write_format=3):
+        adata.write_zarr(path := tmp_path / "cells.zarr")
+    assert not any((path / "X" / "indices").glob("c/*"))
+    found = shards_of(path, memory=0)[np.arange(N)]
+    np.testing.assert_array_equal(found.toarray(), adata.X.toarray())
+
+
 def test_a_damaged_chunk_of_zarr_names_its_store(tmp_path: Path) -> None:
     write_collection(path := tmp_path / "cells.zarr", [simulated()], chunk=8)
     found = shards_of(path)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import anndata
@@ -233,3 +234,19 @@ def test_a_writer_that_is_killed_leaves_a_whole_file_or_none(
     model.normalized(adata, out=out)
     np.testing.assert_array_equal(read(out).X, model.normalized(adata).to_numpy())
     assert not list(tmp_path.glob(".out*.part"))  # the next writer cleared it away
+
+
+def test_what_another_thread_makes_anew_is_removed_too(tmp_path: Path) -> None:
+    draft = tmp_path / ".a.zarr.part"
+    ends = time.monotonic() + 0.2
+
+    def go_on() -> None:
+        while time.monotonic() < ends:
+            (draft / "X").mkdir(parents=True, exist_ok=True)
+
+    (draft / "X").mkdir(parents=True)
+    other = Thread(target=go_on)
+    other.start()
+    results._remove(draft)
+    other.join()
+    assert not draft.exists()

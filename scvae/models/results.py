@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ DTYPES: tuple[Precision, ...] = ("float32", "float16")
 LARGEST = {"float32": 3.4e38, "float16": 65_504.0}  # library size: no value is larger
 CHUNK = 2**22  # bytes of a chunk of a zarr array, about
 SLOT = "X_scvae"
+REMOVALS = 20  # tries, at most
 
 
 def is_path(out: Any) -> bool:
@@ -208,10 +210,16 @@ def _is_running(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        path.unlink()
+    """Remove a file or a folder. A thread of zarr may go on with what it was told to write before
+    this one was interrupted, and make folders anew: so it is looked at again for a second."""
+    for _ in range(REMOVALS):
+        if not os.path.lexists(path):
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        time.sleep(1 / REMOVALS)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,13 @@ def member(group: Any, name: str) -> Any:
         return group[name]
 
 
+def is_whole(array: Any) -> bool:
+    """Return whether no chunk of an array is missing, which zarr would take for one of zeros."""
+    if not hasattr(array, "async_array"):
+        return True
+    return bool(array.nchunks_initialized >= array.nchunks)  # those of a shard all count
+
+
 def decoded_together(array: Any) -> int:
     """Return how many entries of an array in a file are decoded to read one of them."""
     if not array.chunks:

@@ -133,7 +133,17 @@ def _plain(rows: Any) -> sparse.csr_matrix:
         rows = rows.astype(np.float32)
     elif not rows.dtype.isnative:
         rows = rows.astype(rows.dtype.newbyteorder("="))
+    if sparse.issparse(rows):
+        rows = _with_native_indices(rows)
     return sparse.csr_matrix(rows)
+
+
+def _with_native_indices(rows: Any) -> Any:
+    """Return a compressed matrix whose indices are in this machine's order, as scipy takes them."""
+    if rows.indices.dtype.isnative and rows.indptr.dtype.isnative:
+        return rows
+    native = (each.astype(each.dtype.newbyteorder("=")) for each in (rows.indices, rows.indptr))
+    return type(rows)((rows.data, *native), shape=rows.shape)
 
 
 def _parts(matrix: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from scvae.data.hold.counts import Arrays
 from scvae.data.hold.shards import Range
-from scvae.data.read.pieces import decoded_together, member, read_pieces
+from scvae.data.read.pieces import decoded_together, is_whole, member, read_pieces
 from scvae.data.read.structure import check_structure
 from scvae.errors import DataError, FileError
 
@@ -150,6 +150,14 @@ class Rows:
             raise FileError(
                 f"{self.file.path} is damaged: a sparse matrix of {self.n} rows in it has parts "
                 "that contradict each other. Write the file again."
+            )
+        # Zarr writes no chunk that is all zeros; of indices, and of counts, there is none unless no
+        # row has more than the first gene.
+        whole = is_whole(self.data) and is_whole(self.indices)
+        if not whole and np.diff(indptr).max(initial=0) > 1:
+            raise FileError(
+                f"{self.file.path} is damaged: chunks of a sparse matrix in it are missing, as if "
+                "it was not copied to the end. Copy or write it again."
             )
 
     @property

@@ -66,7 +66,8 @@ def _problem(matrix: Any) -> str | None:
 
 def _largest(indices: np.ndarray) -> int:
     """Return the largest index; a negative one counts as huge."""
-    return int(indices.view(f"u{indices.dtype.itemsize}").max()) if len(indices) else -1
+    unsigned = np.dtype(f"u{indices.dtype.itemsize}").newbyteorder(indices.dtype.byteorder)
+    return int(indices.view(unsigned).max()) if len(indices) else -1
 
 
 def canonical(block: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -18,11 +18,10 @@ def _blocks(n: int) -> Iterator[slice]:
 
 def row_sums(counts: sparse.csr_matrix) -> np.ndarray:
     """Return the sum of every row, float64 ``(n,)``."""
-    if counts.shape[0] <= BLOCK_ROWS:
-        return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    sums = np.empty(counts.shape[0])
+    # A product is taken in the wider type; scipy's own sums of float32 are rounded on the way.
+    sums, ones = np.empty(counts.shape[0]), np.ones(counts.shape[1])
     for block in _blocks(len(sums)):
-        sums[block] = np.asarray(counts[block].sum(axis=1, dtype=np.float64)).ravel()
+        sums[block] = (counts if len(sums) <= BLOCK_ROWS else counts[block]) @ ones
     return sums
 
 
@@ -30,5 +29,6 @@ def column_sums(counts: sparse.csr_matrix | Shards, rows: np.ndarray) -> np.ndar
     """Return the sum of every column over the given rows, float64 ``(g,)``."""
     sums = np.zeros(counts.shape[1])
     for block in _blocks(len(rows)):
-        sums += np.asarray(counts[rows[block]].sum(axis=0, dtype=np.float64)).ravel()
+        chosen = counts[rows[block]]
+        sums += np.ones(chosen.shape[0]) @ chosen
     return sums

@@ -171,6 +171,7 @@ def survey(
     """
     stays = isinstance(matrix, StoredMatrix) and matrix.stays
     is_kept, keep = keep, keep and not stays
+    _check_groups(groups, matrix.shape[0])
     seen = _Seen(matrix.shape[1], columns, summarise, groups)
     for block in blocks(matrix):
         is_canonical = True
@@ -194,6 +195,12 @@ def survey(
         return found
     sizes = (found.genes_of_cells, found.largest)
     return replace(found, kept=shards_of(matrix, columns, *sizes, rounds=bool(seen.fractions)))
+
+
+def _check_groups(groups: np.ndarray | None, n: int) -> None:
+    """Raise ValueError for what compiled code would follow outside of its memory."""
+    if groups is not None and len(groups) and (len(groups) < n or groups.min() < 0):
+        raise ValueError(f"groups must be {n} codes, zero or more")
 
 
 def _pieces(block: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
@@ -251,6 +258,7 @@ class _Seen:
         self, width: int, columns: np.ndarray | None, summarise: bool, groups: np.ndarray | None
     ) -> None:
         self.columns, n_genes = columns, width if columns is None else len(columns)
+        self.is_once = columns is None or len(np.unique(columns)) == n_genes
         self.places = np.arange(width) if columns is None else np.full(width, -1)
         if columns is not None:
             self.places[columns] = np.arange(n_genes)
@@ -271,7 +279,7 @@ class _Seen:
         """Add the next rows by one compiled pass, if nothing about them is odd; return whether that
         was so. Few values are not worth compiling for."""
         worth = self.stored >= COMPILE_FROM and piece.data.dtype in COMPILED
-        glance = _glance() if worth and not self.tallies else None
+        glance = _glance() if worth and self.is_once and not self.tallies else None
         if glance is None:
             return False
         n, (grouped, sums) = piece.shape[0], (np.zeros(0, dtype=np.int64), np.zeros((1, 0)))
