@@ -59,7 +59,7 @@ class InOrder:
         self.array, self.rows, self.tell = array, rows, tell
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
         self.waiting: list[np.ndarray] = []
-        self.given = self.begun = 0
+        self.begun = 0
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="scvae-write")
         self.writing: Future[None] | None = None
 
@@ -75,10 +75,14 @@ class InOrder:
         finally:
             self.thread.shutdown(cancel_futures=True)
 
+    @property
+    def given(self) -> int:
+        """Rows that were given so far."""
+        return self.begun + sum(map(len, self.waiting))
+
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
         """Take the next rows."""
         self.waiting.append(values.astype(self.dtype, copy=False))
-        self.given += len(values)
         self.tell(len(values))
         self._write(self.given // self.rows * self.rows)
 

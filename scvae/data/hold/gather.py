@@ -45,17 +45,17 @@ def narrow_rows(indptr, indices, data, places, largest, ends, to_indices, to_val
     for row in range(indptr.shape[0] - 1):
         start, stop = indptr[row], indptr[row + 1]
         index, value = indices[start:stop], data[start:stop]
-        if not _rises(index, places.shape[0]):
+        if not rises(index, places.shape[0]):
             return False
         to_index, to_value = to_indices[k : k + stop - start], to_values[k : k + stop - start]
-        if not _are_counts(value, largest) and not _are_counts(value[places[index] >= 0], largest):
+        if not are_counts(value, largest) and not are_counts(value[places[index] >= 0], largest):
             return False
         if stays:
             _copy(index, to_index)
             _copy(value, to_value)
             k += stop - start
         else:
-            k += _copy_placed(index, value, places, to_index, to_value)
+            k += copy_placed(index, value, places, to_index, to_value)
         ends[row + 1] = k
     return True
 
@@ -70,7 +70,7 @@ def _is_own(places):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _rises(index, g):  # type: ignore[no-untyped-def]
+def rises(index, g):  # type: ignore[no-untyped-def]
     """Return whether columns of a row are in order, each of them once, and among `g`."""
     n, rising = index.shape[0], 1
     for i in range(1, n):
@@ -79,7 +79,7 @@ def _rises(index, g):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _are_counts(value, largest):  # type: ignore[no-untyped-def]
+def are_counts(value, largest):  # type: ignore[no-untyped-def]
     """Return whether all are whole numbers from 1 to `largest`."""
     counts = 0
     for i in range(value.shape[0]):
@@ -94,7 +94,7 @@ def _copy(given, to):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _copy_placed(index, value, places, to_index, to_value):  # type: ignore[no-untyped-def]
+def copy_placed(index, value, places, to_index, to_value):  # type: ignore[no-untyped-def]
     """Write the entries that have a place, of any number of them without a branch; return how many
     they are."""
     kept = 0

@@ -7,11 +7,10 @@ its oracle, and look at what it leaves to them: values that are no counts, colum
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from scvae.data.hold.gather import are_counts, compiled, copy_placed, rises
 
 MOST = 2**31  # what no count may reach here, so that no sum of a row overflows
-
-compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled
@@ -47,13 +46,13 @@ def glance(indptr, indices, data, places, weights, groups, of_rows, of_genes, su
     for n in range(of_rows.shape[1]):
         start, stop = indptr[n], indptr[n + 1]
         index, value = indices[start:stop], data[start:stop]
-        if not _is_plain(index, value, places.shape[0]):
+        if not rises(index, places.shape[0]) or not are_counts(value, MOST - 1):
             return False
         total, least, _ = _summed(value)
         everything += total
         if divisor != 1:
             divisor = 1 if least == 1 else _common(value, divisor)
-        kept = _choose(index, value, places, chosen, counts)
+        kept = copy_placed(index, value, places, chosen, counts)
         at, count = chosen[:kept], counts[:kept]
         total, least, largest = _summed(count)
         most = max(most, largest)
@@ -63,27 +62,6 @@ def glance(indptr, indices, data, places, weights, groups, of_rows, of_genes, su
             _add_to(at, count, sums[groups[n]])
     whole[0], whole[1], whole[2] = everything, divisor, most
     return True
-
-
-@compiled
-def _is_plain(index, value, g):  # type: ignore[no-untyped-def]
-    n, rising, counts = index.shape[0], 1, 0
-    for i in range(1, n):
-        rising += index[i - 1] < index[i]
-    for i in range(n):
-        counts += (value[i] > 0) & (value[i] < MOST) & (np.floor(value[i]) == value[i])
-    return n == 0 or (rising == n and counts == n and index[0] >= 0 and index[n - 1] < g)
-
-
-@compiled
-def _choose(index, value, places, chosen, counts):  # type: ignore[no-untyped-def]
-    """Write places and counts of the columns that have one; return how many they are."""
-    kept = 0
-    for i in range(index.shape[0]):
-        place = places[np.uintp(index[i])]
-        chosen[kept], counts[kept] = place, np.int64(value[i])
-        kept += place >= 0
-    return kept
 
 
 @compiled

@@ -30,8 +30,8 @@ def shards_of(
     `rounds` takes fractions for the nearest whole numbers."""
     read = RowCounts(matrix, columns, largest, rounds)
     entries, longest = int(genes_of_cells.sum()), int(genes_of_cells.max(initial=0))
-    shape, stored = (matrix.shape[0], read.n_genes), sum(part.entries for part in matrix.parts)
-    chunk = int(matrix.chunk * shape[0] / max(stored, 1))
+    shape = matrix.shape[0], read.n_genes
+    chunk = int(matrix.chunk * shape[0] / max(matrix.entries, 1))
     return Shards(read, shape, entries, longest, largest, matrix.memory, chunk)
 
 

@@ -248,6 +248,11 @@ class StoredMatrix:
         return np.result_type(*(part.dtype for part in self.parts))
 
     @property
+    def entries(self) -> int:
+        """Values that are stored."""
+        return sum(part.entries for part in self.parts)
+
+    @property
     def chunk(self) -> int:
         """Values that are decoded to read one of them, at most."""
         return max(part.chunk for part in self.parts)
@@ -255,7 +260,7 @@ class StoredMatrix:
     @property
     def stays(self) -> bool:
         """Whether the matrix is too large to be read into memory."""
-        return sum(part.entries for part in self.parts) * IN_MEMORY > self.memory
+        return self.entries * IN_MEMORY > self.memory
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
         """Return consecutive rows."""

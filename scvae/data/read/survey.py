@@ -176,15 +176,15 @@ def survey(
     for block in blocks(matrix):
         is_canonical = True
         for rows in _pieces(block):
-            piece = rows
-            if not seen.add_plain(rows, estimates):
+            is_plain = seen.add_plain(rows, estimates)
+            if not is_plain:
                 clean = canonical(rows)
                 is_canonical &= clean is rows
-                piece = seen.add(clean, estimates)
+                chosen = seen.add(clean, estimates)
             if seen.tallies and stop_at_fault:
                 return seen.survey()
             if keep and columns is not None and not seen.tallies:
-                seen.kept.append(_narrowed(piece[:, columns]))
+                seen.kept.append(_narrowed(rows[:, columns] if is_plain else chosen))
         if keep and columns is None and not seen.tallies:
             # Not piece by piece: it shares its indices.
             counts = block if is_canonical else canonical(block)
@@ -309,8 +309,8 @@ class _Seen:
         return True
 
     def add(self, piece: sparse.csr_matrix, estimates: bool) -> sparse.csr_matrix:
-        """Add the next rows, which are canonical; return them without round-off, and without
-        fractions if these are estimates."""
+        """Add the next rows, which are canonical; return those of the genes asked for, without
+        round-off, and without fractions if these are estimates."""
         wrong = wrong_values(piece.data)
         if len(wrong):
             piece, rounded = settled(piece)
@@ -320,7 +320,7 @@ class _Seen:
         wrong = wrong_values(piece.data) if len(wrong) else wrong
         chosen = piece if self.columns is None else piece[:, self.columns]
         self._add(piece, chosen, wrong)
-        return piece
+        return chosen
 
     def nearest(self, piece: sparse.csr_matrix) -> sparse.csr_matrix:
         """Return the next rows with whole numbers for fractions, which are remembered."""
