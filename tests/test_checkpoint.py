@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -28,6 +27,7 @@ from scvae.models.keep.checkpoint import NAME, digest
 from scvae.models.keep.migrations import FORMAT
 from scvae.train.run import Run
 from tests.test_progress import Stream
+from tests.warm import Python
 
 KILLS = int(os.environ.get("SCVAE_KILLS", "2"))
 OPTIONS: dict[str, Any] = {"max_steps": 150, "n_latent": 4, "n_hidden": 16, "progress": False}
@@ -69,11 +69,9 @@ np.save(sys.argv[1] + "/embedding.npy", adata.obsm["X_scvae"])
 """
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
+def started(folder: Path) -> Python:
+    process = Python(PROGRAM, str(folder))
+    process.wait_for("begins")
     return process
 
 

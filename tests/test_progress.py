@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from scvae.errors import ScvaeWarning, warn
 from scvae.models import progress as module
 from scvae.models.progress import counted, explained, progress
 from scvae.train.history import History
+from tests.warm import Python
 
 
 def history(step: int) -> History:
@@ -224,17 +224,15 @@ os.write(1, str(adata.obsm["X_scvae"].shape).encode())
     ],
 )
 def test_a_fit_goes_on_without_standard_error(before: str) -> None:
-    command = [sys.executable, "-c", PROGRAM.format(before)]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
-    assert (done.returncode, done.stdout) == (0, "(60, 3)"), done.stderr
+    done = Python(PROGRAM.format(before))
+    output, errors = done.communicate()
+    assert (done.returncode, output) == (0, "(60, 3)"), errors
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
 def test_a_fit_goes_on_where_nobody_reads_its_standard_error() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-c", PROGRAM.format("")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, text=True)
-    os.close(writer)
-    assert (done.returncode, done.stdout) == (0, "(60, 3)")
+    nobody = "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 2)"
+    done = Python(PROGRAM.format(nobody))
+    output, errors = done.communicate()
+    assert (done.returncode, output) == (0, "(60, 3)"), errors

@@ -30,26 +30,21 @@ from scvae.models.device import pick_device
 from scvae.models.keep.checkpoint import NAME
 from scvae.models.keep.migrations import FORMAT
 from scvae.train.ranks import Ranks
+from tests.warm import Python
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="gloo and signals of Linux"),
     pytest.mark.filterwarnings("ignore:Interrupted at step"),
 ]
-SCRIPT = Path(__file__).parent / "ranks.py"
+PROGRAM = f"""
+import runpy, warnings
+warnings.simplefilter("ignore")
+runpy.run_path({str(Path(__file__).parent / "ranks.py")!r}, run_name="__main__")
+"""
 
 
-def started(what: str, folder: Path) -> list[subprocess.Popen[str]]:
-    root = str(Path(scvae.__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(SCRIPT), what, str(folder), str(rank)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+def started(what: str, folder: Path) -> list[Python]:
+    return [Python(PROGRAM, what, str(folder), str(rank)) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return ended(started("laws", folder := tmp_path_factory.mktemp("ranks")), folder)
 
 
-def ended(processes: list[subprocess.Popen[str]], folder: Path) -> list[dict[str, Any]]:
+def ended(processes: list[Python], folder: Path) -> list[dict[str, Any]]:
     """Return what the processes found."""
     for process in processes:
         error = process.communicate(timeout=500)[1]

@@ -22,6 +22,7 @@ import scvae
 from scvae.errors import ConfigError, FileError
 from scvae.models import results
 from scvae.models.query import as_stored
+from tests.warm import Python
 
 
 def read(path: Path) -> AnnData:
@@ -218,11 +219,8 @@ def test_a_writer_that_is_killed_leaves_a_whole_file_or_none(
     model.save(tmp_path / "model")
     adata.write_h5ad(tmp_path / "cells.h5ad")
     out = tmp_path / f"out{ending}"
-    command = [sys.executable, "-c", WRITER, str(tmp_path), ending]
-    environment = {**os.environ, "PYTHONPATH": str(Path(scvae.__file__).parent.parent)}
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    assert writer.stdout is not None
-    writer.stdout.readline()
+    writer = Python(WRITER, str(tmp_path), ending)
+    writer.wait_for("begin")
     time.sleep(random.Random(ending).random() * 0.2)
     while not list(tmp_path.glob(".out*.part")):  # in the middle of a file
         assert writer.poll() is None
