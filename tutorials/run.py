@@ -1,12 +1,15 @@
 """Run tutorials from a clean kernel: `python tutorials/run.py [--write] [NAME ...]`.
 
-All of them, or those whose names are given. Fails if a cell fails. With --write, the outputs are
-kept in the notebooks.
+All of them, or those whose names are given: one on every core at a time, at most four. Fails if a
+cell fails. With --write, one after another on all cores, the outputs are kept in the notebooks.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -15,7 +18,7 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 
 
-def run(path: Path, write: bool) -> None:
+def run(path: Path, *, write: bool) -> None:
     """Execute one notebook in its own kernel, in the folder of the tutorials."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(HERE)}}).execute()
@@ -36,9 +39,12 @@ def main() -> None:
     paths = sorted(HERE.glob("*.ipynb"))
     if unknown := sorted(set(arguments.names) - {path.stem for path in paths}):
         parser.error(f"there is no tutorial {unknown}; there are {[path.stem for path in paths]}")
-    for path in paths:
-        if not arguments.names or path.stem in arguments.names:
-            run(path, arguments.write)
+    chosen = [path for path in paths if not arguments.names or path.stem in arguments.names]
+    together = 1 if arguments.write else min(4, os.cpu_count() or 1)
+    if together > 1:  # each kernel has a core of its own
+        os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    with ThreadPoolExecutor(together) as kernels:
+        list(kernels.map(partial(run, write=arguments.write), chosen))
 
 
 if __name__ == "__main__":

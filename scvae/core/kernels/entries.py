@@ -1,7 +1,8 @@
 """The compiled CPU kernels by name, float32: what takes the time of a training step, in one pass.
 
-They are compiled at the first import and kept on disk. What is kept is renewed when the file of an
-entry changes, not when a file that it imports from does: after an edit here, remove __pycache__.
+Each is compiled when it is first called for, and kept on disk. What is kept is renewed when the
+file of an entry changes, not when a file that it imports from does: after an edit here, remove
+__pycache__.
 """
 
 from scvae.core.kernels import counts, logarithms, poisson, products

@@ -37,15 +37,23 @@ _is_forked = False
 
 
 @cache
-def _kernels() -> dict[str, Any] | None:
-    """Return the compiled kernels, or None where this machine cannot compile or keep them."""
+def _kernels() -> dict[str, Callable[[], Any]] | None:
+    """Return what compiles every kernel, or None where this machine cannot compile or keep them."""
     try:
-        with told_after(SLOW, COMPILING):
-            from scvae.core.kernels.entries import ENTRIES
+        from scvae.core.kernels.entries import ENTRIES
     except (ImportError, RuntimeError) as error:
         logger.warning(NOT_KEPT, error)
         return None
     return ENTRIES
+
+
+@cache
+def _kernel(name: str) -> Any:
+    """Return a kernel, which is compiled here at its first use on this machine."""
+    kernels = _kernels()
+    assert kernels is not None
+    with told_after(SLOW, COMPILING):
+        return kernels[name]()
 
 
 @contextmanager
@@ -75,9 +83,7 @@ def run(name: str, rows: int, *matrices: Tensor) -> None:
     """
     demand(name, rows, matrices)
     places = [n for m in matrices for n in (m.data_ptr(), *m.shape)]
-    kernels = _kernels()
-    assert kernels is not None
-    kernel = kernels[name]
+    kernel = _kernel(name)
     threads = 1 if _is_forked else max(1, min(torch.get_num_threads(), rows // FEWEST))
     parts = min(rows, threads if threads == 1 else PARTS * threads)
     table = [0, parts, rows, *places]

@@ -6,6 +6,8 @@ depend on who computes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from numba.extending import intrinsic
 # A table holds: parts claimed, parts, rows, then the address, rows and columns of every matrix.
 HEADER, MOST = 3, 4096
 
-entry = cfunc(types.void(types.CPointer(types.int64)), cache=True)
+
+def entry(function: Callable[[Any], None]) -> Callable[[], Any]:
+    """Return what compiles a kernel, once: when it is first wanted, which few ever are."""
+    return cache(lambda: cfunc(types.void(types.CPointer(types.int64)), cache=True)(function))
 
 
 @intrinsic
