@@ -194,7 +194,7 @@ def kernels_called_straight(data: st.DataObject, name: str, at_the_end: bool) ->
     global is_at_the_end
     is_at_the_end = at_the_end
     axis, layout = layouts.LAYOUTS[name][0], layouts.LAYOUTS[name][1].split()
-    of_letter = {"1": 1} | {letter: data.draw(st.integers(1, 6)) for letter in "ngh"}
+    of_letter = {"1": 1} | {letter: data.draw(st.integers(1, 6)) for letter in "nghe"}
     of_letter |= {"t": data.draw(st.integers(0, 1)), "r": data.draw(st.sampled_from([1, 7]))}
     of_letter["u"] = of_letter["t"]
     of_letter["a"] = of_letter["g"] + of_letter["t"] * data.draw(st.integers(0, 3))

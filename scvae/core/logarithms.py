@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scvae.core.csr import csr_scaled_log1p, is_csr
 from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
 
@@ -14,8 +15,10 @@ def scaled_log1p(x: Tensor, scale: Tensor) -> Tensor:
 
     Where nothing is to be differentiated and x is float32 on the CPU, the product is never written
     down and the logarithm is a polynomial that the compiler vectorises: a quarter of the
-    time. Zeros stay zeros.
+    time. Zeros stay zeros. Of compressed sparse rows (`scvae.core.csr`) it is such rows.
     """
+    if is_csr(x):
+        return csr_scaled_log1p(x, scale)
     differentiated = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
     if differentiated or not x.dim() or scale.shape[-1:] != (1,) or not is_served(x, scale):
         return torch.log1p(x * scale)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from scvae.core.csr import csr_product, is_csr
 from scvae.core.gradients import again
 from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
@@ -20,11 +21,14 @@ ROWS = 8  # to judge by: counting all entries would take as long as the product
 def sparse_product(x: Tensor, w: Tensor) -> Tensor:
     """Return x w for x ``(n, g)`` and w ``(g, h)``, by the non-zeros of x alone where few are.
 
-    There is no gradient in x on that way; where one is wanted, the product is dense. Raises
-    ValueError where the columns of x are not as many as the rows of w.
+    There is no gradient in x on that way; where one is wanted, the product is dense. x may be held
+    as compressed sparse rows (`scvae.core.csr`). Raises ValueError where the columns of x are not
+    as many as the rows of w.
     """
     if not x.dim() or w.dim() != 2 or x.shape[-1] != len(w):
         raise ValueError(f"x {tuple(x.shape)} cannot be multiplied with weights {tuple(w.shape)}")
+    if is_csr(x):
+        return csr_product(x, w)
     if x.dim() == 2 and not x.requires_grad and is_served(x, w) and _is_sparse(x):
         out: Tensor = _SparseProduct.apply(x, w)
         return out

@@ -190,6 +190,7 @@ class Encoder(nn.Module):
     observed are left out, and those that were are scaled to as much together.
     """
 
+    takes_compressed = True  # counts of cells that were observed in all genes
     log_target: Tensor
 
     def __init__(self, rna: Rna, shape: Shape, generator: Generator | None) -> None:

@@ -24,6 +24,7 @@ from scvae.models.query import as_stored, check_out
 from scvae.models.results import Precision, written
 from scvae.train.ranks import Ranks
 
+DECODED = 2**20  # values decoded at once where these are few: twice as many leave the cache
 RUN = 4  # minibatches that a process answers between two exchanges
 
 
@@ -34,15 +35,19 @@ class Question:
     Attributes
     ----------
     answer
-        Takes a minibatch of n cells and returns their answers, ``(n, width)``.
+        Takes a minibatch of n cells and returns their answers, ``(n, width)``. It looks at their
+        counts through the encoder alone, which may be given them as compressed sparse rows.
     width
         Numbers of an answer.
+    features
+        How many features of a cell are decoded for it.
     said
         All else that it depends on, as JSON: processes that answer together are asked the same.
     """
 
     answer: Callable[[Any], Tensor]
     width: int
+    features: int
     said: Any = None
 
 
@@ -63,8 +68,9 @@ def answered(
     Several processes take the minibatches that one would take, a run of them each; so the numbers
     are those of one process, to the bit, and all processes have them.
     """
+    dataset = model.to_encode(dataset)
     if ranks is None:
-        return model.over(dataset, question.answer, out=out)
+        return model.over(dataset, question.answer, out=out, size=_size(model, dataset, question))
     shape = len(dataset), question.width
     out = np.empty(shape, np.float32) if out is None else out
     check_out(out, shape)
@@ -87,7 +93,7 @@ def answered_in_file(
     """Write the answers for all cells to a new file; of several processes, the first does.
 
     For the file see `scvae.models.results.written`."""
-    first = ranks is None or ranks.rank == 0
+    dataset, first = model.to_encode(dataset), ranks is None or ranks.rank == 0
     together = contextlib.nullcontext() if ranks is None else ranks.as_one()
     if ranks is not None:
         _check_same(model, dataset, question, ranks)
@@ -96,7 +102,8 @@ def answered_in_file(
         file = written(path, slot, (len(dataset), question.width), dtype, cells, var)
     with together, file as array:
         if ranks is None:
-            model.over(dataset, question.answer, out=array)
+            size = _size(model, dataset, question)
+            model.over(dataset, question.answer, out=array, size=size)
         else:
             _fill(array, model, dataset, question, ranks, to_all=False)
     return Path(path)
@@ -126,7 +133,7 @@ def _fill(
 
     In turns: every process answers a run of consecutive minibatches, and they are put together."""
     everyone = torch.arange(len(dataset), device=model.device)
-    parts = equal_parts(everyone, model.chunk())
+    parts = equal_parts(everyone, _size(model, dataset, question))
     runs = [parts[start : start + RUN] for start in range(0, len(parts), RUN)]
     own = [part for run in runs[ranks.rank :: ranks.size] for part in run]
     values, done = _each(model, dataset, question, own), 0
@@ -140,6 +147,14 @@ def _fill(
         for answers in ranks.gathered(found, lengths, to_all=to_all):
             out[done : done + len(answers)] = as_stored(answers, out)
             done += len(answers)
+
+
+def _size(model: Fitted, dataset: Dataset | Datasets, question: Question) -> int:
+    """Return of how many cells a minibatch is answered: of more, where what is decoded of a cell is
+    little and its counts are not made dense."""
+    if isinstance(dataset, Dataset) and dataset.is_compressed:
+        return max(model.chunk(), DECODED // max(question.features, 1))
+    return model.chunk()
 
 
 def _each(

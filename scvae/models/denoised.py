@@ -73,7 +73,7 @@ def denoised(
     elif dtype != "float32":
         out = np.empty(shape, dtype)
     said = [kind, codes, chosen, total, background]
-    question, ranks = Question(amounts, len(columns), said), ranks_of(distributed)
+    question, ranks = Question(amounts, len(columns), view.width, said), ranks_of(distributed)
     dataset = model.read_for(adata, layer, NORMALIZED, partial=True)
     if is_path(out):
         var = pd.DataFrame(index=chosen)

@@ -25,7 +25,7 @@ def mean_of(model: Any) -> Question:
         z = model.vae.encode(cells).mean[:, :d]
         return _of_measured(model.embedding.mean(views, z, model.embedding.groups(cells)), cells)
 
-    return Question(mean, d, _said(model))
+    return Question(mean, d, model.embedding.n_features, _said(model))
 
 
 def deviation_of(model: Any) -> Question:
@@ -38,7 +38,7 @@ def deviation_of(model: Any) -> Question:
         spread = model.embedding.deviation(views, q.loc[:, :d], q.scale[:, :d], group)
         return _of_measured(spread, cells)
 
-    return Question(deviation, d, _said(model))
+    return Question(deviation, d, model.embedding.n_features, _said(model))
 
 
 def _of_measured(values: Tensor, cells: Cells | CellParts) -> Tensor:

@@ -19,7 +19,7 @@ from scvae.data.hold.several import CellParts, Datasets
 from scvae.modalities.kinds import View
 from scvae.models.alignment import Alignment, fit_alignment
 from scvae.models.coordinates import Coordinates, encoded, fit_coordinates
-from scvae.models.network import Architecture, views_of
+from scvae.models.network import Architecture, for_encoder, views_of
 from scvae.models.older_coordinates import LinearCoordinates, LogCoordinates
 
 Kind = Literal["roots", "logs", "latent"]
@@ -148,6 +148,12 @@ class Embedding:
     # -- as a file holds it --------------------------------------------------------------------
 
     @property
+    def n_features(self) -> int:
+        """Number of features that are decoded for it, or of latents where none is."""
+        axes = self.coordinates
+        return len(axes.axes if isinstance(axes, LinearCoordinates) else axes.genes)
+
+    @property
     def spec(self) -> EmbeddingSpec:
         """What fixes its tensors."""
         axes = self.coordinates
@@ -213,7 +219,7 @@ def fit_embedding(
     if n_groups < 2 or strength == 0:
         return Embedding(coordinates), [0.0] * n_batches
     rows = _some(rows, max(ALIGNED, ALIGNED_OF_GROUP * n_groups), generator)
-    each = encoded(vae, dataset, rows, views, a.n_latent)
+    each = encoded(vae, for_encoder(vae, dataset), rows, views, a.n_latent)
     parts = ((coordinates(views, z), found.groups(cells), cells.batch) for cells, z in each)
     x, group, batch = _stacked(parts, len(rows))
     known = group >= 0

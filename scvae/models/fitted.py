@@ -20,7 +20,7 @@ from scvae.modalities.kinds import View
 from scvae.modalities.modality import Modality, amount_in_batches
 from scvae.modalities.rna import KIND
 from scvae.models.keep.origin import Origin
-from scvae.models.network import Architecture, views_of
+from scvae.models.network import Architecture, for_encoder, views_of
 from scvae.models.placing import CLOSEST, closest
 from scvae.models.query import as_stored, check_out, codes_of, draws, rows_of
 from scvae.models.reading import read_cells
@@ -158,6 +158,7 @@ class Fitted:
         samples: int = 1,
         out: Any = None,
         rows: Tensor | None = None,
+        size: int | None = None,
     ) -> Any:
         """Apply `function` to all cells, a bounded number at a time, in their order.
 
@@ -176,6 +177,8 @@ class Fitted:
             Array to fill with the rows; None makes one.
         rows
             Numbers of the cells to take, int64, in this order; None takes all.
+        size
+            Of how many cells a minibatch is; None takes as many as may be decoded at once.
 
         Returns
         -------
@@ -199,9 +202,10 @@ class Fitted:
             raise ConfigError(f"function={shown(function)} is not a function of a minibatch.")
         samples = check_whole("samples", samples, 1)
         everyone = torch.arange(len(dataset), device=self.device) if rows is None else rows
+        size = self.chunk(samples) if size is None else check_whole("size", size, 1)
         end = 0
         with torch.no_grad(), evaluating(self.vae):
-            for cells in dataset.minibatches(everyone, self.chunk(samples)):
+            for cells in dataset.minibatches(everyone, size):
                 start, end = end, end + len(cells)
                 found = function(replace(cells, rows=everyone[start:end]))
                 if found is None:
@@ -213,6 +217,10 @@ class Fitted:
                     check_out(out, (len(everyone), *values.shape[1:]))
                 out[start:end] = values
         return out
+
+    def to_encode(self, dataset: Dataset | Datasets) -> Dataset | Datasets:
+        """Return the cells as the encoder alone takes them fastest."""
+        return for_encoder(self.vae, dataset)
 
     def amount(
         self,

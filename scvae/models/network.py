@@ -23,8 +23,8 @@ from scvae.core.joint import Fuse, Fused, Joint
 from scvae.core.labelled import LabelledMixture, WithLabel
 from scvae.core.priors import MixtureOfGaussians, StandardNormal
 from scvae.core.vae import VAE
-from scvae.data.hold.cells import Cells
-from scvae.data.hold.several import CellParts
+from scvae.data.hold.cells import Cells, Dataset
+from scvae.data.hold.several import CellParts, Datasets
 from scvae.modalities.chromatin import Chromatin
 from scvae.modalities.kinds import View
 from scvae.modalities.modality import Shape, of_batch
@@ -221,6 +221,12 @@ def views_of(vae: VAE, a: Architecture) -> tuple[View, ...]:
     joint = vae.likelihood
     decoders = joint.likelihoods if isinstance(joint, Joint) else [joint]
     return tuple(View(part, d) for part, d in zip(a.parts.values(), decoders, strict=True))
+
+
+def for_encoder(vae: VAE, dataset: Dataset | Datasets) -> Dataset | Datasets:
+    """Return cells whose counts nothing but the encoder is to look at, as it takes them fastest."""
+    takes = getattr(vae.posterior, "takes_compressed", False)
+    return dataset.for_encoder if takes and isinstance(dataset, Dataset) else dataset
 
 
 def _built(a: Architecture, facts: Mapping[str, Any], generator: Generator | None) -> VAE:

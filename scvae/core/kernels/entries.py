@@ -12,6 +12,8 @@ ENTRIES = {
     "zinb": counts.zinb,
     "poisson": poisson.poisson,
     "product": products.product,
+    "csr_product": products.csr_product,
     "outer": products.outer,
     "scaled_log1p": logarithms.scaled_log1p,
+    "csr_scaled_log1p": logarithms.csr_scaled_log1p,
 }

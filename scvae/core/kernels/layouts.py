@@ -19,6 +19,8 @@ LAYOUTS = {
     "zinb": ("n", "ng na nt rg ng n1 na nu ng ng"),
     "poisson": ("n", "ng na n1 n1 na n1"),
     "product": ("n", "ng gh nh"),
+    "csr_product": ("n", "n1 n1 e1 e1 gh nh"),  # of which the first three are bits of int32
+    "csr_scaled_log1p": ("n", "n1 n1 e1 n1 e1"),  # of which the first two are
     "outer": ("g", "ng nh gh"),
     "scaled_log1p": ("n", "ng n1 ng"),
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scvae.core.kernels.arithmetic import compiled, f32, log1p
-from scvae.core.kernels.team import claim, entry, matrix, opened
+from scvae.core.kernels.arithmetic import compiled, f32, i64, log1p
+from scvae.core.kernels.team import claim, entry, matrix, numbers, opened
 
 
 @compiled
@@ -14,6 +14,31 @@ def log1p_rows(start, stop, x, scale, out):  # type: ignore[no-untyped-def]
         for j in range(x.shape[1]):
             scaled = x[n, j] * of_row
             out[n, j] = log1p(scaled, f32(1.0) / (f32(1.0) + scaled))
+
+
+@compiled
+def csr_log1p_rows(start, stop, starts, ends, x, scale, out):  # type: ignore[no-untyped-def]
+    """Write log(1 + c x) of the values x ``(nnz,)`` of compressed sparse rows to `out`; row n has
+    those from ``starts[n]`` to before ``ends[n]``, c is ``(n, 1)``."""
+    for n in range(start, stop):
+        of_row, first = scale[n, 0], max(starts[n], 0)
+        last = max(first, min(i64(ends[n]), x.shape[0]))
+        value, to = x[first:last], out[first:last]
+        for i in range(value.shape[0]):
+            scaled = value[i] * of_row
+            to[i] = log1p(scaled, f32(1.0) / (f32(1.0) + scaled))
+
+
+@entry
+def csr_scaled_log1p(pointer):  # type: ignore[no-untyped-def]
+    """Run `csr_log1p_rows`."""
+    table = opened(pointer)
+    starts, ends, x = numbers(table, 0), numbers(table, 1), matrix(table, 2)
+    scale, out = matrix(table, 3), matrix(table, 4)
+    start, stop = claim(table)
+    while start < stop:
+        csr_log1p_rows(start, stop, starts, ends, x[:, 0], scale, out[:, 0])
+        start, stop = claim(table)
 
 
 @entry

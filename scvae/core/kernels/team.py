@@ -67,3 +67,10 @@ def matrix(table, i):  # type: ignore[no-untyped-def]
     at = HEADER + 3 * i
     address = _pointer(table[at])
     return carray(address, (table[at + 1], table[at + 2]), dtype=np.float32)
+
+
+@njit(cache=True, nogil=True)
+def numbers(table, i):  # type: ignore[no-untyped-def]
+    """Return the i-th matrix of a table, which is one column, as the int32 that its bits are."""
+    at = HEADER + 3 * i
+    return carray(_pointer(table[at]), (table[at + 1],), dtype=np.int32)

@@ -14,6 +14,7 @@ from scipy import sparse
 from torch import Generator, Tensor
 
 from scvae.core.batch import Batch
+from scvae.core.csr import SPARSE, is_fast
 from scvae.data.hold.counts import Counts
 from scvae.data.hold.parts import Share, equal_parts
 from scvae.data.hold.residence import ahead, fits
@@ -30,7 +31,7 @@ class Cells(Batch):
     Attributes
     ----------
     x
-        Counts, float32 ``(n, g)``.
+        Counts, float32 ``(n, g)``; for an encoder, perhaps as compressed sparse rows.
     s
         Covariates: one-hot categories, then standardised numbers, ``(n, c)``.
     batch
@@ -76,6 +77,8 @@ class Dataset:
         were measured; None if all were.
     label
         As in `Cells`, for all n cells.
+    is_compressed
+        Whether x of minibatches is held as compressed sparse rows: see `for_encoder`.
     """
 
     counts: Counts | Shards
@@ -86,6 +89,7 @@ class Dataset:
     present: Tensor | None = None
     observed: Tensor | None = None
     label: Tensor | None = None
+    is_compressed: bool = False
 
     @classmethod
     def build(
@@ -108,7 +112,6 @@ class Dataset:
         ``(n,)`` is as in `Cells`.
         """
         held: Counts | Shards
-        told = (None if m is None else torch.from_numpy(m) for m in (present, observed, label))
         if isinstance(counts, Shards):
             held, stream = counts, True
         else:
@@ -122,7 +125,9 @@ class Dataset:
             torch.from_numpy(codes).to(device),
             torch.from_numpy(np.log(library).astype(np.float32)).to(device)[:, None],
             stream,
-            *(None if m is None else m.to(device) for m in told),
+            present=_on(device, present),
+            observed=_on(device, observed),
+            label=_on(device, label),
         )
 
     def __len__(self) -> int:
@@ -136,6 +141,14 @@ class Dataset:
     def of_batches(self, s: Tensor, batch: Tensor) -> Dataset:
         """Return the same cells as of other batches and covariates."""
         return replace(self, s=s, batch=batch)
+
+    @property
+    def for_encoder(self) -> Dataset:
+        """The same cells for an encoder that takes compressed sparse rows, where these are faster:
+        on processors that multiply them, if few counts are not zero and all were measured."""
+        few = self.counts.entries <= SPARSE * len(self) * self.counts.n_genes
+        fits_ = self.device.type == "cpu" and self.present is None and self.observed is None
+        return replace(self, is_compressed=True) if few and fits_ and is_fast() else self
 
     @property
     def place(self) -> str:
@@ -169,8 +182,8 @@ class Dataset:
     def cells(self, rows: Tensor) -> Cells:
         """Return the given rows, in their order."""
         if self.is_streamed or isinstance(self.counts, Shards):
-            return self._described(rows, self._sent(rows).dense(_all(rows)))
-        return self._described(rows, self.counts.dense(rows))
+            return self._described(rows, self._x(self._sent(rows), _all(rows)))
+        return self._described(rows, self._x(self.counts, rows))
 
     def minibatches(self, rows: Tensor, size: int, share: Share | None = None) -> Iterator[Cells]:
         """Yield the given rows in their order, in equal parts of about `size`; of each what this
@@ -214,11 +227,14 @@ class Dataset:
         for start in range(0, len(parts), most):
             group, its = (list(each[start : start + most]) for each in (parts, places))
             if len(group) == 1:
-                yield self._described(group[0], counts.dense(its[0]))
+                yield self._described(group[0], self._x(counts, its[0]))
                 continue
             made = self._described(torch.cat(group), counts.dense(torch.cat(its)))
             for first, last in pairwise(accumulate(map(len, group), initial=0)):
                 yield made.map(partial(_slice, start=first, stop=last))
+
+    def _x(self, counts: Counts, rows: Tensor) -> Tensor:
+        return counts.compressed(rows) if self.is_compressed else counts.dense(rows)
 
     def _at_once(self, nbytes: int) -> int:
         """Return how many minibatches are made together, of which the largest takes `nbytes`."""
@@ -249,6 +265,10 @@ class Dataset:
     def _sent(self, rows: Tensor) -> Counts:
         """Return the counts of the given rows, on their way to the device."""
         return self.counts.take(rows.cpu(), pinned=self.device.type == "cuda").to(self.device)
+
+
+def _on(device: torch.device | str, told: np.ndarray | None) -> Tensor | None:
+    return None if told is None else torch.from_numpy(told).to(device)
 
 
 def shuffled(rows: Tensor, generator: Generator) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from scvae.core.csr import csr
+
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # data, indices and indptr of CSR
 COMPILED = [np.dtype(kind) for kind in ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")]
 
@@ -117,6 +119,11 @@ class Counts:
         return self.values.device
 
     @property
+    def entries(self) -> int:
+        """Number of non-zeros."""
+        return self.values.numel()
+
+    @property
     def nbytes(self) -> int:
         """Memory that the counts take."""
         return sum(t.numel() * t.element_size() for t in (self.indptr, self.indices, self.values))
@@ -184,6 +191,18 @@ class Counts:
         given = (self.indptr, self.indices, self.values, rows, out)
         kernel(*[tensor.numpy() for tensor in given])
         return out
+
+    def compressed(self, rows: Tensor) -> Tensor:
+        """Return the given rows, in their order, as torch's compressed sparse rows of float32,
+        ``(len(rows), n_genes)``; of consecutive ones nothing but their entries is looked at."""
+        first = int(rows[0]) if len(rows) else 0
+        if len(rows) and int(rows[-1]) - first == len(rows) - 1 and bool((rows.diff() == 1).all()):
+            indptr = self.indptr[first : first + len(rows) + 1]
+            start, stop = int(indptr[0]), int(indptr[-1])
+            indices, values = self.indices[start:stop], self.values[start:stop]
+            return csr(indptr - start, indices, values, self.n_genes)
+        taken = self.take(rows)
+        return csr(taken.indptr, taken.indices, taken.values, self.n_genes)
 
     def _dense_by_index(self, rows: Tensor) -> Tensor:
         """Do as `dense` on any device, by scattering as many entries a row as the fullest row has.
