@@ -21,6 +21,7 @@ from scvae.core.logarithms import scaled_log1p
 from scvae.core.products import sparse_product
 from scvae.data.hold.counts import Counts
 from scvae.modalities.rna import Encoder
+from scvae.models.network import for_encoder
 from tests.warm import Python
 
 needs_kernels = pytest.mark.skipif(
@@ -185,11 +186,13 @@ def test_models_answer_of_compressed_rows_as_of_dense_ones(
 
 @needs_kernels
 def test_what_is_not_for_them_is_not_compressed(model: scvae.Model) -> None:
-    assert model.to_encode(model.read(cells())).is_compressed
-    assert not model.to_encode(model.read(cells(mean=1.0))).is_compressed  # half are not zero
+    assert for_encoder(model.vae, model.read(cells())).is_compressed
+    assert not for_encoder(
+        model.vae, model.read(cells(mean=1.0))
+    ).is_compressed  # half are not zero
     with pytest.warns(UserWarning, match="genes"):
         partial = model.read(cells()[:, :50].copy(), partial=True)
-    assert not model.to_encode(partial).is_compressed
+    assert not for_encoder(model.vae, partial).is_compressed
     assert model.embed(cells()[:, :50].copy()).shape == model.embed(cells()).shape
 
 

@@ -20,6 +20,7 @@ from scvae.data.hold.parts import equal_parts
 from scvae.data.hold.several import Datasets
 from scvae.models.fitted import Fitted
 from scvae.models.keep.checkpoint import digest
+from scvae.models.network import for_encoder
 from scvae.models.query import as_stored, check_out
 from scvae.models.results import Precision, written
 from scvae.train.ranks import Ranks
@@ -68,7 +69,7 @@ def answered(
     Several processes take the minibatches that one would take, a run of them each; so the numbers
     are those of one process, to the bit, and all processes have them.
     """
-    dataset = model.to_encode(dataset)
+    dataset = for_encoder(model.vae, dataset)
     if ranks is None:
         return model.over(dataset, question.answer, out=out, size=_size(model, dataset, question))
     shape = len(dataset), question.width
@@ -93,7 +94,8 @@ def answered_in_file(
     """Write the answers for all cells to a new file; of several processes, the first does.
 
     For the file see `scvae.models.results.written`."""
-    dataset, first = model.to_encode(dataset), ranks is None or ranks.rank == 0
+    dataset = for_encoder(model.vae, dataset)
+    first = ranks is None or ranks.rank == 0
     together = contextlib.nullcontext() if ranks is None else ranks.as_one()
     if ranks is not None:
         _check_same(model, dataset, question, ranks)

@@ -20,7 +20,7 @@ from scvae.modalities.kinds import View
 from scvae.modalities.modality import Modality, amount_in_batches
 from scvae.modalities.rna import KIND
 from scvae.models.keep.origin import Origin
-from scvae.models.network import Architecture, for_encoder, views_of
+from scvae.models.network import Architecture, views_of
 from scvae.models.placing import CLOSEST, closest
 from scvae.models.query import as_stored, check_out, codes_of, draws, rows_of
 from scvae.models.reading import read_cells
@@ -217,10 +217,6 @@ class Fitted:
                     check_out(out, (len(everyone), *values.shape[1:]))
                 out[start:end] = values
         return out
-
-    def to_encode(self, dataset: Dataset | Datasets) -> Dataset | Datasets:
-        """Return the cells as the encoder alone takes them fastest."""
-        return for_encoder(self.vae, dataset)
 
     def amount(
         self,
