@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from torch import Tensor
 
 import scvae
 from scvae.core import csr as module
-from scvae.core.csr import csr, csr_product, is_csr
+from scvae.core.csr import csr, csr_product, is_csr, is_fast
 from scvae.core.kernels import products as kernels
 from scvae.core.kernels.run import is_served
 from scvae.core.logarithms import scaled_log1p
@@ -182,6 +185,41 @@ def test_models_answer_of_compressed_rows_as_of_dense_ones(
     assert not any(seen)
     for one, other in zip(few, dense, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_genes_in_any_order_give_the_same_bits(
+    model: scvae.Model, place: str, tmp_path: Path
+) -> None:
+    adata, turned = cells(), cells()[:, ::-1].copy()
+    order = np.random.default_rng(0).permutation(60)
+    given: list[Any] = [turned, adata[:, order].copy()]
+    if place == "disk":
+        paths = [tmp_path / f"{i}.h5ad" for i in range(2)]
+        for path, one in zip(paths, given, strict=True):
+            one.write_h5ad(path)
+        given = [scvae.on_disk(path) for path in paths]
+        for one in given:
+            one.memory = 10_000
+    for one in given:
+        np.testing.assert_array_equal(model.embed(one), model.embed(adata))
+        np.testing.assert_array_equal(model.normalized(one), model.normalized(adata))
+
+
+def test_warnings_stay_as_they_were_where_threads_are_the_first_to_ask() -> None:
+    before = list(warnings.filters)
+    for _ in range(20):
+        module._let_torch_warn.cache_clear()
+        at_once = Barrier(8)
+
+        def ask(_: int, at_once: Barrier = at_once) -> bool:
+            at_once.wait()
+            return is_fast()
+
+        with ThreadPoolExecutor(8) as threads:
+            assert len(set(threads.map(ask, range(8)))) == 1
+    assert list(warnings.filters) == before
 
 
 @needs_kernels

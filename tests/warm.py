@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import weakref
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -37,6 +39,7 @@ class Python:
         assert CONTEXT is not None
         CONTEXT.set_forkserver_preload(IMPORTED)
         self.folder = Path(tempfile.mkdtemp(prefix="warm"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         arguments = (program, argv, self.folder, os.environ.copy())
         self.process: BaseProcess = CONTEXT.Process(target=_run, args=arguments)
         self.process.start()

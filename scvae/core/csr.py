@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from scvae.core.kernels.layouts import laid_out
 from scvae.core.kernels.run import is_served, run
 
+_first = Lock()
 SPARSE = 0.25  # share of non-zeros up to which products with such rows were measured to be faster
 
 
@@ -22,15 +24,22 @@ def is_csr(x: Tensor) -> bool:
     return x.layout is torch.sparse_csr
 
 
-@cache
 def is_fast() -> bool:
     """Return whether such rows are multiplied fast here, on the processor: by a compiled kernel."""
-    if not is_served(torch.zeros(1)):
+    if not is_served(torch.zeros(1, dtype=torch.float32, device="cpu")):
         return False
-    with warnings.catch_warnings():  # that it is in beta state, which torch says once, at the first
-        warnings.simplefilter("ignore")
-        csr(torch.zeros(1), torch.zeros(0), torch.zeros(0), 0)
+    with _first:  # filters of warnings are those of all threads
+        _let_torch_warn()
     return True
+
+
+@cache
+def _let_torch_warn() -> None:
+    """Make the first such rows, at which torch says, once, that they are in beta state."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        none = torch.zeros(0, device="cpu")
+        csr(torch.zeros(1, device="cpu"), none, none, 0)
 
 
 def csr(indptr: Tensor, indices: Tensor, values: Tensor, width: int) -> Tensor:

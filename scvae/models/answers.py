@@ -119,7 +119,8 @@ def _check_same(
     seen = [dataset.s, dataset.batch, *(part.log_library for part in parts)]
     tensors = [*model.vae.state_dict().values(), *seen]
     arrays = [tensor.cpu().numpy() for tensor in tensors]
-    ranks.check_same(digest([question.width, question.said], *arrays), len(dataset))
+    asked = [question.width, question.said, _size(model, dataset, question)]
+    ranks.check_same(digest(asked, *arrays), len(dataset))
 
 
 def _fill(

@@ -76,7 +76,9 @@ class Counts:
         largest: int | None = None,
     ) -> Counts:
         """Copy a scipy CSR matrix of whole numbers to `device`, in types that hold `largest`: of a
-        part of a matrix, the largest of all; None takes that of `matrix`."""
+        part of a matrix, the largest of all; None takes that of `matrix`. Columns are put in order,
+        so that sums over them are the same to the bit however the genes were ordered."""
+        matrix = matrix if matrix.has_sorted_indices else matrix.sorted_indices()
         if largest is None:
             largest = int(matrix.data.max()) if matrix.nnz else 0
         n_genes = matrix.shape[1]
