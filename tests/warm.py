@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import weakref
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -49,7 +48,7 @@ class Python:
         return self.process.exitcode
 
     def poll(self) -> int | None:
-        return self.process.exitcode
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         assert self.process.pid is not None
@@ -90,14 +89,4 @@ def _run(program: str, argv: tuple[str, ...], folder: Path, environment: dict[st
         os.dup2(file, number)
         os.close(file)
     sys.argv = ["-c", *argv]
-    try:
-        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
-    except SystemExit:
-        raise
-    except BaseException:
-        traceback.print_exc()
-        sys.exit(1)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:
-                stream.flush()
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})

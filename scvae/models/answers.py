@@ -156,7 +156,7 @@ def _size(model: Fitted, dataset: Dataset | Datasets, question: Question) -> int
     """Return of how many cells a minibatch is answered: of more, where what is decoded of a cell is
     little and its counts are not made dense."""
     if isinstance(dataset, Dataset) and dataset.is_compressed:
-        return max(model.chunk(), DECODED // max(question.features, 1))
+        return max(model.chunk(), DECODED // question.features)
     return model.chunk()
 
 

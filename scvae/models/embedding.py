@@ -107,6 +107,12 @@ class Embedding:
     alignment: Alignment | None = None
     patterns: Patterns | None = None
 
+    @property
+    def n_features(self) -> int:
+        """Number of features that are decoded for it, or of latents where none is."""
+        axes = self.coordinates
+        return len(axes.axes if isinstance(axes, LinearCoordinates) else axes.genes)
+
     def groups(self, cells: Cells | CellParts) -> Tensor:
         """Return what cells are aligned by, ``(n,)``: their batches, or their patterns in these."""
         if self.patterns is None or isinstance(cells, Cells):
@@ -146,12 +152,6 @@ class Embedding:
         return Embedding.of(self.spec.coordinates, tensors)
 
     # -- as a file holds it --------------------------------------------------------------------
-
-    @property
-    def n_features(self) -> int:
-        """Number of features that are decoded for it, or of latents where none is."""
-        axes = self.coordinates
-        return len(axes.axes if isinstance(axes, LinearCoordinates) else axes.genes)
 
     @property
     def spec(self) -> EmbeddingSpec:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from scvae.core.kernels.arithmetic import compiled, f32, i64, log1p
-from scvae.core.kernels.team import claim, entry, matrix, numbers, opened
+from scvae.core.kernels.team import claim, entry, matrix, numbers, opened, vector
 
 
 @compiled
 def log1p_rows(start, stop, x, scale, out):  # type: ignore[no-untyped-def]
     """Write log(1 + c x) of every row to `out` ``(n, g)``, for x ``(n, g)`` and c ``(n, 1)``."""
     for n in range(start, stop):
-        of_row = scale[n, 0]
-        for j in range(x.shape[1]):
-            scaled = x[n, j] * of_row
-            out[n, j] = log1p(scaled, f32(1.0) / (f32(1.0) + scaled))
+        _log1p_row(x[n], scale[n, 0], out[n])
 
 
 @compiled
@@ -21,23 +18,27 @@ def csr_log1p_rows(start, stop, starts, ends, x, scale, out):  # type: ignore[no
     """Write log(1 + c x) of the values x ``(nnz,)`` of compressed sparse rows to `out`; row n has
     those from ``starts[n]`` to before ``ends[n]``, c is ``(n, 1)``."""
     for n in range(start, stop):
-        of_row, first = scale[n, 0], max(starts[n], 0)
+        first = max(starts[n], 0)
         last = max(first, min(i64(ends[n]), x.shape[0]))
-        value, to = x[first:last], out[first:last]
-        for i in range(value.shape[0]):
-            scaled = value[i] * of_row
-            to[i] = log1p(scaled, f32(1.0) / (f32(1.0) + scaled))
+        _log1p_row(x[first:last], scale[n, 0], out[first:last])
+
+
+@compiled
+def _log1p_row(x, factor, out):  # type: ignore[no-untyped-def]
+    for j in range(x.shape[0]):
+        scaled = x[j] * factor
+        out[j] = log1p(scaled, f32(1.0) / (f32(1.0) + scaled))
 
 
 @entry
 def csr_scaled_log1p(pointer):  # type: ignore[no-untyped-def]
     """Run `csr_log1p_rows`."""
     table = opened(pointer)
-    starts, ends, x = numbers(table, 0), numbers(table, 1), matrix(table, 2)
-    scale, out = matrix(table, 3), matrix(table, 4)
+    starts, ends, x = numbers(table, 0), numbers(table, 1), vector(table, 2)
+    scale, out = matrix(table, 3), vector(table, 4)
     start, stop = claim(table)
     while start < stop:
-        csr_log1p_rows(start, stop, starts, ends, x[:, 0], scale, out[:, 0])
+        csr_log1p_rows(start, stop, starts, ends, x, scale, out)
         start, stop = claim(table)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from scvae.core.kernels.arithmetic import compiled, f32, i64
-from scvae.core.kernels.team import claim, entry, matrix, numbers, opened
+from scvae.core.kernels.team import claim, entry, matrix, numbers, opened, vector
 
 BLOCK = 2**16  # numbers of w that are taken in turn: 256 KiB, of the cache of each core
 
@@ -127,10 +127,10 @@ def csr_product(pointer):  # type: ignore[no-untyped-def]
     """Run `csr_product_rows`."""
     table = opened(pointer)
     starts, ends, indices = numbers(table, 0), numbers(table, 1), numbers(table, 2)
-    values, w, out = matrix(table, 3), matrix(table, 4), matrix(table, 5)
+    values, w, out = vector(table, 3), matrix(table, 4), matrix(table, 5)
     start, stop = claim(table)
     while start < stop:
-        csr_product_rows(start, stop, starts, ends, indices, values[:, 0], w, out)
+        csr_product_rows(start, stop, starts, ends, indices, values, w, out)
         start, stop = claim(table)
 
 

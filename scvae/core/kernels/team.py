@@ -7,7 +7,7 @@ depend on who computes it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ HEADER, MOST = 3, 4096
 
 
 def entry(function: Callable[[Any], None]) -> Callable[[], Any]:
-    """Return what compiles a kernel, once: when it is first wanted, which few ever are."""
-    return cache(lambda: cfunc(types.void(types.CPointer(types.int64)), cache=True)(function))
+    """Return what compiles a kernel: when it is first wanted, which few ever are."""
+    return partial(cfunc(types.void(types.CPointer(types.int64)), cache=True), function)
 
 
 @intrinsic
@@ -67,6 +67,14 @@ def matrix(table, i):  # type: ignore[no-untyped-def]
     at = HEADER + 3 * i
     address = _pointer(table[at])
     return carray(address, (table[at + 1], table[at + 2]), dtype=np.float32)
+
+
+@njit(cache=True, nogil=True)
+def vector(table, i):  # type: ignore[no-untyped-def]
+    """Return the i-th matrix of a table, which is one column, float32: next to each other for all
+    that the compiler knows, as they are not in a column of a matrix."""
+    at = HEADER + 3 * i
+    return carray(_pointer(table[at]), (table[at + 1],), dtype=np.float32)
 
 
 @njit(cache=True, nogil=True)

@@ -147,8 +147,9 @@ class Dataset:
         """The same cells for an encoder that takes compressed sparse rows, where these are faster:
         on processors that multiply them, if few counts are not zero and all were measured."""
         few = self.counts.entries <= SPARSE * len(self) * self.counts.n_genes
-        fits_ = self.device.type == "cpu" and self.present is None and self.observed is None
-        return replace(self, is_compressed=True) if few and fits_ and is_fast() else self
+        is_whole = self.present is None and self.observed is None
+        suits = few and is_whole and self.device.type == "cpu" and is_fast()
+        return replace(self, is_compressed=True) if suits else self
 
     @property
     def place(self) -> str:

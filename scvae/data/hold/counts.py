@@ -197,8 +197,8 @@ class Counts:
     def compressed(self, rows: Tensor) -> Tensor:
         """Return the given rows, in their order, as torch's compressed sparse rows of float32,
         ``(len(rows), n_genes)``; of consecutive ones nothing but their entries is looked at."""
-        first = int(rows[0]) if len(rows) else 0
-        if len(rows) and int(rows[-1]) - first == len(rows) - 1 and bool((rows.diff() == 1).all()):
+        if len(rows) and bool((rows.diff() == 1).all()):
+            first = int(rows[0])
             indptr = self.indptr[first : first + len(rows) + 1]
             start, stop = int(indptr[0]), int(indptr[-1])
             indices, values = self.indices[start:stop], self.values[start:stop]
